@@ -1,0 +1,1 @@
+"""The decoder that takes any attention backend, its steps and its workloads."""

@@ -1,0 +1,176 @@
+"""The record that describes an attention backend: what it claims, what it needs, and its two functions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from collators.batch import Batch, Layout, PaddingSide
+from model.attention.case import Case, Device, Execution, Machine, Mode, this_machine
+
+Prepare = Callable[[Any, Case], Any]
+
+
+class Attend(Protocol):
+    """Attention of one layer.
+
+    `q` is (B, S, H, D), `k` and `v` are (B, S, H_kv, D) in the layout of the batch (packed: (1, T, H, D)); the
+    result has q's shape. `scale` multiplies q.k and defaults to 1/sqrt(D).
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None) -> Tensor: ...
+
+
+HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+FLOAT: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+ANY: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A distribution that must be installed, and from which version on."""
+
+    package: str
+    minimum: str
+    install: str
+
+    def reasons(self, machine: Machine) -> list[str]:
+        """Return why `machine` does not meet the requirement, or an empty list."""
+        found = machine.version_of(self.package)
+        if found is None:
+            return [f"needs {self.package}>={self.minimum}, which is not installed ({self.install})"]
+        if found < Version(self.minimum):
+            return [f"needs {self.package}>={self.minimum}; {found} is installed ({self.install})"]
+        return []
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that a backend does not do although it does each part: fields left None match anything."""
+
+    reason: str
+    device: Device | None = None
+    mode: Mode | None = None
+    causal: bool | None = None
+    execution: Execution | None = None
+    dtype: torch.dtype | None = None
+
+    def matches(self, case: Case) -> bool:
+        """Tell whether `case` is such a combination."""
+        asked = ("device", "mode", "causal", "execution", "dtype")
+        return all(getattr(self, name) in (None, getattr(case, name)) for name in asked)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One attention implementation on one layout.
+
+    `dtypes` lists, for each device it runs on, the dtypes it takes. `undeclared` refusals are no part of the
+    backend's claim anywhere; `unavailable` ones would go away on another device or with another version.
+    `probe` returns further reasons why it cannot run here (a library that does not load, say).
+    `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
+    """
+
+    name: str
+    layout: Layout
+    summary: str
+    prepare: Prepare
+    attend: Attend
+    dtypes: Mapping[Device, tuple[torch.dtype, ...]]
+    modes: tuple[Mode, ...] = ("eval", "train")
+    causal: tuple[bool, ...] = (False, True)
+    executions: tuple[Execution, ...] = ("eager", "compiled")
+    padding_sides: tuple[PaddingSide, ...] = ("right", "left")
+    max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    grouped_query: bool = False
+    min_capability: tuple[int, int] | None = None
+    requires: tuple[Requirement, ...] = ()
+    undeclared: tuple[Refusal, ...] = ()
+    unavailable: tuple[Refusal, ...] = ()
+    probe: Callable[[], list[str]] = field(default=list)
+    error_factor: float = 2.0
+    error_reason: str = ""
+
+    def undeclared_reasons(self, case: Case) -> list[str]:
+        """Return why `case` is outside what the backend claims on any machine, one sentence each."""
+        claims = [
+            (case.layout == self.layout, f"needs a {self.layout} batch; got {case.layout}"),
+            (
+                case.padding_side is None or case.padding_side in self.padding_sides,
+                f"takes padding on the {' or '.join(self.padding_sides)}; got {case.padding_side}",
+            ),
+            (case.mode in self.modes, f"does {' and '.join(self.modes)} only; got {case.mode}"),
+            (
+                case.causal in self.causal,
+                f"is {'causal' if self.causal == (True,) else 'not causal'} only; got causal={case.causal}",
+            ),
+            (
+                case.execution in self.executions,
+                f"runs {' or '.join(self.executions)} only; got {case.execution}",
+            ),
+            (
+                case.num_heads == case.num_kv_heads or self.grouped_query,
+                f"takes no grouped-query heads; got {case.num_heads} heads on {case.num_kv_heads}",
+            ),
+            (
+                self.max_head_dim is None or case.head_dim <= self.max_head_dim,
+                f"takes head dims up to {self.max_head_dim}; got {case.head_dim}",
+            ),
+            (
+                case.head_dim % self.head_dim_multiple == 0,
+                f"takes head dims that are multiples of {self.head_dim_multiple}; got {case.head_dim}",
+            ),
+            (
+                case.dtype in self.dtypes.get(case.device, self._all_dtypes),
+                f"takes {', '.join(_short(d) for d in self.dtypes.get(case.device, self._all_dtypes))} on "
+                f"{case.device}; got {_short(case.dtype)}",
+            ),
+        ]
+        refused = [refusal.reason for refusal in self.undeclared if refusal.matches(case)]
+        return [reason for holds, reason in claims if not holds] + refused
+
+    @property
+    def _all_dtypes(self) -> tuple[torch.dtype, ...]:
+        return tuple(dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes))
+
+    def unavailable_reasons(self, case: Case, machine: Machine | None = None) -> list[str]:
+        """Return what `machine` (this one by default) lacks for `case`, each with what would make it available."""
+        machine = machine or this_machine()
+        reasons = []
+        if case.device not in self.dtypes:
+            wanted = "a CUDA GPU" if "cuda" in self.dtypes else "the CPU"
+            if self.min_capability and wanted == "a CUDA GPU":
+                wanted += " of compute capability {}.{} or newer".format(*self.min_capability)
+            reasons.append(f"needs {wanted}; this case runs on {case.device}")
+        elif case.device == "cuda" and self.min_capability:
+            found = machine.capability
+            if found is None or found < self.min_capability:
+                need, have = ".".join(map(str, self.min_capability)), ".".join(map(str, found or ("none",)))
+                reasons.append(f"needs a GPU of compute capability {need} or newer; got {have}")
+        reasons += [refusal.reason for refusal in self.unavailable if refusal.matches(case)]
+        for requirement in self.requires:
+            reasons += requirement.reasons(machine)
+        return reasons or (self.probe() if case.device in self.dtypes else [])
+
+    def unsupported_reasons(self, case: Case) -> list[str]:
+        """Return every reason why `case` does not work here; an empty list is a promise that it does."""
+        return self.undeclared_reasons(case) or self.unavailable_reasons(case)
+
+    def prepared(self, batch: Batch, case: Case) -> Any:
+        """Return the context that `attend` needs for `batch`, made once a batch; ValueError says what is refused."""
+        if batch.layout != self.layout:
+            raise ValueError(
+                f"{self.name} needs a {self.layout} batch; got {batch.layout}. Use a collator of that layout "
+                "(pytest --matrix lists them)."
+            )
+        if reasons := self.unsupported_reasons(case):
+            raise ValueError(f"{self.name} {'; '.join(reasons)}. See pytest --matrix for what works here.")
+        return self.prepare(batch, case)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,100 @@
+"""FlexAttention with a document mask on a packed batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from collators.batch import PackedBatch
+from model.attention.backend import FLOAT, Backend, Refusal
+from model.attention.case import Case
+from model.attention.sdpa_document_mask import document_ids
+
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class FlexContext:
+    """`block_mask` says which tiles of 128 x 128 are empty, partly masked and full."""
+
+    block_mask: BlockMask
+
+
+def _ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    # The columns that are set come first, in order: the format of BlockMask.
+    indices = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[None, None], indices.to(torch.int32)[None, None]
+
+
+def document_block_mask(batch: PackedBatch, *, causal: bool) -> BlockMask:
+    """Return the BlockMask of segments, built from their ids tile by tile.
+
+    `create_block_mask` looks at all T x T pairs; the first and last segment of each tile tell the same, since
+    segment ids rise along the row.
+    """
+    documents = document_ids(batch)
+    length = documents.numel()
+    tiles = -(-length // BLOCK)
+    edges = torch.arange(tiles, device=documents.device) * BLOCK
+    first, last = documents[edges], documents[(edges + BLOCK - 1).clamp(max=length - 1)]
+    visited = (first[:, None] <= last[None, :]) & (last[:, None] >= first[None, :])
+    # Past the end of the row no pair may pass, so a last tile that is not whole is never full.
+    whole = edges + BLOCK <= length
+    one_segment = (first == last) & whole
+    full = visited & one_segment[:, None] & one_segment[None, :]
+    if causal:
+        visited, full = visited.tril(), full.tril(-1)
+
+    def document(batch_index: Tensor, head: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+        return documents[q_index] == documents[kv_index]
+
+    def causal_document(batch_index: Tensor, head: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+        return (documents[q_index] == documents[kv_index]) & (q_index >= kv_index)
+
+    return BlockMask.from_kv_blocks(
+        *_ordered(visited & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=causal_document if causal else document,
+        seq_lengths=(length, length),
+    )
+
+
+def prepare(batch: PackedBatch, case: Case) -> FlexContext:
+    """Build the BlockMask of the batch."""
+    return FlexContext(document_block_mask(batch, causal=case.causal))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, context: FlexContext, *, scale: float | None = None) -> Tensor:
+    """Run `flex_attention` on the packed row."""
+    out = flex_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=context.block_mask,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+BACKEND = Backend(
+    name="flex_document_mask",
+    layout="packed",
+    summary="FlexAttention with a document BlockMask",
+    prepare=prepare,
+    attend=attend,
+    dtypes={"cpu": FLOAT, "cuda": FLOAT},
+    grouped_query=True,
+    undeclared=(
+        Refusal(
+            "has no kernel in eager mode on CUDA, where it materialises every score; compile it",
+            device="cuda",
+            execution="eager",
+        ),
+    ),
+    unavailable=(
+        Refusal("needs a CUDA GPU: FlexAttention has no backward on the CPU", device="cpu", mode="train"),
+    ),
+)

@@ -1,0 +1,74 @@
+"""What the SDPA backends on padded batches share: the mask, the call, and the forcing of one kernel."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from collators.batch import PaddedBatch
+from model.attention.backend import Attend
+from model.attention.case import Case
+
+
+@dataclass(frozen=True)
+class SdpaContext:
+    """`mask` is an additive bias (B or 1, 1, S or 1, S) in the attention dtype, or None with `is_causal`."""
+
+    mask: Tensor | None
+    is_causal: bool
+
+
+def allowed_keys(batch: PaddedBatch, *, causal: bool) -> Tensor:
+    """Return which keys a query may see, bool (B, 1, S or 1, S).
+
+    Every query sees itself, so that padding rows, which would see nothing under a causal mask with padding on
+    the left, stay finite (pytorch/pytorch#103749).
+    """
+    real = batch.attention_mask[:, None, None, :]
+    if not causal:
+        return real
+    width = batch.attention_mask.shape[1]
+    square = torch.ones(width, width, dtype=torch.bool, device=real.device)
+    return (real & square.tril()) | torch.eye(width, dtype=torch.bool, device=real.device)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the bias 0 where `allowed` and -inf elsewhere.
+
+    SDPA makes one from a bool mask in every layer; made here, it is made once a batch.
+    """
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+def prepare_masked(batch: PaddedBatch, case: Case) -> SdpaContext:
+    """Build the mask of padding, and of causality too: SDPA kernels differ on a mask and `is_causal` together."""
+    return SdpaContext(additive(allowed_keys(batch, causal=case.causal), case.dtype), is_causal=False)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, *, scale: float | None = None) -> Tensor:
+    """Run SDPA and leave the kernel to torch."""
+    out = scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=context.mask,
+        is_causal=context.is_causal,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def forced(kernel: SDPBackend) -> Attend:
+    """Return `attend` with one SDPA kernel: where it cannot run torch raises, and nothing stands in for it."""
+    return functools.partial(_attend_with, kernel)
+
+
+def _attend_with(
+    kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, *, scale: float | None = None
+) -> Tensor:
+    with sdpa_kernel(kernel):
+        return attend(q, k, v, context, scale=scale)

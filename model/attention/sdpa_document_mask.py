@@ -1,0 +1,35 @@
+"""SDPA on a packed batch with a dense document mask of T x T: the article's O(N^2) way."""
+
+import torch
+from torch import Tensor
+
+from collators.batch import PackedBatch
+from model.attention.backend import ANY, Backend
+from model.attention.case import Case
+from model.attention.sdpa import SdpaContext, additive, attend
+
+
+def document_ids(batch: PackedBatch) -> Tensor:
+    """Return the segment of every token, int32 [T]; cu_seqlens [0, 2, 5] -> 0, 0, 1, 1, 1."""
+    tokens = torch.arange(batch.num_slots, dtype=torch.int32, device=batch.cu_seqlens.device)
+    return torch.searchsorted(batch.cu_seqlens[1:], tokens, right=True, out_int32=True)
+
+
+def prepare(batch: PackedBatch, case: Case) -> SdpaContext:
+    """Build the additive mask (1, 1, T, T) that keeps a query inside its segment."""
+    documents = document_ids(batch)
+    allowed = documents[:, None] == documents[None, :]
+    if case.causal:
+        allowed = allowed.tril()
+    return SdpaContext(additive(allowed[None, None], case.dtype), is_causal=False)
+
+
+BACKEND = Backend(
+    name="sdpa_document_mask",
+    layout="packed",
+    summary="SDPA on the packed row with a dense mask of T x T",
+    prepare=prepare,
+    attend=attend,
+    dtypes={"cpu": ANY, "cuda": ANY},
+    grouped_query=True,
+)

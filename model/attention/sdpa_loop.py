@@ -1,0 +1,47 @@
+"""SDPA on each sequence of a packed batch in turn: slow, obviously right, and works everywhere."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from collators.batch import PackedBatch
+from model.attention.backend import ANY, Backend
+from model.attention.case import Case
+
+
+@dataclass(frozen=True)
+class LoopContext:
+    """`lengths` of all segments, on the host."""
+
+    lengths: tuple[int, ...]
+    causal: bool
+
+
+def prepare(batch: PackedBatch, case: Case) -> LoopContext:
+    """Take the segment lengths, which the batch knows on the host."""
+    return LoopContext(batch.segment_lengths, case.causal)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, context: LoopContext, *, scale: float | None = None) -> Tensor:
+    """Attend within each segment, without a mask but causality, and concatenate."""
+    pieces = (tensor.transpose(1, 2).split(context.lengths, dim=2) for tensor in (q, k, v))
+    out = [
+        scaled_dot_product_attention(*piece, is_causal=context.causal, scale=scale, enable_gqa=q.shape[2] != k.shape[2])
+        for piece in zip(*pieces, strict=True)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2)
+
+
+BACKEND = Backend(
+    name="sdpa_loop",
+    layout="packed",
+    summary="SDPA on each sequence in turn",
+    prepare=prepare,
+    attend=attend,
+    dtypes={"cpu": ANY, "cuda": ANY},
+    # Compiled, it would unroll the lengths of every batch and compile again for each.
+    executions=("eager",),
+    grouped_query=True,
+)

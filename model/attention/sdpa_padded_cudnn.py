@@ -1,0 +1,19 @@
+"""SDPA on a padded batch, the cuDNN kernel forced."""
+
+from torch.nn.attention import SDPBackend
+
+from model.attention.backend import HALF, Backend
+from model.attention.sdpa import forced, prepare_masked
+
+BACKEND = Backend(
+    name="sdpa_padded_cudnn",
+    layout="padded",
+    summary="SDPA with a padding mask, the cuDNN kernel",
+    prepare=prepare_masked,
+    attend=forced(SDPBackend.CUDNN_ATTENTION),
+    dtypes={"cuda": HALF},
+    max_head_dim=128,
+    head_dim_multiple=8,
+    grouped_query=True,
+    min_capability=(8, 0),
+)

@@ -1,0 +1,123 @@
+"""The article's decoder: pre-norm blocks, GELU MLP, learned or rotary positions, any attention backend.
+
+Shapes: B sequences (1 when packed), S slots a row, E hidden size, H heads, H_kv key-value heads, D head dim.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from collators.batch import Batch
+from model.attention.backend import Attend
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder; `num_kv_heads` None means as many as `num_heads`."""
+
+    vocab_size: int
+    max_length: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    positions: Literal["learned", "rotary"] = "learned"
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim; got {self.head_dim}.")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.num_heads * self.head_dim
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of `x` (B, S, heads, D) by `rotation` (B, S, D): D/2 cosines, then sines.
+
+    Source: RoFormer, https://arxiv.org/abs/2104.09864, in the half-split form of GPT-NeoX.
+    """
+    cos, sin = rotation.to(x.dtype).unsqueeze(-2).chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP; norms have no bias, linears do."""
+
+    def __init__(self, config: DecoderConfig, attend: Attend) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.attend = attend
+        self.sizes = [config.num_heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
+        self.grouped_query = config.kv_heads != config.num_heads
+        self.head_dim = config.head_dim
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, sum(self.sizes))
+        self.projection = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, context: Any, rotation: Tensor | None) -> Tensor:
+        """Return the residual stream (B, S, E) after this block; `context` is the backend's for this batch."""
+        qkv = self.qkv(self.attention_norm(x))
+        # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
+        parts = qkv.split(self.sizes, dim=-1) if self.grouped_query else qkv.chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        if rotation is not None:
+            q, k = rotated(q, rotation), rotated(k, rotation)
+        x = x + self.projection(self.attend(q, k, v, context).flatten(-2))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    """A decoder that runs on any layout; the backend it is given must fit the batch."""
+
+    def __init__(self, config: DecoderConfig, attend: Attend) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.tokens = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_id)
+        if config.positions == "learned":
+            self.positions: nn.Embedding | None = nn.Embedding(config.max_length, width)
+        else:
+            self.positions = None
+            half = config.head_dim // 2
+            angles = torch.outer(torch.arange(config.max_length), 10_000.0 ** (-torch.arange(half) / half))
+            self.register_buffer("rotations", torch.cat([angles.cos(), angles.sin()], dim=1), persistent=False)
+        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.num_layers))
+        self.head = nn.Linear(width, config.vocab_size)
+
+    def forward(self, batch: Batch, context: Any) -> Tensor:
+        """Return logits (B, S, vocabulary) in the layout of `batch`."""
+        positions = batch.position_ids
+        x = self.tokens(batch.input_ids)
+        rotation = None
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        else:
+            rotation = nn.functional.embedding(positions, self.get_buffer("rotations"))
+        for block in self.blocks:
+            x = block(x, context, rotation)
+        return self.head(x)
+
+    def compile_blocks(self) -> None:
+        """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
+
+        A graph break is an error: a backend that needs one does not declare `compiled`.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=True, fullgraph=True)

@@ -1,0 +1,69 @@
+"""Compares what a cell computed with the truth: logits, loss and every gradient."""
+
+import torch
+
+from model.decoder import DecoderConfig
+from model.reference import Outcome
+from model.tolerance import Mismatch, mismatch
+
+
+def reduction_length(config: DecoderConfig) -> int:
+    """Return the longest sum behind one number of the decoder: over the MLP's width or a sequence."""
+    return max(4 * config.hidden_size, config.max_length)
+
+
+def differences(
+    actual: Outcome,
+    truth: Outcome,
+    reference: Outcome,
+    *,
+    dtype: torch.dtype,
+    error_factor: float,
+    config: DecoderConfig,
+) -> list[Mismatch]:
+    """Return every tensor of `actual` that is further from `truth` than allowed, the worst first.
+
+    `truth` is the reference in float64 (or float32 on large models), `reference` the same in the cell's dtype.
+    """
+
+    def compare(name: str, *tensors: torch.Tensor) -> Mismatch | None:
+        return mismatch(
+            name, *tensors, dtype=dtype, error_factor=error_factor, reduction_length=reduction_length(config)
+        )
+
+    if len(actual.logits) != len(truth.logits):
+        raise ValueError(f"expected {len(truth.logits)} sequences; got {len(actual.logits)}.")
+    if actual.gradients.keys() != truth.gradients.keys():
+        raise ValueError(f"gradients differ in name: {actual.gradients.keys() ^ truth.gradients.keys()}.")
+    found = [
+        # All sequences at once: the bound is the reference's worst row in the batch.
+        _named_by_sequence(compare("logits", *map(torch.cat, (o.logits for o in (actual, truth, reference)))), truth),
+        compare("loss", actual.loss, truth.loss, reference.loss + _loss_rounding(truth, reference)),
+        *(
+            compare(f"gradient of {name}", actual.gradients[name], wanted, reference.gradients[name])
+            for name, wanted in truth.gradients.items()
+        ),
+    ]
+    return sorted((m for m in found if m is not None), key=lambda m: -m.error / max(m.allowed, 1e-300))
+
+
+def _loss_rounding(truth: Outcome, reference: Outcome) -> torch.Tensor:
+    """Return how far rounding of the logits may move the loss.
+
+    The loss of one batch may be exact by luck in the reference. It moves with the logits by at most sqrt(2) times
+    the norm of their error, averaged over tokens.
+    """
+    errors = torch.cat(reference.logits).double() - torch.cat(truth.logits).double()
+    sign = torch.sign(reference.loss.double() - truth.loss.double())
+    return torch.where(sign == 0, 1.0, sign) * 2**0.5 * errors.norm(dim=-1).mean()
+
+
+def _named_by_sequence(found: Mismatch | None, truth: Outcome) -> Mismatch | None:
+    if found is None:
+        return None
+    row = found.row
+    for sequence, logits in enumerate(truth.logits):
+        if row < len(logits):
+            return Mismatch(f"logits of sequence {sequence}, position {row}", row, found.error, found.allowed)
+        row -= len(logits)
+    raise AssertionError("the worst row lies past the last sequence")

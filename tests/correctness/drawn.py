@@ -1,0 +1,23 @@
+"""What the correctness tests run on: a small decoder, and batches that Hypothesis draws for it."""
+
+import torch
+
+from model.attention import Device
+from model.decoder import DecoderConfig
+
+#: The workload and lengths in the ids of cells that are proved right.
+DRAWN, HYPOTHESIS = "drawn", "hypothesis"
+
+#: Small, with lengths past two tiles of 64; an odd head count where the CPU allows it, and on CUDA a head dim
+#: that every build of every kernel has.
+CONFIG: dict[Device, DecoderConfig] = {
+    "cpu": DecoderConfig(vocab_size=61, max_length=130, num_layers=2, num_heads=3, head_dim=16),
+    "cuda": DecoderConfig(vocab_size=61, max_length=130, num_layers=2, num_heads=2, head_dim=64),
+}
+
+#: A compiled block costs about 10 s on two cores: by default the CPU proves one compiled cell of each layout.
+COMPILED_ON_CPU = (
+    ("sdpa_padded", "pad_longest", "train", True, torch.float32),
+    ("sdpa_nested", "nested", "train", False, torch.float32),
+    ("flex_document_mask", "packed", "eval", True, torch.float32),
+)

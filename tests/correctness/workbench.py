@@ -1,0 +1,93 @@
+"""Runs one cell beside the reference on drawn batches; everything slow is built once a cell."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from collators import CollatorOptions, Example
+from collators.collator import Collate
+from model.attention import REFERENCE, Backend, Case, default_device
+from model.cells import Cell
+from model.compilation import fresh_compiler
+from model.decoder import Decoder, DecoderConfig
+from model.equivalence import differences
+from model.reference import Outcome, outcome, padded_reference, solo_oracle, with_backend
+from tests.correctness.drawn import CONFIG
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """The cell's decoder, and the same weights in the reference: in float64 and in the cell's own dtype."""
+
+    cell: Cell
+    case: Case
+    collate: Collate
+    model: Decoder
+    reference: Decoder
+    truth: Decoder
+
+    def outcome(self, examples: Sequence[Example]) -> Outcome:
+        """Return what the cell computes of `examples`."""
+        batch = self.collate(examples).to(self.case.device)
+        return outcome(self.model, self.cell.backend, batch, self.case)
+
+    def truth_of(self, examples: Sequence[Example]) -> Outcome:
+        """Return what the padded reference computes in float64."""
+        return padded_reference(self.truth, examples, replace(self.case, dtype=torch.float64))
+
+    def oracle_of(self, examples: Sequence[Example]) -> Outcome:
+        """Return what each sequence alone gives in float64."""
+        return solo_oracle(self.truth, examples, self.case)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Fail, with all that is needed to look into it, where the cell is not the reference."""
+        found = differences(
+            self.outcome(examples),
+            self.truth_of(examples),
+            padded_reference(self.reference, examples, self.case),
+            dtype=self.cell.dtype,
+            error_factor=self.cell.backend.error_factor,
+            config=self.model.config,
+        )
+        if found:
+            lengths = [example.input_ids.numel() for example in examples]
+            again = f"pytest -m correctness --compiled=all --cells '{self.cell.id}'"
+            lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, found)]
+            raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
+
+
+def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Return a decoder with the same random weights at every call, larger than usual so that attention is peaked."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Decoder(config, backend.attend)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.qkv.weight.mul_(3)
+                block.qkv.bias.mul_(3)
+    return model.to(default_device(), dtype)
+
+
+def workbench_of(cell: Cell) -> Workbench:
+    """Build the models of `cell`."""
+    device = default_device()
+    config = CONFIG[device]
+    parameters = cell.dtype if cell.dtype == torch.float64 else torch.float32
+    model = decoder(config, cell.backend, parameters)
+    if cell.execution == "compiled":
+        model.compile_blocks()
+    return Workbench(
+        cell=cell,
+        case=cell.case(device, config),
+        collate=cell.collator.build(CollatorOptions(config.max_length, config.pad_id)),
+        model=model,
+        reference=with_backend(model, REFERENCE, parameters),
+        truth=with_backend(model, REFERENCE, torch.float64),
+    )
+
+
+def compiler_for(cell: Cell) -> AbstractContextManager[object]:
+    """Return a context in which the cell may compile; it leaves no compiled code behind."""
+    return fresh_compiler() if cell.execution == "compiled" else nullcontext()

@@ -1,0 +1,1 @@
+"""Pytest plugin: `pytest --matrix` prints every combination and its state on this machine."""

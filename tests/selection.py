@@ -1,0 +1,159 @@
+"""Pytest plugin: which cells a run covers, and what each cell's state makes of its test."""
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from collators import COLLATORS, collator_named
+from model.attention import BACKENDS, Device, backend_named, default_device
+from model.cells import Cell, all_cells
+from model.decoder import DecoderConfig
+from model.workloads import Workload, workload_named
+from tests.correctness.drawn import COMPILED_ON_CPU, CONFIG, DRAWN, HYPOTHESIS
+from tests.known_failures import KNOWN_FAILURES
+
+State = Literal["supported", "known failure", "unavailable", "undeclared"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The state of a cell on this machine and the reasons for it."""
+
+    state: State
+    reasons: tuple[str, ...] = ()
+
+
+def standing(cell: Cell, config: DecoderConfig, device: Device, test: str = "") -> Standing:
+    """Return what can be expected of `cell` here, in `test` where a known failure names one."""
+    case = cell.case(device, config)
+    if reasons := cell.backend.undeclared_reasons(case):
+        return Standing("undeclared", tuple(reasons))
+    if reasons := cell.backend.unavailable_reasons(case):
+        return Standing("unavailable", tuple(reasons))
+    for failure in KNOWN_FAILURES:
+        if failure.strikes(cell, device, test):
+            return Standing("known failure", (f"{failure.reason} ({failure.link})",))
+    return Standing("supported")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("varlen-gate")
+    group.addoption("--cells", metavar="PATTERN", help="only cells whose id matches the glob, such as '*train*causal*'")
+    group.addoption("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
+    group.addoption("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
+    group.addoption(
+        "--compiled",
+        choices=("default", "all", "none"),
+        default="default",
+        help="compiled cells: those the workload names, all, or none (a compilation takes seconds)",
+    )
+    group.addoption("--workload", metavar="NAME", help="what is timed: smoke (default without a GPU), article, long")
+    group.addoption(
+        "--lengths", metavar="NAME|FILE", help="a length distribution, or a file: one integer a line, .npy, .parquet"
+    )
+    group.addoption(
+        "--require", action="store_true", help="a cell that is unavailable here fails instead of being skipped"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cells(**axes): the axes of the matrix that a test covers")
+    try:
+        for name in config.getoption("backend") or ():
+            backend_named(name)
+        for name in config.getoption("collator") or ():
+            collator_named(name)
+        workload = workload_named(config.getoption("workload"), default_device(), config.getoption("lengths"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    pattern = config.getoption("cells")
+    ids = [cell.id for cell in (*candidates(config, DRAWN, HYPOTHESIS), *timed_candidates(config, workload))]
+    if pattern is not None and not fnmatch.filter(ids, pattern):
+        raise pytest.UsageError(
+            f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
+        )
+
+
+def chosen_workload(config: pytest.Config) -> Workload:
+    """Return the workload of `--workload` and `--lengths`, or this machine's default."""
+    return workload_named(config.getoption("workload"), default_device(), config.getoption("lengths"))
+
+
+def candidates(config: pytest.Config, workload: str, lengths: str) -> list[Cell]:
+    """Return every combination that `--backend` and `--collator` leave, in the order of the matrix."""
+    backends, collators = config.getoption("backend"), config.getoption("collator")
+    return list(
+        all_cells(
+            workload,
+            lengths,
+            backends=[backend for backend in BACKENDS if not backends or backend.name in backends],
+            collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
+        )
+    )
+
+
+def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
+    """Return the cells to time: those the workload names, or with `--cells` any of its dtype."""
+    cells = [cell for cell in candidates(config, workload.name, workload.lengths.name) if cell.dtype == workload.dtype]
+    return cells if config.getoption("cells") else [cell for cell in cells if workload.has(cell)]
+
+
+def drawn_candidates(config: pytest.Config, device: Device) -> list[Cell]:
+    """Return the cells to prove right; on the CPU only a few compiled ones unless `--compiled=all` asks for more."""
+    cells = candidates(config, DRAWN, HYPOTHESIS)
+    wanted = config.getoption("compiled")
+    if wanted == "all" or (wanted == "default" and device == "cuda"):
+        return cells
+    rows = COMPILED_ON_CPU if wanted == "default" else ()
+    return [
+        cell
+        for cell in cells
+        if cell.execution == "eager"
+        or (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in rows
+    ]
+
+
+def parameters(cells: Iterable[Cell], config: DecoderConfig, device: Device, test: str, *, require: bool) -> list[Any]:
+    """Return pytest parameters, one a cell: to run, to skip with its reasons, or strictly expected to fail."""
+    params = []
+    for cell in cells:
+        found = standing(cell, config, device, test)
+        reason = "; ".join(found.reasons)
+        marks: list[pytest.MarkDecorator] = []
+        if found.state == "undeclared":
+            continue
+        if found.state == "unavailable" and not require:
+            marks.append(pytest.mark.skip(reason=f"{cell.backend.name} {reason}"))
+        if found.state == "known failure":
+            marks.append(pytest.mark.xfail(reason=reason, strict=True))
+        params.append(pytest.param(cell, id=cell.id, marks=marks))
+    return params
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("cells")
+    if marker is None:
+        return
+    config, device = metafunc.config, default_device()
+    if metafunc.definition.get_closest_marker("performance"):
+        workload = chosen_workload(config)
+        cells, sizes = timed_candidates(config, workload), workload.config
+    else:
+        cells, sizes = drawn_candidates(config, device), CONFIG[device]
+    pattern = config.getoption("cells")
+    chosen = [
+        cell
+        for cell in cells
+        if all(getattr(cell, axis) in values for axis, values in marker.kwargs.items())
+        and (pattern is None or fnmatch.fnmatch(cell.id, pattern))
+    ]
+    test = metafunc.function.__name__
+    values = parameters(chosen, sizes, device, test, require=config.getoption("require"))
+    if "workbench" in metafunc.fixturenames:
+        # The scope keeps the tests of one cell together, so that its models are built once.
+        metafunc.parametrize("workbench", values, indirect=True, scope="module")
+    else:
+        metafunc.parametrize("cell", values)
