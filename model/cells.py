@@ -45,9 +45,12 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The key as one word: `fa2_varlen-packed-train-causal-bfloat16-eager-article-uniform`."""
-        words = (word if isinstance(word, str) else ("causal" if word else "full") for word in self.key.values())
-        return "-".join(words)
+        """The key as one word, without lengths that go without saying.
+
+        `fa2_varlen-packed-train-causal-bfloat16-eager-article`, or `...-article-recorded`.
+        """
+        words = [word if isinstance(word, str) else ("causal" if word else "full") for word in self.key.values()]
+        return "-".join(words[:-1] if self.lengths in ("uniform", self.workload) else words)
 
     def case(self, device: Device, config: DecoderConfig) -> Case:
         """Return what the cell asks of its backend."""

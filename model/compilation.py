@@ -6,36 +6,49 @@ from dataclasses import dataclass
 
 import torch
 import torch._dynamo
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import calculate_time_spent, counters
 
 #: Shapes of size 0 and 1 are compiled apart from larger ones, which makes a handful of graphs for ragged batches.
 RECOMPILE_LIMIT = 64
 
 
-@dataclass
-class CompileCounts:
-    """What the compiler did so far: graphs it compiled, and graph breaks."""
+@dataclass(frozen=True)
+class Compiler:
+    """What torch.compile did since a clean start."""
 
-    compilations: int
-    graph_breaks: int
+    seconds_before: float
+
+    @property
+    def compilations(self) -> int:
+        """Graphs compiled; forward and backward of one are counted together."""
+        return counters["stats"]["unique_graphs"]
+
+    @property
+    def graph_breaks(self) -> int:
+        """Places where a graph ended early."""
+        return sum(counters["graph_break"].values())
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent compiling, in seconds."""
+        return _seconds() - self.seconds_before
 
 
-def compile_counts() -> CompileCounts:
-    """Return the counts since the last `fresh_compiler`."""
-    return CompileCounts(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+def _seconds() -> float:
+    return calculate_time_spent()["total_wall_time"]
 
 
 @contextmanager
-def fresh_compiler() -> Iterator[None]:
+def fresh_compiler() -> Iterator[Compiler]:
     """Run with nothing compiled before and nothing left after; passing the recompile limit is an error.
 
-    Past its limit torch.compile would go on in eager mode, and a compiled cell would time something else.
+    Past its limit torch.compile would go on in eager mode, and a compiled cell would run something else.
     """
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
         try:
-            yield
+            yield Compiler(_seconds())
         finally:
             torch._dynamo.reset()
             counters.clear()

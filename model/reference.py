@@ -74,34 +74,42 @@ def reference_case(case: Case, dtype: torch.dtype) -> Case:
     return replace(case, layout=layout, padding_side=side, dtype=dtype, execution="eager")
 
 
-def padded_reference(model: Decoder, examples: Sequence[Example], case: Case) -> Outcome:
+def summed(
+    model: Decoder, backend: Backend, examples: Sequence[Example], case: Case, *, sequences: int
+) -> Outcome:
+    """Return the outcome of `examples` computed `sequences` at a time: losses and gradients are summed."""
+    collate = REFERENCE_COLLATOR.build(CollatorOptions(model.config.max_length, model.config.pad_id))
+    batches = [collate(examples[start : start + sequences]) for start in range(0, len(examples), sequences)]
+    total = max(sum(batch.num_targets for batch in batches), 1)
+    logits: list[Tensor] = []
+    loss = torch.zeros(())
+    gradients: dict[str, Tensor] = {}
+    for batch in batches:
+        part = outcome(model, backend, batch.to(case.device), case)
+        # Each part's loss is a mean over its own targets.
+        share = max(batch.num_targets, 1) / total
+        logits += part.logits
+        loss = part.loss * share + loss.to(part.loss)
+        for name, gradient in part.gradients.items():
+            gradients[name] = gradients[name].add_(gradient, alpha=share) if name in gradients else gradient * share
+    return Outcome(logits, loss, gradients)
+
+
+def padded_reference(
+    model: Decoder, examples: Sequence[Example], case: Case, *, sequences: int | None = None
+) -> Outcome:
     """Return what the reference backend computes of `examples`, padded to the longest, in `case.dtype`.
 
-    `model` is one made by `with_backend(..., REFERENCE, ...)`.
+    `model` is one made by `with_backend(..., REFERENCE, ...)`. The math kernel holds all scores: a large model
+    takes its batch `sequences` at a time.
     """
-    batch = REFERENCE_COLLATOR.build(CollatorOptions(model.config.max_length, model.config.pad_id))(examples)
-    return outcome(model, REFERENCE, batch.to(case.device), reference_case(case, case.dtype))
+    reference = reference_case(case, case.dtype)
+    return summed(model, REFERENCE, examples, reference, sequences=sequences or len(examples))
 
 
 def solo_oracle(model: Decoder, examples: Sequence[Example], case: Case) -> Outcome:
-    """Return the same from each sequence alone: no padding, no document mask; losses and gradients are summed.
+    """Return the same from each sequence alone, with neither padding nor document mask.
 
     `model` is a float64 one made by `with_backend(..., REFERENCE, torch.float64)`.
     """
-    batches = [
-        REFERENCE_COLLATOR.build(CollatorOptions(model.config.max_length, model.config.pad_id))([example])
-        for example in examples
-    ]
-    total = max(sum(batch.num_targets for batch in batches), 1)
-    solo_case = reference_case(case, torch.float64)
-    alone = [outcome(model, ORACLE, batch.to(case.device), solo_case) for batch in batches]
-    shares = [max(batch.num_targets, 1) / total for batch in batches]
-    weighted = list(zip(shares, alone, strict=True))
-    return Outcome(
-        logits=[one.logits[0] for one in alone],
-        loss=torch.stack([share * one.loss for share, one in weighted]).sum(),
-        gradients={
-            name: torch.stack([share * one.gradients[name] for share, one in weighted]).sum(0)
-            for name in alone[0].gradients
-        },
-    )
+    return summed(model, ORACLE, examples, reference_case(case, torch.float64), sequences=1)

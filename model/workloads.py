@@ -32,6 +32,7 @@ class Workload:
     """What is timed: `num_batches` batches of `batch_size` sequences, after `warmup_steps` steps.
 
     `rows` name the cells in their order, each in every (mode, causal) of `modes`. Batches follow from `seed` alone.
+    `reference_sequences` is how many sequences at a time the reference can take on one GPU; None means all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Workload:
     num_batches: int = 24
     warmup_steps: int = 8
     seed: int = 0
+    reference_sequences: int | None = None
 
     def has(self, cell: Cell) -> bool:
         """Tell whether `cell` is one of those the workload times by default."""
@@ -69,11 +71,11 @@ class Workload:
             sequences.append(Example(tokens[:-1], tokens[1:]))
         return [sequences[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
 
-    def batches(self, collator: Collator, device: Device) -> Sequence[Batch]:
-        """Return every batch made by `collator`, on `device`."""
+    def batches(self, collator: Collator, device: Device, examples: list[list[Example]]) -> Sequence[Batch]:
+        """Return `examples` made into batches by `collator`, on `device`."""
         options = CollatorOptions(self.config.max_length, self.config.pad_id, self.multiple)
         collate = collator.build(options)
-        return [collate(examples).to(device) for examples in self.examples()]
+        return [collate(batch).to(device) for batch in examples]
 
 
 EAGER: tuple[Execution, ...] = ("eager",)
@@ -112,6 +114,7 @@ ARTICLE = Workload(
     batch_size=32,
     lengths=distribution_named("uniform"),
     dtype=torch.bfloat16,
+    reference_sequences=4,
     rows=(
         Row("sdpa_padded", "pad_fixed"),
         Row("sdpa_padded", "pad_longest"),
@@ -140,6 +143,7 @@ LONG = Workload(
     batch_size=16,
     lengths=distribution_named("lognormal"),
     dtype=torch.bfloat16,
+    reference_sequences=1,
     rows=(
         Row("sdpa_padded", "pad_longest"),
         Row("sdpa_padded_flash", "pad_longest"),

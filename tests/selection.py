@@ -8,11 +8,11 @@ from typing import Any, Literal
 import pytest
 
 from collators import COLLATORS, collator_named
-from model.attention import BACKENDS, Device, backend_named, default_device
+from model.attention import BACKENDS, Device, backend_named, default_device, this_machine
 from model.cells import Cell, all_cells
 from model.decoder import DecoderConfig
 from model.workloads import Workload, workload_named
-from tests.correctness.drawn import COMPILED_ON_CPU, CONFIG, DRAWN, HYPOTHESIS
+from tests.correctness.drawn import COMPILED_ON_CPU, CONFIG, DRAWN
 from tests.known_failures import KNOWN_FAILURES
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
@@ -34,8 +34,8 @@ def standing(cell: Cell, config: DecoderConfig, device: Device, test: str = "") 
     if reasons := cell.backend.unavailable_reasons(case):
         return Standing("unavailable", tuple(reasons))
     for failure in KNOWN_FAILURES:
-        if failure.strikes(cell, device, test):
-            return Standing("known failure", (f"{failure.reason} ({failure.link})",))
+        if failure.strikes(cell, device, test) and failure.present(this_machine()):
+            return Standing("known failure", (f"{failure.reason} (docs/reproductions/{failure.reproduction})",))
     return Standing("supported")
 
 
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     pattern = config.getoption("cells")
-    ids = [cell.id for cell in (*candidates(config, DRAWN, HYPOTHESIS), *timed_candidates(config, workload))]
+    ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
     if pattern is not None and not fnmatch.filter(ids, pattern):
         raise pytest.UsageError(
             f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
@@ -97,13 +97,19 @@ def candidates(config: pytest.Config, workload: str, lengths: str) -> list[Cell]
 
 def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
     """Return the cells to time: those the workload names, or with `--cells` any of its dtype."""
-    cells = [cell for cell in candidates(config, workload.name, workload.lengths.name) if cell.dtype == workload.dtype]
-    return cells if config.getoption("cells") else [cell for cell in cells if workload.has(cell)]
+    every = config.getoption("cells") or config.getoption("compiled") == "all"
+    return [
+        cell
+        for cell in candidates(config, workload.name, workload.lengths.name)
+        if cell.dtype == workload.dtype
+        and (every or workload.has(cell))
+        and (cell.execution == "eager" or config.getoption("compiled") != "none")
+    ]
 
 
 def drawn_candidates(config: pytest.Config, device: Device) -> list[Cell]:
     """Return the cells to prove right; on the CPU only a few compiled ones unless `--compiled=all` asks for more."""
-    cells = candidates(config, DRAWN, HYPOTHESIS)
+    cells = candidates(config, DRAWN, DRAWN)
     wanted = config.getoption("compiled")
     if wanted == "all" or (wanted == "default" and device == "cuda"):
         return cells

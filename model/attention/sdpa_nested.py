@@ -43,5 +43,8 @@ BACKEND = Backend(
     head_dim_multiple=8,
     unavailable=(
         Refusal("needs a CUDA GPU: causal SDPA on NestedTensors has no CPU kernel", device="cpu", causal=True),
+        Refusal(
+            "needs a CUDA GPU: SDPA on NestedTensors does not compile on the CPU", device="cpu", execution="compiled"
+        ),
     ),
 )

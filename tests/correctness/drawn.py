@@ -5,8 +5,8 @@ import torch
 from model.attention import Device
 from model.decoder import DecoderConfig
 
-#: The workload and lengths in the ids of cells that are proved right.
-DRAWN, HYPOTHESIS = "drawn", "hypothesis"
+#: Workload and lengths of the cells that are proved right: Hypothesis draws both.
+DRAWN = "drawn"
 
 #: Small, with lengths past two tiles of 64; an odd head count where the CPU allows it, and on CUDA a head dim
 #: that every build of every kernel has.

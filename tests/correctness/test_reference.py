@@ -12,7 +12,7 @@ from model.attention import EXECUTIONS, MODES, REFERENCE, default_device
 from model.cells import Cell
 from model.equivalence import differences
 from model.reference import Outcome
-from tests.correctness.drawn import CONFIG, DRAWN, HYPOTHESIS
+from tests.correctness.drawn import CONFIG, DRAWN
 from tests.correctness.workbench import Workbench, workbench_of
 from tests.strategies import examples
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.correctness
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "causal"])
 def reference_bench(request: pytest.FixtureRequest) -> Workbench:
     collator = collator_named("pad_longest")
-    cell = Cell(REFERENCE, collator, MODES[1], request.param, torch.float32, EXECUTIONS[0], DRAWN, HYPOTHESIS)
+    cell = Cell(REFERENCE, collator, MODES[1], request.param, torch.float32, EXECUTIONS[0], DRAWN, DRAWN)
     return workbench_of(cell)
 
 

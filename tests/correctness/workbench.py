@@ -11,7 +11,7 @@ from collators.collator import Collate
 from model.attention import REFERENCE, Backend, Case, default_device
 from model.cells import Cell
 from model.compilation import fresh_compiler
-from model.decoder import Decoder, DecoderConfig
+from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.equivalence import differences
 from model.reference import Outcome, outcome, padded_reference, solo_oracle, with_backend
 from tests.correctness.drawn import CONFIG
@@ -59,15 +59,13 @@ class Workbench:
 
 
 def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Return a decoder with the same random weights at every call, larger than usual so that attention is peaked."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Decoder(config, backend.attend)
-        with torch.no_grad():
-            for block in model.blocks:
-                block.qkv.weight.mul_(3)
-                block.qkv.bias.mul_(3)
-    return model.to(default_device(), dtype)
+    """Return a decoder with the same weights at every call, its queries and keys larger so that attention is peaked."""
+    model = seeded_decoder(config, backend.attend, device=default_device(), dtype=dtype)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.qkv.weight.mul_(3)
+            block.qkv.bias.mul_(3)
+    return model
 
 
 def workbench_of(cell: Cell) -> Workbench:

@@ -1,0 +1,1 @@
+"""Timing records and what is read from them: environment, journal, comparison, tables, the pytest plugin."""

@@ -1,0 +1,389 @@
+"""The pytest plugin: mends of pytest-benchmark, a journal, progress lines, tables and a plain comparison.
+
+Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gate import environment
+from gate.records import (
+    Journal,
+    Record,
+    comparison,
+    find_records,
+    format_ms,
+    load_record,
+    matches,
+    newest_of_workloads,
+    no_time_word,
+    step_ms,
+    workloads,
+)
+from gate.table import WIDE, tables
+
+# Asking for any of these asks for step times.
+TIMING_OPTIONS = ("compare", "save", "autosave", "json", "only")
+
+
+@dataclass
+class Gate:
+    """What one session has timed and what it shall be compared with."""
+
+    config: pytest.Config
+    compare: bool | str
+    implied_marks: bool
+    folders: list[Path] = field(default_factory=list)
+    records: list[tuple[Path, Record]] = field(default_factory=list)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)
+    journal: Journal | None = None
+
+    @property
+    def benchmarks(self) -> Any:
+        """pytest-benchmark's session, None when that plugin is switched off."""
+        return getattr(self.config, "_benchmarksession", None)
+
+    def set_folders(self) -> None:
+        """Stores by device model, as times of two models say nothing about each other."""
+        if not self.folders:
+            slug = environment.device_slug()
+            storage = self.benchmarks.storage
+            self.benchmarks.machine_id = storage.default_machine_id = slug
+            local = getattr(storage, "path", self.config.invocation_params.dir / ".benchmarks")
+            self.folders = [local / slug, self.config.rootpath / "baselines" / slug]
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keep a finished cell and put it on disk at once."""
+        self.set_folders()
+        self.entries[entry["fullname"]] = entry
+        if self.journal is None:
+            self.journal = Journal(self.folders[0], self._header())
+        self.journal.add(entry)
+
+    def _header(self) -> Record:
+        from pytest_benchmark import __version__
+
+        commit = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
+        self.config.hook.pytest_benchmark_update_commit_info(config=self.config, commit_info=commit)
+        machine = self.benchmarks.get_machine_info()
+        return {"machine_info": machine, "commit_info": commit, "version": __version__}
+
+    def without_time(self) -> list[dict[str, Any]]:
+        """Entries of the cells that were never timed."""
+        return [entry for entry in self.entries.values() if "stats" not in entry]
+
+    def record(self) -> Record:
+        """What a save of this session holds, as far as tables and the comparison need it."""
+        return {
+            "machine_info": environment.environment(),
+            "datetime": datetime.now(UTC).isoformat(),
+            "benchmarks": [entry for entry in self.entries.values() if "stats" in entry],
+            "cells_without_time": self.without_time(),
+        }
+
+    def compared(self) -> tuple[Path, Record] | None:
+        """The record asked for by name, or the newest one with cells of the workloads that were run."""
+        if isinstance(self.compare, str):
+            return self.records[0]
+        return newest_of_workloads(self.records, workloads(self.record())) if self.compare else None
+
+
+GATE = pytest.StashKey[Gate]()
+
+
+class _NothingTimed:
+    """Stands in pytest-benchmark's list when all cells are without a time, as it saves no empty list."""
+
+    has_error = True
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def record_cell(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
+    """Call it with a cell's `extra_info` when the cell gets no time: out of memory, wrong.
+
+    Use it instead of the `benchmark` fixture's timer (also after that one raised); the cell is then in the
+    journal, in the saved record, in the tables and in the comparison.
+    """
+
+    def record(extra_info: dict[str, Any]) -> None:
+        if "cell" not in extra_info:
+            raise ValueError('record_cell needs the cell; got an extra_info without the key "cell".')
+        node = request.node
+        callspec = getattr(node, "callspec", None)
+        request.config.stash[GATE].add(
+            {
+                "group": None,
+                "name": node.name,
+                "fullname": node.nodeid,
+                "params": callspec and callspec.params,
+                "param": callspec and callspec.id,
+                "extra_info": extra_info,
+            }
+        )
+        benchmark = node.funcargs.get("benchmark")
+        if benchmark is not None:
+            # pytest-benchmark warns about a fixture that timed nothing, and would save what it timed before.
+            benchmark._mode = benchmark._mode or "record_cell"
+            benchmark.has_error = True
+
+    return record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --benchmark-stock-table beside pytest-benchmark's own options."""
+    parser.getgroup("benchmark").addoption(
+        "--benchmark-stock-table",
+        action="store_true",
+        default=False,
+        help="Print pytest-benchmark's own table too. Default: only the tables by backend and collator.",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the options that pytest-benchmark reads when its own, later pytest_configure makes its session."""
+    option = config.option
+    arguments = config.invocation_params.args
+    explicit = option.markexpr or any(str(arg).startswith("-m") for arg in arguments)
+    timing = any(getattr(option, f"benchmark_{name}", None) for name in TIMING_OPTIONS)
+    if not explicit:
+        option.markexpr = "performance" if timing else "not performance"
+    gate = Gate(config, getattr(option, "benchmark_compare", None) or False, not explicit)
+    config.stash[GATE] = gate
+    option.benchmark_save_data = True
+    # pytest-benchmark would look in the wrong folder and dump both machine_infos in a warning: see
+    # pytest_sessionstart, which finds the record, and pytest_sessionfinish, which hands it over.
+    option.benchmark_compare = []
+    config.pluginmanager.register(_Progress(gate), "varlen-gate-progress")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Reads the records to compare with before anything is timed; an unreadable one is a usage error."""
+    config = session.config
+    gate = config.stash[GATE]
+    if gate.benchmarks is None:
+        return
+    stock = ("stock_table", "histogram", "cprofile")
+    if not any(config.getoption(f"benchmark_{name}") for name in stock):
+        gate.benchmarks.quiet = True
+    if gate.compare:
+        try:
+            _find_compared(gate)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def _find_compared(gate: Gate) -> None:
+    gate.set_folders()
+    config, value = gate.config, gate.compare
+    if isinstance(value, str):
+        path = config.invocation_params.dir / value.partition("::")[0]
+        if path.is_file() and path.suffix == ".json":
+            gate.records = [(path, load_record(path))]
+            return
+        if path.exists():
+            # argparse took the test path that followed --benchmark-compare for its value.
+            given = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
+            config.args = [*given, value]
+            config.args_source = pytest.Config.ArgsSource.ARGS
+            gate.compare = value = True
+    gate.records = find_records(gate.folders)
+    if isinstance(value, str):
+        gate.records = [pair for pair in gate.records if matches(pair[0], value)][:1]
+        if not gate.records:
+            looked = " or ".join(map(str, gate.folders))
+            raise ValueError(
+                f"--benchmark-compare={value}: no such record in {looked}, nor a test path; "
+                "without a value it takes the newest record."
+            )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Says which marks were chosen for the user."""
+    gate = config.stash[GATE]
+    if not gate.implied_marks:
+        return None
+    return f"varlen-gate: no -m given, so -m '{config.option.markexpr}' (step times: pytest -m performance)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keeps the entry of a benchmark that has just been timed."""
+    report = yield
+    stats = getattr(getattr(item, "funcargs", {}).get("benchmark"), "stats", None)
+    if call.when == "call" and stats and not stats.has_error:
+        gate = item.config.stash[GATE]
+        gate.add(stats.as_dict(include_data=True))
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Adds the environment, drops the host's name: records are committed to a public repository."""
+    machine_info.pop("node", None)
+    machine_info.update(environment.environment())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """Keeps commit, time and dirtiness; branch, folder and error texts may name people or machines."""
+    for key in commit_info.keys() - {"id", "time", "dirty"}:
+        del commit_info[key]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: Record) -> None:
+    """Adds the cells without a time, and notes what a save holds."""
+    gate = config.stash[GATE]
+    output_json["cells_without_time"] = gate.without_time()
+    entries = [*output_json["benchmarks"], *output_json["cells_without_time"]]
+    gate.saved = {entry["fullname"] for entry in entries}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Hands pytest-benchmark its folder and its comparison before its own wrapper saves and compares."""
+    gate = session.config.stash[GATE]
+    benchmarks = gate.benchmarks
+    if benchmarks is not None and (benchmarks.benchmarks or gate.entries):
+        gate.set_folders()
+        compared = gate.compared()
+        if compared is not None:
+            by_name = {entry["fullname"]: entry for entry in compared[1]["benchmarks"]}
+            benchmarks.compared_mapping = {Path(compared[0].name): by_name}
+        if not benchmarks.benchmarks:
+            benchmarks.benchmarks.append(_NothingTimed())
+    yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints the tables, the comparison and where the journal is."""
+    gate = config.stash[GATE]
+    if gate.entries and not config.getoption("benchmark_quiet"):
+        terminalreporter.section("step times")
+        # Not called: a plain bool up to pytest 8, a bool that can be called since.
+        width = terminalreporter._tw.fullwidth if terminalreporter.isatty else WIDE
+        _write(terminalreporter, tables(gate.record(), width).splitlines())
+    if gate.compare and not config.option.collectonly:
+        terminalreporter.section("comparison")
+        _write(terminalreporter, _comparison_lines(gate))
+    # Saving comes before the summary, and one that failed lets no summary happen.
+    if gate.journal is not None and gate.saved >= gate.entries.keys():
+        gate.journal.path.unlink()
+    elif gate.journal is not None:
+        path = gate.journal.path
+        _write(terminalreporter, [f"Not saved; raw samples of {len(gate.entries)} cells are in {path}"])
+
+
+def _comparison_lines(gate: Gate) -> list[str]:
+    if not gate.entries:
+        return ["Nothing was timed, so nothing is compared."]
+    compared = gate.compared()
+    if compared is None:
+        found = ", ".join("/".join(pair) for pair in sorted(workloads(gate.record())))
+        slug = gate.folders[0].name
+        return [f"No record of {found} on {slug} yet; make one: pytest -m performance --benchmark-save=NAME"]
+    return comparison(gate.record(), compared[1], compared[0].name)
+
+
+def _write(reporter: pytest.TerminalReporter, lines: list[str]) -> None:
+    for line in lines:
+        reporter.write_line(line)
+
+
+class _Progress:
+    """A line a timed test, in place of pytest's dot: its name when it starts, its result when it ends.
+
+    Marked tests only (`performance`); works through pytest's own way to append to an open line, so that
+    output in between, -v and -q garble nothing.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.prefixes: dict[str, str] = {}
+        self.live = False
+
+    @property
+    def reporter(self) -> pytest.TerminalReporter | None:
+        reporter: pytest.TerminalReporter | None = self.gate.config.pluginmanager.get_plugin(
+            "terminalreporter"
+        )
+        return reporter
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        timed = [item for item in session.items if item.get_closest_marker("performance")]
+        for position, item in enumerate(timed, start=1):
+            label = item.callspec.id if hasattr(item, "callspec") else item.name
+            self.prefixes[item.nodeid] = f"[{position}/{len(timed)}] {label}: "
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> Generator[None, None, None]:
+        reporter = self.reporter
+        if reporter is None or nodeid not in self.prefixes:
+            yield
+            return
+        reporter.showfspath = False
+        try:
+            yield
+        finally:
+            reporter.showfspath = None
+        reporter.write_ensure_prefix(self.prefixes[nodeid])
+        reporter.flush()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_teststatus(self) -> Generator[None, Any, Any]:
+        status = yield
+        return (status[0], "", "") if self.live else status
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        self.live = report.nodeid in self.prefixes
+        live = self.live
+        try:
+            yield
+        finally:
+            self.live = False
+        reporter = self.reporter
+        if reporter is not None and live and (report.when == "call" or not report.passed):
+            result = _result(report, self.gate.entries.get(report.nodeid))
+            reporter.write_ensure_prefix(self.prefixes[report.nodeid], result)
+            reporter.flush()
+
+
+def _result(report: pytest.TestReport, entry: dict[str, Any] | None) -> str:
+    """`97.8 ms (97.1..99.0), 41.2 GB`: median, smallest and largest step, peak memory; FAILED before it."""
+    words = []
+    if report.failed:
+        words.append("FAILED" if report.when == "call" else f"ERROR in {report.when}")
+    elif report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected failure"
+        words.append(reason if reason.startswith("Skipped") else f"skipped, {reason}")
+    if entry is not None:
+        words.append(_entry_result(entry))
+    return ", ".join(words) or "passed"
+
+
+def _entry_result(entry: dict[str, Any]) -> str:
+    info = entry["extra_info"]
+    if "cell" not in info:
+        return f"{format_ms(entry['stats']['median'] * 1e3)} ms"
+    ms = step_ms(info)
+    if ms is None:
+        return no_time_word(info)
+    samples = info.get("device_ms") or info.get("wall_ms")
+    spread = f" ({format_ms(min(samples))}..{format_ms(max(samples))})" if samples else ""
+    peak = info.get("peak_bytes")
+    return f"{format_ms(ms)} ms{spread}" + ("" if peak is None else f", {peak / 1e9:.1f} GB")

@@ -1,0 +1,152 @@
+"""Everything that the timed cells of one run share: batches, the matmul rate, and the reference outcomes."""
+
+import functools
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from collators import Collator, Example
+from collators.batch import Batch
+from gate.timing import StepTimer, matmul_tflops, median
+from model.attention import REFERENCE, Device, Mode
+from model.cells import Cell
+from model.compilation import Compiler
+from model.decoder import Decoder, seeded_decoder
+from model.equivalence import differences
+from model.flops import step_flops
+from model.reference import Outcome, outcome, padded_reference, with_backend
+from model.steps import eval_step, train_step
+from model.tolerance import Mismatch
+from model.workloads import Workload
+
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What does not depend on the cell; computed on first use and kept for the run."""
+
+    workload: Workload
+    device: Device
+
+    @functools.cached_property
+    def examples(self) -> list[list[Example]]:
+        """The sequences of every batch."""
+        return self.workload.examples()
+
+    @functools.cached_property
+    def matmul_tflops(self) -> float:
+        """The rate that model FLOP utilisation is a share of."""
+        return matmul_tflops(self.device, self.workload.dtype)
+
+    @functools.cached_property
+    def _batches(self) -> dict[str, Sequence[Batch]]:
+        return {}
+
+    def batches(self, collator: Collator) -> Sequence[Batch]:
+        """Return the batches of `collator` on the device, made once."""
+        if collator.name not in self._batches:
+            self._batches[collator.name] = self.workload.batches(collator, self.device, self.examples)
+        return self._batches[collator.name]
+
+    @functools.cached_property
+    def _references(self) -> dict[tuple[Mode, bool, torch.dtype], tuple[Outcome, Outcome]]:
+        return {}
+
+    def references(self, cell: Cell) -> tuple[Outcome, Outcome]:
+        """Return the truth of the first batch, and the reference in the cell's dtype, computed once for all cells."""
+        key = (cell.mode, cell.causal, cell.dtype)
+        if key not in self._references:
+            case = cell.case(self.device, self.workload.config)
+            wide = torch.float64 if cell.dtype == torch.float32 else torch.float32
+            seeded = seeded_decoder(self.workload.config, REFERENCE.attend, device=self.device)
+            few = self.workload.reference_sequences
+            outcomes = []
+            for parameters, dtype in ((wide, wide), (torch.float32, cell.dtype)):
+                model = with_backend(seeded, REFERENCE, parameters)
+                outcomes.append(padded_reference(model, self.examples[0], replace(case, dtype=dtype), sequences=few))
+            self._references[key] = (outcomes[0], outcomes[1])
+        return self._references[key]
+
+
+@dataclass
+class CellBench:
+    """One cell's model and steps, ready to be checked and timed."""
+
+    shared: Shared
+    cell: Cell
+    model: Decoder
+    base_bytes: int
+    compiler: Compiler
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The batches that every cell of this collator is timed on."""
+        return self.shared.batches(self.cell.collator)
+
+    def mismatches(self) -> list[Mismatch]:
+        """Compare the first batch with the reference, the worst tensor first."""
+        truth, reference = self.shared.references(self.cell)
+        case = self.cell.case(self.shared.device, self.model.config)
+        found = outcome(self.model, self.cell.backend, self.batches[0], case)
+        return differences(
+            found,
+            truth,
+            reference,
+            dtype=self.cell.dtype,
+            error_factor=self.cell.backend.error_factor,
+            config=self.model.config,
+        )
+
+    def timer(self) -> StepTimer:
+        """Return the timed step of this cell's mode."""
+        backend, case = self.cell.backend, self.cell.case(self.shared.device, self.model.config)
+        if self.cell.mode == "eval":
+            self.model.eval()
+            return StepTimer(lambda batch: eval_step(self.model, backend, batch, case), self.shared.device)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+        return StepTimer(lambda batch: train_step(self.model, backend, batch, case, optimizer), self.shared.device)
+
+    def costs(self, timer: StepTimer) -> dict[str, Any]:
+        """Return what the steps cost, as records hold it; raw samples are in milliseconds."""
+        wall, device = median(timer.wall_ms), median(timer.device_ms) if timer.device_ms else None
+        step_ms = wall if device is None else device
+        workload, cell = self.shared.workload, self.cell
+        timed = [self.batches[index % len(self.batches)] for index in range(len(timer.wall_ms))]
+        flops = median([step_flops(workload.config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
+        tokens = [batch.num_tokens for batch in timed]
+        return {
+            "device_ms": timer.device_ms or None,
+            "wall_ms": timer.wall_ms,
+            "median_device_ms": device,
+            "median_wall_ms": wall,
+            "peak_bytes": torch.cuda.max_memory_allocated() - self.base_bytes if device is not None else None,
+            "compile_s": self.compiler.seconds,
+            "compilations": self.compiler.compilations,
+            "graph_breaks": self.compiler.graph_breaks,
+            "tokens": tokens,
+            "tokens_per_s": median(tokens) / step_ms * 1e3,
+            "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
+            "padded_token_share": 1 - sum(tokens) / sum(batch.num_slots for batch in timed),
+        }
+
+
+def release_memory(device: Device) -> None:
+    """Give back what a finished cell held, so that the next one's peak is its own."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
+    """Build the model of `cell`; every cell starts from the same weights."""
+    release_memory(shared.device)
+    base = torch.cuda.memory_allocated() if shared.device == "cuda" else 0
+    model = seeded_decoder(shared.workload.config, cell.backend.attend, device=shared.device)
+    if cell.execution == "compiled":
+        model.compile_blocks()
+    return CellBench(shared, cell, model, base, compiler)

@@ -1,0 +1,52 @@
+"""A batch takes so long a step: every cell of the workload, timed once it is shown to be right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from gate.environment import gpu_state
+from model.cells import Cell
+from model.compilation import fresh_compiler
+from tests.performance.bench import Shared, cell_bench, release_memory
+
+pytestmark = pytest.mark.performance
+
+
+@pytest.mark.cells()
+@pytest.mark.benchmark(disable_gc=True)
+def test_a_batch_is_timed(
+    cell: Cell,
+    shared: Shared,
+    benchmark: BenchmarkFixture,
+    record_cell: Callable[[dict[str, Any]], None],
+    request: pytest.FixtureRequest,
+) -> None:
+    info: dict[str, Any] = {"cell": cell.key, "gpu_before": gpu_state()}
+    try:
+        with fresh_compiler() as compiler:
+            bench = cell_bench(shared, cell, compiler)
+            wrong = bench.mismatches()
+            if wrong:
+                record_cell({**info, "verdict": "wrong", "reason": str(wrong[0])})
+                pytest.fail(f"{cell.id} is not timed: its first batch differs from the reference: {wrong[0]}")
+            release_memory(shared.device)
+            timer = bench.timer()
+            batches = bench.batches
+            for step in range(shared.workload.warmup_steps):
+                timer(batches[step % len(batches)])
+            timer.forget()
+            rounds = iter(batches)
+            benchmark.pedantic(timer, setup=lambda: ((next(rounds),), {}), rounds=len(batches))
+            benchmark.extra_info.update(
+                info | {"verdict": "timed"} | bench.costs(timer) | {"gpu_after": gpu_state()}
+            )
+    except torch.OutOfMemoryError as error:
+        record_cell({**info, "verdict": "out of memory", "reason": str(error).splitlines()[0]})
+        if request.config.getoption("require"):
+            raise
+        pytest.skip(f"out of memory: {str(error).splitlines()[0]}")
+    finally:
+        release_memory(shared.device)
