@@ -1,4 +1,4 @@
-"""Times steps on the host's clock and the device's, with the device synchronised around each."""
+"""Times steps on the host's clock and the device's, as a training loop runs them: one step queued ahead."""
 
 from __future__ import annotations
 
@@ -12,40 +12,71 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class StepTimer:
-    """A callable that runs one step on one batch and keeps its time.
+class Samples:
+    """Times of finished steps in milliseconds, and the batch of each.
 
-    `wall_ms` runs from before the step to the end of its last kernel; `device_ms` is the time between two CUDA
-    events around it, and stays empty on the CPU.
+    `device_ms` is the time between the CUDA events at the end of the step before and at the end of this one,
+    `wall_ms` the time between the host's sight of the two, `host_ms` what the host took to queue the step. On the
+    CPU there are no events, and the host does the work itself: both other lists stay empty.
     """
 
-    step: Callable[[Any], object]
-    device: str
+    batches: list[Any] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
+    host_ms: list[float] = field(default_factory=list)
 
-    def __call__(self, batch: object) -> None:
+
+@dataclass(frozen=True)
+class _Queued:
+    batch: Any
+    host_ms: float
+    end: torch.cuda.Event
+
+
+class StepTimer:
+    """A callable that runs one step on one batch and keeps its time in `samples`.
+
+    On a GPU a call queues its step and then waits for the one queued before, which is the one it times: the
+    device is never drained between steps, as it is not in training, and what the host hides behind the device
+    costs nothing. The step of the last call is thus not timed yet: after a warm-up on batches 0..n, `forget` and
+    calls on 0..n again, the samples are of n, 0, ..., n-1.
+    """
+
+    def __init__(self, step: Callable[[Any], object], device: str) -> None:
+        self.step = step
+        self.device = device
+        self.samples = Samples()
+        self._queued: _Queued | None = None
+        self._ended: torch.cuda.Event | None = None
+        self._seen = 0.0
+
+    def __call__(self, batch: Any) -> None:
+        """Run the step on `batch`; on a GPU, queue it and wait for the one before."""
+        begin = time.perf_counter()
+        self.step(batch)
+        host_ms = (time.perf_counter() - begin) * 1e3
         if self.device != "cuda":
-            begin = time.perf_counter()
-            self.step(batch)
-            self.wall_ms.append((time.perf_counter() - begin) * 1e3)
+            self.samples.batches.append(batch)
+            self.samples.wall_ms.append(host_ms)
             return
         import torch
 
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin = time.perf_counter()
-        first.record()
-        self.step(batch)
-        last.record()
-        torch.cuda.synchronize()
-        self.wall_ms.append((time.perf_counter() - begin) * 1e3)
-        self.device_ms.append(first.elapsed_time(last))
+        before, self._queued = self._queued, _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True))
+        self._queued.end.record()
+        if before is None:
+            return
+        before.end.synchronize()
+        now = time.perf_counter()
+        if self._ended is not None:
+            self.samples.batches.append(before.batch)
+            self.samples.host_ms.append(before.host_ms)
+            self.samples.wall_ms.append((now - self._seen) * 1e3)
+            self.samples.device_ms.append(self._ended.elapsed_time(before.end))
+        self._ended, self._seen = before.end, now
 
-    def forget(self) -> list[float]:
-        """Drop what was timed, as after warm-up, and return the wall times dropped."""
-        dropped = list(self.wall_ms)
-        self.wall_ms.clear()
-        self.device_ms.clear()
+    def forget(self) -> Samples:
+        """Start new samples, as after warm-up, and return the old ones."""
+        dropped, self.samples = self.samples, Samples()
         return dropped
 
 
@@ -60,12 +91,11 @@ def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> floa
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
     timer = StepTimer(lambda _: left @ right, device)
-    for _ in range(3):
+    for _ in range(repeats + 3):
         timer(None)
-    timer.forget()
-    for _ in range(repeats):
-        timer(None)
-    milliseconds = median(timer.device_ms or timer.wall_ms)
+    samples = timer.samples
+    # The first products of a CPU pay for its thread pool.
+    milliseconds = median((samples.device_ms or samples.wall_ms)[-repeats:])
     return 2 * size**3 / milliseconds / 1e9
 
 

@@ -62,21 +62,20 @@ class Block(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.attend = attend
-        self.sizes = [config.num_heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
+        self.heads = [config.num_heads, config.kv_heads, config.kv_heads]
         self.grouped_query = config.kv_heads != config.num_heads
         self.head_dim = config.head_dim
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.qkv = nn.Linear(width, sum(self.sizes))
+        self.qkv = nn.Linear(width, sum(self.heads) * config.head_dim)
         self.projection = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Any, rotation: Tensor | None) -> Tensor:
         """Return the residual stream (B, S, E) after this block; `context` is the backend's for this batch."""
-        qkv = self.qkv(self.attention_norm(x))
+        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
-        parts = qkv.split(self.sizes, dim=-1) if self.grouped_query else qkv.chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        q, k, v = heads.split(self.heads, dim=-2) if self.grouped_query else heads.chunk(3, dim=-2)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
         x = x + self.projection(self.attend(q, k, v, context).flatten(-2))

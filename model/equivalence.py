@@ -8,8 +8,10 @@ from model.tolerance import Mismatch, mismatch
 
 
 def reduction_length(config: DecoderConfig) -> int:
-    """Return the longest sum behind one number of the decoder: over the MLP's width or a sequence."""
-    return max(4 * config.hidden_size, config.max_length)
+    """Return how many terms are added on the way from an input through every layer and, for gradients, back."""
+    width = config.hidden_size
+    projections, attention = width + width + width + 4 * width, config.head_dim + config.max_length
+    return 2 * config.num_layers * (projections + attention)
 
 
 def differences(

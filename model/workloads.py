@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: `num_batches` batches of `batch_size` sequences, after `warmup_steps` steps.
+    """What is timed: `num_batches` batches of `batch_size` sequences, after a warm-up on every one of them.
 
     `rows` name the cells in their order, each in every (mode, causal) of `modes`. Batches follow from `seed` alone.
     `reference_sequences` is how many sequences at a time the reference can take on one GPU; None means all.
@@ -45,7 +45,6 @@ class Workload:
     modes: tuple[tuple[Mode, bool], ...] = ARTICLE_MODES
     multiple: int = 64
     num_batches: int = 24
-    warmup_steps: int = 8
     seed: int = 0
     reference_sequences: int | None = None
 
@@ -113,14 +112,16 @@ ARTICLE = Workload(
     config=DecoderConfig(vocab_size=1024, max_length=1024, num_layers=24, num_heads=16, head_dim=64),
     batch_size=32,
     lengths=distribution_named("uniform"),
+    # Of the first 40 seeds, the one whose 24 batches are the closest to what uniform lengths make one expect, in the
+    # mean and the median of their tokens (16,384) and of the sum of squared lengths (11.18 million): within 1%.
+    seed=36,
     dtype=torch.bfloat16,
     reference_sequences=4,
     rows=(
         Row("sdpa_padded", "pad_fixed"),
         Row("sdpa_padded", "pad_longest"),
-        Row("sdpa_padded", "pad_multiple", COMPILED),
-        Row("sdpa_padded_efficient", "pad_longest"),
-        Row("sdpa_padded_cudnn", "pad_longest"),
+        Row("sdpa_padded_efficient", "pad_longest", EAGER),
+        Row("sdpa_padded_cudnn", "pad_longest", EAGER),
         Row("sdpa_padded_flash", "pad_longest"),
         Row("sdpa_document_mask", "packed", EAGER),
         Row("sdpa_loop", "packed", EAGER),

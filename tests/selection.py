@@ -12,7 +12,7 @@ from model.attention import BACKENDS, Device, backend_named, default_device, thi
 from model.cells import Cell, all_cells
 from model.decoder import DecoderConfig
 from model.workloads import Workload, workload_named
-from tests.correctness.drawn import COMPILED_ON_CPU, CONFIG, DRAWN
+from tests.correctness.drawn import CONFIG, DRAWN, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
@@ -108,17 +108,14 @@ def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
 
 
 def drawn_candidates(config: pytest.Config, device: Device) -> list[Cell]:
-    """Return the cells to prove right; on the CPU only a few compiled ones unless `--compiled=all` asks for more."""
-    cells = candidates(config, DRAWN, DRAWN)
+    """Return the cells to prove right: every eager one, and the compiled ones that `--compiled` asks for."""
     wanted = config.getoption("compiled")
-    if wanted == "all" or (wanted == "default" and device == "cuda"):
-        return cells
-    rows = COMPILED_ON_CPU if wanted == "default" else ()
     return [
         cell
-        for cell in cells
+        for cell in candidates(config, DRAWN, DRAWN)
         if cell.execution == "eager"
-        or (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in rows
+        or wanted == "all"
+        or (wanted == "default" and compiled_by_default(cell, device))
     ]
 
 

@@ -70,7 +70,7 @@ class Backend:
 
     `dtypes` lists, for each device it runs on, the dtypes it takes. `undeclared` refusals are no part of the
     backend's claim anywhere; `unavailable` ones would go away on another device or with another version.
-    `probe` returns further reasons why it cannot run here (a library that does not load, say).
+    `min_keys` is the narrowest padded batch it takes. `probe` returns further reasons why it cannot run here (a library that does not load, say).
     `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
     """
 
@@ -86,6 +86,7 @@ class Backend:
     padding_sides: tuple[PaddingSide, ...] = ("right", "left")
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
+    min_keys: int = 1
     grouped_query: bool = False
     min_capability: tuple[int, int] | None = None
     requires: tuple[Requirement, ...] = ()
@@ -160,6 +161,13 @@ class Backend:
         """Return every reason why `case` does not work here; an empty list is a promise that it does."""
         return self.undeclared_reasons(case) or self.unavailable_reasons(case)
 
+    def batch_reasons(self, batch: Batch) -> list[str]:
+        """Return why a batch of the right layout is still refused, which its shape alone decides."""
+        width = batch.num_slots // len(batch.lengths)
+        if batch.layout == "padded" and width < self.min_keys:
+            return [f"needs padded batches of at least {self.min_keys} columns; got {width}"]
+        return []
+
     def prepared(self, batch: Batch, case: Case) -> Any:
         """Return the context that `attend` needs for `batch`, made once a batch; ValueError says what is refused."""
         if batch.layout != self.layout:
@@ -167,7 +175,7 @@ class Backend:
                 f"{self.name} needs a {self.layout} batch; got {batch.layout}. Use a collator of that layout "
                 "(pytest --matrix lists them)."
             )
-        if reasons := self.unsupported_reasons(case):
+        if reasons := self.unsupported_reasons(case) or self.batch_reasons(batch):
             raise ValueError(f"{self.name} {'; '.join(reasons)}. See pytest --matrix for what works here.")
         return self.prepare(batch, case)
 

@@ -48,6 +48,13 @@ def prepare_masked(batch: PaddedBatch, case: Case) -> SdpaContext:
     return SdpaContext(additive(allowed_keys(batch, causal=case.causal), case.dtype), is_causal=False)
 
 
+def prepare_unmasked_where_possible(batch: PaddedBatch, case: Case) -> SdpaContext:
+    """Build no mask where none is needed: causal over padding on the right, a real token sees real ones only."""
+    if case.causal and batch.padding_side == "right":
+        return SdpaContext(mask=None, is_causal=True)
+    return prepare_masked(batch, case)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, *, scale: float | None = None) -> Tensor:
     """Run SDPA and leave the kernel to torch."""
     out = scaled_dot_product_attention(

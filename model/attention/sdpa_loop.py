@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from collators.batch import PackedBatch
 from model.attention.backend import ANY, Backend
 from model.attention.case import Case
+
+#: Not cuDNN, which torch prefers on an H100: it builds a plan for every new length, at 40 ms each.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ def prepare(batch: PackedBatch, case: Case) -> LoopContext:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, context: LoopContext, *, scale: float | None = None) -> Tensor:
     """Attend within each segment, without a mask but causality, and concatenate."""
+    grouped = q.shape[2] != k.shape[2]
     pieces = (tensor.transpose(1, 2).split(context.lengths, dim=2) for tensor in (q, k, v))
-    out = [
-        scaled_dot_product_attention(*piece, is_causal=context.causal, scale=scale, enable_gqa=q.shape[2] != k.shape[2])
-        for piece in zip(*pieces, strict=True)
-    ]
+    with sdpa_kernel(KERNELS):
+        out = [
+            scaled_dot_product_attention(*piece, is_causal=context.causal, scale=scale, enable_gqa=grouped)
+            for piece in zip(*pieces, strict=True)
+        ]
     return torch.cat(out, dim=2).transpose(1, 2)
 
 

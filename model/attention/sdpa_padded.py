@@ -1,13 +1,13 @@
-"""SDPA on a padded batch with a padding mask; torch chooses the kernel."""
+"""SDPA on a padded batch, with a padding mask where one is needed; torch chooses the kernel."""
 
 from model.attention.backend import ANY, Backend
-from model.attention.sdpa import attend, prepare_masked
+from model.attention.sdpa import attend, prepare_unmasked_where_possible
 
 BACKEND = Backend(
     name="sdpa_padded",
     layout="padded",
-    summary="SDPA with a padding mask, the kernel torch chooses",
-    prepare=prepare_masked,
+    summary="SDPA with a padding mask where one is needed, the kernel torch chooses",
+    prepare=prepare_unmasked_where_possible,
     attend=attend,
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,

@@ -14,6 +14,8 @@ BACKEND = Backend(
     dtypes={"cuda": HALF},
     max_head_dim=128,
     head_dim_multiple=8,
+    # "cudnn SDPA does not support key/value sequence length 1": sdp_utils.cpp in torch 2.11.
+    min_keys=2,
     grouped_query=True,
     min_capability=(8, 0),
 )

@@ -3,6 +3,7 @@
 import torch
 
 from model.attention import Device
+from model.cells import Cell
 from model.decoder import DecoderConfig
 
 #: Workload and lengths of the cells that are proved right: Hypothesis draws both.
@@ -18,6 +19,17 @@ CONFIG: dict[Device, DecoderConfig] = {
 #: A compiled block costs about 10 s on two cores: by default the CPU proves one compiled cell of each layout.
 COMPILED_ON_CPU = (
     ("sdpa_padded", "pad_longest", "train", True, torch.float32),
-    ("sdpa_nested", "nested", "train", False, torch.float32),
+    ("sdpa_nested", "nested", "eval", False, torch.float32),
     ("flex_document_mask", "packed", "eval", True, torch.float32),
 )
+
+#: A GPU proves every backend compiled in bfloat16, on one collator of each layout and padding side: those of one
+#: layout share their graphs.
+COMPILED_ON_CUDA = ("pad_longest", "pad_left", "packed", "nested")
+
+
+def compiled_by_default(cell: Cell, device: Device) -> bool:
+    """Tell whether a compiled cell is proved right without `--compiled=all`."""
+    if device == "cuda":
+        return cell.collator.name in COMPILED_ON_CUDA and cell.dtype == torch.bfloat16
+    return (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in COMPILED_ON_CPU

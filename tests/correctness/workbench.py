@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from collators import CollatorOptions, Example
 from collators.collator import Collate
@@ -27,11 +29,21 @@ class Workbench:
     model: Decoder
     reference: Decoder
     truth: Decoder
+    compile_errors: list[TorchDynamoException] = field(default_factory=list)
 
     def outcome(self, examples: Sequence[Example]) -> Outcome:
-        """Return what the cell computes of `examples`."""
+        """Return what the cell computes of `examples`.
+
+        What does not compile is not compiled again: Hypothesis would spend minutes looking for a smaller example.
+        """
+        if self.compile_errors:
+            raise self.compile_errors[0]
         batch = self.collate(examples).to(self.case.device)
-        return outcome(self.model, self.cell.backend, batch, self.case)
+        try:
+            return outcome(self.model, self.cell.backend, batch, self.case)
+        except TorchDynamoException as error:
+            self.compile_errors.append(error)
+            raise
 
     def truth_of(self, examples: Sequence[Example]) -> Outcome:
         """Return what the padded reference computes in float64."""
@@ -42,7 +54,14 @@ class Workbench:
         return solo_oracle(self.truth, examples, self.case)
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Fail, with all that is needed to look into it, where the cell is not the reference."""
+        """Fail, with all that is needed to look into it, where the cell is not the reference.
+
+        A batch whose shape the backend says it refuses must be refused.
+        """
+        if self.cell.backend.batch_reasons(self.collate(examples)):
+            with pytest.raises(ValueError, match=self.cell.backend.name):
+                self.outcome(examples)
+            return
         found = differences(
             self.outcome(examples),
             self.truth_of(examples),

@@ -10,7 +10,7 @@ import torch
 
 from collators import Collator, Example
 from collators.batch import Batch
-from gate.timing import StepTimer, matmul_tflops, median
+from gate.timing import Samples, StepTimer, matmul_tflops, median
 from model.attention import REFERENCE, Device, Mode
 from model.cells import Cell
 from model.compilation import Compiler
@@ -110,17 +110,17 @@ class CellBench:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         return StepTimer(lambda batch: train_step(self.model, backend, batch, case, optimizer), self.shared.device)
 
-    def costs(self, timer: StepTimer) -> dict[str, Any]:
+    def costs(self, samples: Samples) -> dict[str, Any]:
         """Return what the steps cost, as records hold it; raw samples are in milliseconds."""
-        wall, device = median(timer.wall_ms), median(timer.device_ms) if timer.device_ms else None
+        wall, device = median(samples.wall_ms), median(samples.device_ms) if samples.device_ms else None
         step_ms = wall if device is None else device
-        workload, cell = self.shared.workload, self.cell
-        timed = [self.batches[index % len(self.batches)] for index in range(len(timer.wall_ms))]
-        flops = median([step_flops(workload.config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
+        config, cell, timed = self.shared.workload.config, self.cell, samples.batches
+        flops = median([step_flops(config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
         tokens = [batch.num_tokens for batch in timed]
         return {
-            "device_ms": timer.device_ms or None,
-            "wall_ms": timer.wall_ms,
+            "device_ms": samples.device_ms or None,
+            "wall_ms": samples.wall_ms,
+            "host_ms": samples.host_ms or None,
             "median_device_ms": device,
             "median_wall_ms": wall,
             "peak_bytes": torch.cuda.max_memory_allocated() - self.base_bytes if device is not None else None,

@@ -1,0 +1,151 @@
+"""What the batch samplers share: seeded epochs, and the same number of batches for every rank."""
+
+import heapq
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The batches of one epoch over all ranks, and the indices that `drop_last` leaves out.
+
+    The count of batches is a multiple of the count of ranks; rank r takes `batches[r::num_replicas]`.
+    """
+
+    batches: tuple[tuple[int, ...], ...]
+    dropped: tuple[int, ...] = ()
+
+
+class EpochBatchSampler(Sampler[list[int]], ABC):
+    """Batches of indices for `DataLoader(batch_sampler=...)`, planned alike on every rank.
+
+    Without communication, every rank gets the same number of batches, and every index comes once an epoch
+    over all ranks, save those in `dropped`. The order follows from (seed, epoch): call `set_epoch` first.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        shuffle: bool,
+        seed: int,
+        num_replicas: int,
+        rank: int,
+        drop_last: bool,
+    ) -> None:
+        self.lengths = checked_lengths(lengths)
+        if num_replicas < 1:
+            raise ValueError(f"num_replicas needs to be 1 or more; got {num_replicas}. Pass the world size.")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"rank needs to be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank."
+            )
+        if len(self.lengths) < num_replicas:
+            raise ValueError(
+                f"{num_replicas} replicas need as many examples; got {len(self.lengths)}. "
+                "Pass more examples or use fewer replicas."
+            )
+        if seed < 0:
+            raise ValueError(f"seed needs to be 0 or more; got {seed}. Pass a non-negative integer.")
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.drop_last = drop_last
+        self.epoch = 0
+        self._planned: tuple[int, EpochPlan] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next `iter` and `len` are about; ValueError if it is negative."""
+        if epoch < 0:
+            raise ValueError(f"epoch needs to be 0 or more; got {epoch}. Count epochs from 0.")
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self._epoch_plan().batches[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        return len(self._epoch_plan().batches) // self.num_replicas
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The indices that no rank sees in the current epoch; empty without `drop_last`."""
+        return self._epoch_plan().dropped
+
+    @property
+    def most_batches(self) -> int:
+        """The most batches that can be dealt to the ranks evenly, one example or more in each."""
+        return len(self.lengths) // self.num_replicas * self.num_replicas
+
+    @abstractmethod
+    def _plan(self, generator: np.random.Generator) -> EpochPlan:
+        """Return the plan of the epoch that `generator` was seeded for."""
+
+    def _epoch_plan(self) -> EpochPlan:
+        if self._planned is None or self._planned[0] != self.epoch:
+            # The pair, not the sum: epoch 1 of seed 0 is not epoch 0 of seed 1.
+            generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+            self._planned = (self.epoch, self._plan(generator))
+        return self._planned[1]
+
+
+def checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return `lengths` as ints; ValueError if there is none, or for the first that is no positive integer."""
+    # The elements of a tensor or an array are slow to visit, and not ints.
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    checked = []
+    for index, value in enumerate(values):
+        try:
+            length = operator.index(value)
+        except TypeError:
+            length = 0
+        if length < 1:
+            raise ValueError(
+                f"lengths[{index}] needs to be an integer of 1 or more; got {value!r}. Pass token counts."
+            )
+        checked.append(length)
+    if not checked:
+        raise ValueError("a batch sampler needs the length of at least one example; got none. Pass lengths.")
+    return tuple(checked)
+
+
+def split_to_multiple(
+    batches: Sequence[Sequence[int]], lengths: Sequence[int], multiple: int
+) -> tuple[tuple[int, ...], ...]:
+    """Cut the batches with most tokens in two until their count divides by `multiple`.
+
+    The halves stay neighbours, so that they fall on ranks of the same step. Some count that is a multiple
+    must be at least that of the batches and at most that of the examples.
+    """
+    pieces = [[tuple(batch)] for batch in batches]
+
+    def entry(place: int, batch: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        return -sum(lengths[index] for index in batch), place, batch
+
+    heap = [entry(place, batch) for place, (batch,) in enumerate(pieces) if len(batch) > 1]
+    heapq.heapify(heap)
+    for _ in range(-len(batches) % multiple):
+        _, place, batch = heapq.heappop(heap)
+        halves = _halves(batch, lengths)
+        at = pieces[place].index(batch)
+        pieces[place][at : at + 1] = halves
+        for half in halves:
+            if len(half) > 1:
+                heapq.heappush(heap, entry(place, half))
+    return tuple(piece for group in pieces for piece in group)
+
+
+def _halves(batch: tuple[int, ...], lengths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cut a batch of two or more in its order, where the two sides differ least in tokens."""
+    total = sum(lengths[index] for index in batch)
+    before, best, least = 0, 1, total
+    for at, index in enumerate(batch[:-1], start=1):
+        before += lengths[index]
+        if abs(total - 2 * before) < least:
+            best, least = at, abs(total - 2 * before)
+    return batch[:best], batch[best:]

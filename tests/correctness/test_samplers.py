@@ -1,0 +1,447 @@
+"""Batch samplers: every index once an epoch over all ranks, as many batches on each, none over its budget."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch.utils.data import DataLoader
+
+from collators.epoch_batches import EpochBatchSampler, split_to_multiple
+from collators.length_buckets import LengthBucketBatchSampler
+from collators.token_budget import TokenBudgetBatchSampler
+
+pytestmark = pytest.mark.correctness
+
+Batches = list[list[int]]
+MakeSampler = Callable[..., EpochBatchSampler]
+
+every_sampler = pytest.mark.parametrize(
+    "make",
+    [
+        lambda lengths, **options: TokenBudgetBatchSampler(lengths, 64, **options),
+        lambda lengths, **options: TokenBudgetBatchSampler(lengths, 64, padded=True, **options),
+        lambda lengths, **options: LengthBucketBatchSampler(lengths, 4, bucket_edges=(8, 16, 32), **options),
+    ],
+    ids=["token_budget", "token_budget_padded", "length_buckets"],
+)
+#: At least 64 short examples: some fit into one batch, so that every number of ranks below can be served.
+many_lengths = st.lists(st.integers(1, 32), min_size=64, max_size=120)
+replicas = st.integers(1, 5)
+
+
+def ranks_of(make: Callable[[int], EpochBatchSampler], num_replicas: int, epoch: int = 0) -> list[Batches]:
+    """Return the batches of every rank, each from a sampler of its own, as in processes of their own."""
+    ranks = []
+    for rank in range(num_replicas):
+        sampler = make(rank)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        ranks.append(batches)
+    return ranks
+
+
+def indices_of(ranks: list[Batches]) -> list[int]:
+    return [index for batches in ranks for batch in batches for index in batch]
+
+
+def cost(batch: list[int], lengths: list[int], padded: bool) -> int:
+    tokens = [lengths[index] for index in batch]
+    return len(tokens) * max(tokens) if padded else sum(tokens)
+
+
+@every_sampler
+@given(lengths=many_lengths, num_replicas=replicas, shuffle=st.booleans(), epoch=st.integers(0, 3))
+def test_an_epoch_has_every_index_once_and_as_many_batches_a_rank(
+    make: MakeSampler, lengths: list[int], num_replicas: int, shuffle: bool, epoch: int
+) -> None:
+    ranks = ranks_of(
+        lambda rank: make(lengths, shuffle=shuffle, num_replicas=num_replicas, rank=rank), num_replicas, epoch
+    )
+    assert sorted(indices_of(ranks)) == list(range(len(lengths)))
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(batch for batches in ranks for batch in batches)
+
+
+@every_sampler
+@given(lengths=many_lengths, num_replicas=replicas, shuffle=st.booleans(), seed=st.integers(0, 2**64 - 1))
+def test_drop_last_drops_what_it_says_and_nothing_else(
+    make: MakeSampler, lengths: list[int], num_replicas: int, shuffle: bool, seed: int
+) -> None:
+    options: dict[str, Any] = {
+        "shuffle": shuffle,
+        "seed": seed,
+        "num_replicas": num_replicas,
+        "drop_last": True,
+    }
+    try:
+        dropped = make(lengths, **options).dropped
+    except ValueError as error:
+        assert "full batch each" in str(error)
+        assume(False)
+    ranks = ranks_of(lambda rank: make(lengths, rank=rank, **options), num_replicas)
+    assert sorted([*indices_of(ranks), *dropped]) == list(range(len(lengths)))
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(make(lengths, rank=rank, **options).dropped == dropped for rank in range(num_replicas))
+
+
+@every_sampler
+def test_without_drop_last_nothing_is_dropped(make: MakeSampler) -> None:
+    assert make([3] * 50, num_replicas=3).dropped == ()
+
+
+@given(
+    data=st.data(),
+    lengths=st.lists(st.integers(1, 32), min_size=1, max_size=40),
+    budget=st.integers(32, 200),
+    padded=st.booleans(),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+)
+def test_a_batch_never_passes_its_token_budget(
+    data: st.DataObject, lengths: list[int], budget: int, padded: bool, shuffle: bool, drop_last: bool
+) -> None:
+    num_replicas = data.draw(st.integers(1, min(5, len(lengths))))
+    options: dict[str, Any] = {"padded": padded, "shuffle": shuffle, "drop_last": drop_last}
+    try:
+        TokenBudgetBatchSampler(lengths, budget, num_replicas=num_replicas, **options)
+    except ValueError as error:
+        assert "need an equal number of batches" in str(error)
+        # Only where nearly every example is alone in its batch can no equal number be had.
+        assert len(lengths) % num_replicas != 0
+        assume(False)
+    ranks = ranks_of(
+        lambda rank: TokenBudgetBatchSampler(
+            lengths, budget, num_replicas=num_replicas, rank=rank, **options
+        ),
+        num_replicas,
+    )
+    assert all(batches for batches in ranks)
+    assert all(cost(batch, lengths, padded) <= budget for batches in ranks for batch in batches)
+
+
+@given(lengths=st.lists(st.integers(1, 32), min_size=1, max_size=60), padded=st.booleans())
+def test_a_batch_takes_the_next_example_if_it_fits(lengths: list[int], padded: bool) -> None:
+    batches = list(TokenBudgetBatchSampler(lengths, 64, padded=padded, shuffle=False))
+    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert cost([*batch, following[0]], lengths, padded) > 64
+
+
+@pytest.mark.parametrize(("padded", "expected"), [(False, [[0, 1], [2, 3]]), (True, [[0, 1], [2], [3]])])
+def test_a_batch_may_fill_its_budget_exactly(padded: bool, expected: Batches) -> None:
+    assert list(TokenBudgetBatchSampler([4, 4, 7, 1], 8, padded=padded, shuffle=False)) == expected
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=30, max_size=80),
+    num_replicas=st.integers(1, 3),
+    batch_size=st.integers(4, 7),
+    drop_last=st.booleans(),
+)
+def test_a_batch_stays_within_one_bucket(
+    lengths: list[int], num_replicas: int, batch_size: int, drop_last: bool
+) -> None:
+    edges = (8, 16)
+    ranks = ranks_of(
+        lambda rank: LengthBucketBatchSampler(
+            lengths,
+            batch_size,
+            bucket_edges=edges,
+            num_replicas=num_replicas,
+            rank=rank,
+            drop_last=drop_last and num_replicas == 1,
+        ),
+        num_replicas,
+    )
+    for batch in (batch for batches in ranks for batch in batches):
+        assert len({sum(lengths[index] > edge for edge in edges) for index in batch}) == 1
+        assert len(batch) <= batch_size
+        if drop_last and num_replicas == 1:
+            assert len(batch) == batch_size
+
+
+def test_a_bucket_includes_its_edge() -> None:
+    sampler = LengthBucketBatchSampler([8, 9, 1, 17, 16], 5, bucket_edges=(8, 16), shuffle=False)
+    assert list(sampler) == [[0, 2], [1, 4], [3]]
+
+
+def test_ranks_of_a_step_get_neighbouring_buckets() -> None:
+    lengths = [length for length in (4, 12, 24, 40) for _ in range(32)]
+    ranks = ranks_of(
+        lambda rank: LengthBucketBatchSampler(
+            lengths, 4, bucket_edges=(8, 16, 32), num_replicas=4, rank=rank
+        ),
+        4,
+    )
+    for step in zip(*ranks, strict=True):
+        assert len({lengths[index] for batch in step for index in batch}) == 1
+
+
+@every_sampler
+def test_order_follows_from_the_pair_of_seed_and_epoch(make: MakeSampler) -> None:
+    lengths = np.random.Generator(np.random.PCG64(0)).integers(1, 32, 100).tolist()
+
+    def order(seed: int, epoch: int) -> Batches:
+        sampler = make(lengths, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 1) != order(1, 0)
+
+
+@every_sampler
+def test_without_shuffling_every_epoch_is_the_same(make: MakeSampler) -> None:
+    sampler = make([5, 20, 9, 31] * 10, shuffle=False, num_replicas=3)
+    first = list(sampler)
+    sampler.set_epoch(7)
+    assert list(sampler) == first
+
+
+@every_sampler
+def test_neither_global_random_state_is_touched(make: MakeSampler) -> None:
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(make([3] * 50))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+@every_sampler
+def test_a_changed_batch_does_not_change_the_next_epoch(make: MakeSampler) -> None:
+    sampler = make([3] * 50)
+    expected = list(sampler)
+    for batch in sampler:
+        batch.clear()
+    assert list(sampler) == expected
+
+
+@every_sampler
+@pytest.mark.parametrize("convert", [np.array, torch.tensor, tuple], ids=["numpy", "torch", "tuple"])
+def test_lengths_may_be_an_array_or_a_tensor(make: MakeSampler, convert: Callable[[list[int]], Any]) -> None:
+    lengths = [3, 7, 30, 2, 9, 9]
+    batches = list(make(convert(lengths)))
+    assert batches == list(make(lengths))
+    assert all(type(index) is int for batch in batches for index in batch)
+
+
+@every_sampler
+def test_a_dataloader_collates_every_example_once(make: MakeSampler) -> None:
+    lengths = [1 + 7 * index % 31 for index in range(60)]
+    dataset = [torch.full((length,), index) for index, length in enumerate(lengths)]
+    seen: Counter[int] = Counter()
+    for rank in range(3):
+        loader: DataLoader[torch.Tensor] = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=make(lengths, num_replicas=3, rank=rank),
+            collate_fn=torch.cat,
+            num_workers=0,
+        )
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        seen.update(torch.cat(batches).tolist())
+    assert seen == dict(enumerate(lengths))
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), data=st.data())
+def test_splitting_keeps_the_order_and_cuts_no_more_than_needed(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    starts = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
+    batches = [list(range(start, end)) for start, end in zip(starts, starts[1:], strict=False)]
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=starts[-1], max_size=starts[-1]))
+    multiple = data.draw(st.sampled_from([m for m in range(1, 7) if -(-len(sizes) // m) * m <= starts[-1]]))
+    split = split_to_multiple(batches, lengths, multiple)
+    assert [index for batch in split for index in batch] == list(range(starts[-1]))
+    assert len(split) == -(-len(sizes) // multiple) * multiple
+    assert all(split)
+
+
+def test_splitting_cuts_the_batch_of_most_tokens_where_the_halves_are_nearest() -> None:
+    assert split_to_multiple([[0, 1], [2, 3, 4]], [1, 1, 2, 3, 6], 3) == ((0, 1), (2, 3), (4,))
+    assert split_to_multiple([[0, 1], [2, 3, 4]], [5, 5, 1, 1, 1], 3) == ((0,), (1,), (2, 3, 4))
+
+
+@given(epoch=st.integers(0, 50))
+@example(epoch=0)
+def test_a_rare_pair_is_found_in_every_epoch(epoch: int) -> None:
+    # Of 5 examples only the two shortest fit together: in other orders each would be alone, and 2 ranks need 4.
+    lengths = [9, 2, 9, 1, 9]
+    ranks = ranks_of(lambda rank: TokenBudgetBatchSampler(lengths, 10, num_replicas=2, rank=rank), 2, epoch)
+    assert sorted(indices_of(ranks)) == [0, 1, 2, 3, 4]
+    assert [len(batches) for batches in ranks] == [2, 2]
+
+
+def test_drop_last_on_one_rank_drops_no_token_budget_batch() -> None:
+    assert TokenBudgetBatchSampler([5, 5, 5], 8, drop_last=True).dropped == ()
+
+
+def test_drop_last_with_fewer_batches_than_replicas_cuts_them() -> None:
+    ranks = ranks_of(
+        lambda rank: TokenBudgetBatchSampler([1] * 4, 8, num_replicas=3, rank=rank, drop_last=True), 3
+    )
+    assert sorted(indices_of(ranks)) == [0, 1, 2, 3]
+
+
+def test_drop_last_drops_whole_batches_at_the_end() -> None:
+    sampler = TokenBudgetBatchSampler([5] * 5, 10, shuffle=False, num_replicas=2, drop_last=True)
+    assert sampler.dropped == (4,)
+    assert list(sampler) == [[0, 1]]
+
+
+def test_drop_last_does_not_always_drop_the_longest() -> None:
+    lengths = [4] * 8 + [12] * 8 + [24] * 8
+    sampler = LengthBucketBatchSampler(lengths, 8, bucket_edges=(8, 16), num_replicas=2, drop_last=True)
+    dropped = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        dropped.update(lengths[index] for index in sampler.dropped)
+    assert dropped == {4, 12, 24}
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    ("lengths", "options", "message"),
+    [
+        ([], {}, r"length of at least one example; got none\."),
+        ([3, 0], {}, r"lengths\[1\] needs to be an integer of 1 or more; got 0\."),
+        ([3, 4, -1], {}, r"lengths\[2\] needs to be an integer of 1 or more; got -1\."),
+        ([3.5], {}, r"lengths\[0\] needs to be an integer of 1 or more; got 3\.5\."),
+        ([3, None], {}, r"lengths\[1\] needs to be an integer of 1 or more; got None\."),
+        ([3], {"num_replicas": 0}, r"num_replicas needs to be 1 or more; got 0\."),
+        ([3, 3], {"num_replicas": 2, "rank": 2}, r"rank needs to be in 0\.\.1; got 2\."),
+        ([3, 3], {"rank": -1}, r"rank needs to be in 0\.\.0; got -1\."),
+        ([3, 3], {"num_replicas": 3}, r"3 replicas need as many examples; got 2\."),
+        ([3], {"seed": -1}, r"seed needs to be 0 or more; got -1\."),
+    ],
+)
+def test_bad_arguments_are_refused(
+    make: MakeSampler, lengths: list[int], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(lengths, **options)
+
+
+@every_sampler
+def test_a_negative_epoch_is_refused(make: MakeSampler) -> None:
+    with pytest.raises(ValueError, match=r"epoch needs to be 0 or more; got -1\. Count epochs from 0\."):
+        make([3]).set_epoch(-1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "options", "message"),
+    [
+        ([3], 0, {}, r"max_tokens needs to be 1 or more; got 0\."),
+        ([3, 9, 12], 8, {}, r"lengths\[1\] needs to fit max_tokens=8; got 9\. Raise the budget or split"),
+        (
+            [8, 8, 8],
+            8,
+            {"num_replicas": 2},
+            r"2 replicas need an equal number of batches; got 3 examples that need 3",
+        ),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    lengths: list[int], max_tokens: int, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenBudgetBatchSampler(lengths, max_tokens, **options)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch_size", "options", "message"),
+    [
+        ([3], 0, {}, r"batch_size needs to be 1 or more; got 0\."),
+        ([3], 1, {"bucket_edges": ()}, r"bucket_edges needs rising lengths of 1 or more; got \(\)\."),
+        ([3], 1, {"bucket_edges": (8, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(8, 8\)\."),
+        ([3], 1, {"bucket_edges": (0, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(0, 8\)\."),
+        ([3, 3, 3], 1, {"num_replicas": 2}, r"equal number of batches; got 3 examples in 3 batches\. Raise"),
+        (
+            [3] * 7,
+            4,
+            {"num_replicas": 2, "drop_last": True},
+            r"full batch each; got 1 of batch_size=4\. Lower",
+        ),
+    ],
+)
+def test_buckets_that_cannot_be_dealt_are_refused(
+    lengths: list[int], batch_size: int, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LengthBucketBatchSampler(lengths, batch_size, **options)
+
+
+class EpochsOfAllRanks(RuleBasedStateMachine):
+    """Ranks that live through epochs in any order, as after a restart, and may iterate an epoch again."""
+
+    samplers: tuple[EpochBatchSampler, ...] = ()
+
+    @initialize(
+        lengths=st.lists(st.integers(1, 16), min_size=48, max_size=80),
+        num_replicas=st.integers(1, 4),
+        kind=st.sampled_from(["packed", "padded", "buckets"]),
+    )
+    def start(self, lengths: list[int], num_replicas: int, kind: str) -> None:
+        self.lengths, self.kind = lengths, kind
+        self.epoch = 0
+        self.orders: dict[int, list[Batches]] = {}
+        ranks = range(num_replicas)
+        if kind == "buckets":
+            self.samplers = tuple(
+                LengthBucketBatchSampler(
+                    lengths, 5, bucket_edges=(4, 8), num_replicas=num_replicas, rank=rank
+                )
+                for rank in ranks
+            )
+        else:
+            self.samplers = tuple(
+                TokenBudgetBatchSampler(
+                    lengths, 48, padded=kind == "padded", num_replicas=num_replicas, rank=rank
+                )
+                for rank in ranks
+            )
+
+    @rule(epoch=st.integers(0, 5))
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        for sampler in self.samplers:
+            sampler.set_epoch(epoch)
+
+    @rule()
+    def iterate(self) -> None:
+        ranks = [list(sampler) for sampler in self.samplers]
+        assert self.orders.setdefault(self.epoch, ranks) == ranks
+
+    @rule()
+    def leave_an_epoch_unfinished(self) -> None:
+        for sampler in self.samplers:
+            next(iter(sampler))
+
+    @invariant()
+    def ranks_have_equal_lengths(self) -> None:
+        assert len({len(sampler) for sampler in self.samplers}) <= 1
+
+    @invariant()
+    def every_epoch_is_whole_within_budget_and_new(self) -> None:
+        if not self.samplers:
+            return
+        for ranks in self.orders.values():
+            assert sorted(indices_of(ranks)) == list(range(len(self.lengths)))
+            assert len({len(batches) for batches in ranks}) == 1
+            for batch in (batch for batches in ranks for batch in batches):
+                if self.kind == "buckets":
+                    assert 1 <= len(batch) <= 5
+                else:
+                    assert cost(batch, self.lengths, self.kind == "padded") <= 48
+        assert len({str(ranks) for ranks in self.orders.values()}) == len(self.orders)
+
+
+TestEpochsOfAllRanks = EpochsOfAllRanks.TestCase
+TestEpochsOfAllRanks.settings = settings(stateful_step_count=12)
