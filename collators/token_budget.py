@@ -11,7 +11,8 @@ from collators.length_draws import permutation
 class TokenBudgetBatchSampler(EpochBatchSampler):
     """Batches of at most `max_tokens` tokens: their sum or, with `padded`, count times longest.
 
-    Examples are taken in the epoch's order, and one that no longer fits starts the next batch. For an equal
+    Examples are taken in the epoch's order, and one that no longer fits starts the next batch: with `padded`,
+    mixed lengths leave much of a budget to padding, and LengthBucketBatchSampler leaves less. For an equal
     number of batches on every rank the largest ones are cut in two. With `drop_last` the fewest batches at
     the end of the epoch's order are left out instead, and `dropped` has their indices; one replica drops
     none, and nor does an epoch of fewer batches than replicas, whose batches are cut.

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.utils.data import DataLoader
@@ -47,6 +48,19 @@ def ranks_of(make: Callable[[int], EpochBatchSampler], num_replicas: int, epoch:
     return ranks
 
 
+def global_numpy_state() -> list[int]:
+    key: list[int] = np.random.get_state(legacy=False)["state"]["key"].tolist()
+    return key
+
+
+def refusal(make: Callable[[], EpochBatchSampler]) -> str | None:
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def indices_of(ranks: list[Batches]) -> list[int]:
     return [index for batches in ranks for batch in batches for index in batch]
 
@@ -80,11 +94,7 @@ def test_drop_last_drops_what_it_says_and_nothing_else(
         "num_replicas": num_replicas,
         "drop_last": True,
     }
-    try:
-        dropped = make(lengths, **options).dropped
-    except ValueError as error:
-        assert "full batch each" in str(error)
-        assume(False)
+    dropped = make(lengths, **options).dropped
     ranks = ranks_of(lambda rank: make(lengths, rank=rank, **options), num_replicas)
     assert sorted([*indices_of(ranks), *dropped]) == list(range(len(lengths)))
     assert len({len(batches) for batches in ranks}) == 1
@@ -109,13 +119,13 @@ def test_a_batch_never_passes_its_token_budget(
 ) -> None:
     num_replicas = data.draw(st.integers(1, min(5, len(lengths))))
     options: dict[str, Any] = {"padded": padded, "shuffle": shuffle, "drop_last": drop_last}
-    try:
-        TokenBudgetBatchSampler(lengths, budget, num_replicas=num_replicas, **options)
-    except ValueError as error:
-        assert "need an equal number of batches" in str(error)
+    reason = refusal(lambda: TokenBudgetBatchSampler(lengths, budget, num_replicas=num_replicas, **options))
+    if reason is not None:
         # Only where nearly every example is alone in its batch can no equal number be had.
+        assert "need an equal number of batches" in reason
+        assert not drop_last
         assert len(lengths) % num_replicas != 0
-        assume(False)
+        return
     ranks = ranks_of(
         lambda rank: TokenBudgetBatchSampler(
             lengths, budget, num_replicas=num_replicas, rank=rank, **options
@@ -130,7 +140,7 @@ def test_a_batch_never_passes_its_token_budget(
 def test_a_batch_takes_the_next_example_if_it_fits(lengths: list[int], padded: bool) -> None:
     batches = list(TokenBudgetBatchSampler(lengths, 64, padded=padded, shuffle=False))
     assert [index for batch in batches for index in batch] == list(range(len(lengths)))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         assert cost([*batch, following[0]], lengths, padded) > 64
 
 
@@ -208,10 +218,10 @@ def test_without_shuffling_every_epoch_is_the_same(make: MakeSampler) -> None:
 
 @every_sampler
 def test_neither_global_random_state_is_touched(make: MakeSampler) -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), global_numpy_state()
     list(make([3] * 50))
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert global_numpy_state() == before[1]
 
 
 @every_sampler
@@ -255,7 +265,7 @@ def test_splitting_keeps_the_order_and_cuts_no_more_than_needed(
     sizes: list[int], data: st.DataObject
 ) -> None:
     starts = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
-    batches = [list(range(start, end)) for start, end in zip(starts, starts[1:], strict=False)]
+    batches = [list(range(start, end)) for start, end in pairwise(starts)]
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=starts[-1], max_size=starts[-1]))
     multiple = data.draw(st.sampled_from([m for m in range(1, 7) if -(-len(sizes) // m) * m <= starts[-1]]))
     split = split_to_multiple(batches, lengths, multiple)
@@ -267,13 +277,14 @@ def test_splitting_keeps_the_order_and_cuts_no_more_than_needed(
 def test_splitting_cuts_the_batch_of_most_tokens_where_the_halves_are_nearest() -> None:
     assert split_to_multiple([[0, 1], [2, 3, 4]], [1, 1, 2, 3, 6], 3) == ((0, 1), (2, 3), (4,))
     assert split_to_multiple([[0, 1], [2, 3, 4]], [5, 5, 1, 1, 1], 3) == ((0,), (1,), (2, 3, 4))
+    assert split_to_multiple([[0, 1, 2, 3], [4, 5]], [6, 6, 6, 6, 5, 5], 4) == ((0,), (1,), (2, 3), (4, 5))
 
 
 @given(epoch=st.integers(0, 50))
 @example(epoch=0)
 def test_a_rare_pair_is_found_in_every_epoch(epoch: int) -> None:
-    # Of 5 examples only the two shortest fit together: in other orders each would be alone, and 2 ranks need 4.
-    lengths = [9, 2, 9, 1, 9]
+    # Only 5 and 4 fit together. Where they are not neighbours there are 5 batches, and 2 ranks need 4.
+    lengths = [9, 5, 9, 4, 9]
     ranks = ranks_of(lambda rank: TokenBudgetBatchSampler(lengths, 10, num_replicas=2, rank=rank), 2, epoch)
     assert sorted(indices_of(ranks)) == [0, 1, 2, 3, 4]
     assert [len(batches) for batches in ranks] == [2, 2]
@@ -299,7 +310,7 @@ def test_drop_last_drops_whole_batches_at_the_end() -> None:
 def test_drop_last_does_not_always_drop_the_longest() -> None:
     lengths = [4] * 8 + [12] * 8 + [24] * 8
     sampler = LengthBucketBatchSampler(lengths, 8, bucket_edges=(8, 16), num_replicas=2, drop_last=True)
-    dropped = set()
+    dropped: set[int] = set()
     for epoch in range(20):
         sampler.set_epoch(epoch)
         dropped.update(lengths[index] for index in sampler.dropped)
