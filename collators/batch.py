@@ -3,11 +3,10 @@
 Shapes: B sequences, S padded length, T tokens in all, N segments of a packed batch.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -25,21 +24,18 @@ class Batch:
 
     layout: ClassVar[Layout]
 
-    def _map(self, function: "functools.partial[Tensor]") -> Self:
-        moved = {
-            field.name: function(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch with its tensors on `device`."""
-        return self._map(functools.partial(Tensor.to, device=device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Return the batch with its tensors in page-locked memory, as a DataLoader's `pin_memory` does."""
-        return self._map(functools.partial(Tensor.pin_memory))
+        return self._map(lambda tensor: tensor.pin_memory())
 
     @property
     def num_tokens(self) -> int:
@@ -144,7 +140,7 @@ class PackedBatch(Batch):
                 f"a packed batch of {tuple(self.input_ids.shape)} splits outputs of that shape; "
                 f"got {tuple(outputs.shape)}."
             )
-        return list(outputs[0].split(self.segment_lengths))[: len(self.lengths)]
+        return list(torch.split(outputs[0], list(self.segment_lengths)))[: len(self.lengths)]
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ class NestedBatch(Batch):
                 f"a nested batch splits NestedTensors of {self.num_slots} tokens; "
                 f"got {'a NestedTensor of other size' if outputs.is_nested else tuple(outputs.shape)}."
             )
-        return list(outputs.values().split(self.lengths))
+        return list(torch.split(outputs.values(), list(self.lengths)))
 
 
 def offsets_of(lengths: Sequence[int], dtype: torch.dtype) -> Tensor:

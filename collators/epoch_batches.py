@@ -42,9 +42,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         if num_replicas < 1:
             raise ValueError(f"num_replicas needs to be 1 or more; got {num_replicas}. Pass the world size.")
         if not 0 <= rank < num_replicas:
-            raise ValueError(
-                f"rank needs to be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank."
-            )
+            raise ValueError(f"rank needs to be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank.")
         if len(self.lengths) < num_replicas:
             raise ValueError(
                 f"{num_replicas} replicas need as many examples; got {len(self.lengths)}. "
@@ -105,9 +103,7 @@ def checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
         except TypeError:
             length = 0
         if length < 1:
-            raise ValueError(
-                f"lengths[{index}] needs to be an integer of 1 or more; got {value!r}. Pass token counts."
-            )
+            raise ValueError(f"lengths[{index}] needs to be an integer of 1 or more; got {value!r}. Pass token counts.")
         checked.append(length)
     if not checked:
         raise ValueError("a batch sampler needs the length of at least one example; got none. Pass lengths.")

@@ -38,16 +38,12 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         rank: int = 0,
         drop_last: bool = False,
     ) -> None:
-        super().__init__(
-            lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last
-        )
+        super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
         if batch_size < 1:
             raise ValueError(f"batch_size needs to be 1 or more; got {batch_size}. Pass a count.")
         edges = tuple(bucket_edges)
         if not edges or edges[0] < 1 or any(left >= right for left, right in pairwise(edges)):
-            raise ValueError(
-                f"bucket_edges needs rising lengths of 1 or more; got {edges}. Pass e.g. (64, 128, 256)."
-            )
+            raise ValueError(f"bucket_edges needs rising lengths of 1 or more; got {edges}. Pass e.g. (64, 128, 256).")
         self.batch_size = batch_size
         self.bucket_edges = edges
         self._buckets: list[list[int]] = [[] for _ in range(len(edges) + 1)]
@@ -79,9 +75,7 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         ranks = self.num_replicas
         steps = [batches[at : at + ranks] for at in range(0, len(batches), ranks)]
         return tuple(
-            steps[step][rank]
-            for step in permutation(len(steps), generator)
-            for rank in permutation(ranks, generator)
+            steps[step][rank] for step in permutation(len(steps), generator) for rank in permutation(ranks, generator)
         )
 
     def _check_feasible(self) -> None:

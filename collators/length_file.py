@@ -74,9 +74,7 @@ def _checked(
         raise ValueError(f"{path} needs at least one length; got none. Write one integer of 1 or more.")
     for place, length in zip(places, lengths, strict=True):
         if length < 1:
-            raise ValueError(
-                f"{path} {unit} {place} needs a length of 1 or more; got {length}. Correct or remove it."
-            )
+            raise ValueError(f"{path} {unit} {place} needs a length of 1 or more; got {length}. Correct or remove it.")
     return FileLengths(path, tuple(lengths), unit, places)
 
 
@@ -151,7 +149,5 @@ def _from_parquet(path: str, file: Path, column: str | None) -> FileLengths:
         listed = ", ".join(integers) or "none"
         raise ValueError(f"{path} needs an integer column; got {got}. Integer columns are: {listed}.")
     if None in lengths:
-        raise ValueError(
-            f"{path} row {lengths.index(None)} needs a length of 1 or more; got null. Remove it."
-        )
+        raise ValueError(f"{path} row {lengths.index(None)} needs a length of 1 or more; got null. Remove it.")
     return _checked(path, lengths, "row", range(len(lengths)))

@@ -33,9 +33,7 @@ class TokenBudgetBatchSampler(EpochBatchSampler):
         rank: int = 0,
         drop_last: bool = False,
     ) -> None:
-        super().__init__(
-            lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last
-        )
+        super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
         if max_tokens < 1:
             raise ValueError(f"max_tokens needs to be 1 or more; got {max_tokens}. Pass a budget in tokens.")
         for index, length in enumerate(self.lengths):

@@ -51,7 +51,7 @@ def environment() -> dict[str, Any]:
         "cuda_runtime": _cuda_runtime(),
         "versions": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
-        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "os": f"{platform.system()} {platform.machine()}",
     }
     if _gpu() is not None:
         found |= _limits() | gpu_state()

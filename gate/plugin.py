@@ -231,8 +231,12 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """Adds the environment, drops the host's name: records are committed to a public repository."""
-    machine_info.pop("node", None)
+    """Adds the environment, drops what names one host or its kernel: records are committed to a public repository."""
+    for key in ("node", "release"):
+        machine_info.pop(key, None)
+    if isinstance(cpu := machine_info.get("cpu"), dict):
+        # The processor's flags alone would be longer than most records.
+        machine_info["cpu"] = {key: cpu[key] for key in ("brand_raw", "arch", "count") if key in cpu}
     machine_info.update(environment.environment())
 
 
@@ -318,9 +322,7 @@ class _Progress:
 
     @property
     def reporter(self) -> pytest.TerminalReporter | None:
-        reporter: pytest.TerminalReporter | None = self.gate.config.pluginmanager.get_plugin(
-            "terminalreporter"
-        )
+        reporter: pytest.TerminalReporter | None = self.gate.config.pluginmanager.get_plugin("terminalreporter")
         return reporter
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

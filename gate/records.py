@@ -175,9 +175,7 @@ def comparison(now: Record, then: Record, name: str) -> list[str]:
     here = workloads(now)
     new = cells(now)
     old = {
-        key: info
-        for key, info in cells(then).items()
-        if (info["cell"]["workload"], info["cell"]["lengths"]) in here
+        key: info for key, info in cells(then).items() if (info["cell"]["workload"], info["cell"]["lengths"]) in here
     }
     rows = sorted((key for key in new if key in old), key=lambda key: -_ratio(new[key], old[key]))
     lines = [
@@ -223,9 +221,7 @@ def _environment_changes(now: Record, then: Record) -> list[str]:
         "max_memory_clock_mhz",
     )
     pairs = [*versions, *((new, old, key) for key in settings)]
-    changes = [
-        f"{key} is {a.get(key)} now, was {b.get(key)} then" for a, b, key in pairs if a.get(key) != b.get(key)
-    ]
+    changes = [f"{key} is {a.get(key)} now, was {b.get(key)} then" for a, b, key in pairs if a.get(key) != b.get(key)]
     for key in ("sm_clock_mhz", "memory_clock_mhz"):
         # Read once a session, and moving all the time under a power cap: only a large step means anything.
         a, b = new.get(key), old.get(key)

@@ -36,9 +36,7 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
         legend = "ms a step, * the best of its column"
         if any(article_ms(info["cell"]) is not None for info in group):
             legend += "; in brackets the article's ms, and ours as a multiple of it"
-        blocks.append(
-            "\n\n".join([title, _render(_step_table(group), width), f"{legend}. {_work(group)}".strip()])
-        )
+        blocks.append("\n\n".join([title, _render(_step_table(group), width), f"{legend}. {_work(group)}".strip()]))
     if infos:
         blocks.append(f"{_machine(record)}\n\n{_render(_cost_table(infos), width)}")
     others = _other_benchmarks(record)
@@ -61,9 +59,7 @@ def _step_table(group: Infos) -> Table:
         cell = info["cell"]
         rows.setdefault((cell["backend"], cell["collator"]), {})[cell["mode"], cell["execution"]] = info
     best = {
-        column: min(
-            (ms for row in rows.values() if (ms := step_ms(row.get(column, {}))) is not None), default=None
-        )
+        column: min((ms for row in rows.values() if (ms := step_ms(row.get(column, {}))) is not None), default=None)
         for column in COLUMNS
     }
     for (backend, collator), row in rows.items():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from collators.batch import Batch
+from collators.batch import NestedBatch, PackedBatch, PaddedBatch
 from model.attention.backend import Attend
 
 
@@ -71,15 +71,21 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, context: Any, rotation: Tensor | None) -> Tensor:
-        """Return the residual stream (B, S, E) after this block; `context` is the backend's for this batch."""
+    def forward(self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual stream (B, S, E) and the update that the next block adds to it.
+
+        `update` is that of the block before; `context` is the backend's for this batch. The addition is left to the
+        next block so that a compiled block fuses it with its first norm.
+        """
+        if update is not None:
+            x = x + update
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
         q, k, v = heads.split(self.heads, dim=-2) if self.grouped_query else heads.chunk(3, dim=-2)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
         x = x + self.projection(self.attend(q, k, v, context).flatten(-2))
-        return x + self.mlp(self.mlp_norm(x))
+        return x, self.mlp(self.mlp_norm(x))
 
 
 class Decoder(nn.Module):
@@ -100,18 +106,17 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.num_layers))
         self.head = nn.Linear(width, config.vocab_size)
 
-    def forward(self, batch: Batch, context: Any) -> Tensor:
+    def forward(self, batch: PaddedBatch | PackedBatch | NestedBatch, context: Any) -> Tensor:
         """Return logits (B, S, vocabulary) in the layout of `batch`."""
         positions = batch.position_ids
-        x = self.tokens(batch.input_ids)
-        rotation = None
+        x, update, rotation = self.tokens(batch.input_ids), None, None
         if self.positions is not None:
-            x = x + self.positions(positions)
+            update = self.positions(positions)
         else:
             rotation = nn.functional.embedding(positions, self.get_buffer("rotations"))
         for block in self.blocks:
-            x = block(x, context, rotation)
-        return self.head(x)
+            x, update = block(x, update, context, rotation)
+        return self.head(x + update)
 
     def compile_blocks(self) -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.

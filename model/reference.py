@@ -74,9 +74,7 @@ def reference_case(case: Case, dtype: torch.dtype) -> Case:
     return replace(case, layout=layout, padding_side=side, dtype=dtype, execution="eager")
 
 
-def summed(
-    model: Decoder, backend: Backend, examples: Sequence[Example], case: Case, *, sequences: int
-) -> Outcome:
+def summed(model: Decoder, backend: Backend, examples: Sequence[Example], case: Case, *, sequences: int) -> Outcome:
     """Return the outcome of `examples` computed `sequences` at a time: losses and gradients are summed."""
     collate = REFERENCE_COLLATOR.build(CollatorOptions(model.config.max_length, model.config.pad_id))
     batches = [collate(examples[start : start + sequences]) for start in range(0, len(examples), sequences)]

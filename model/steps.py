@@ -54,9 +54,7 @@ def eval_step(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Res
         return forward(model, backend, batch, case)
 
 
-def train_step(
-    model: Decoder, backend: Backend, batch: Batch, case: Case, optimizer: torch.optim.Optimizer
-) -> Result:
+def train_step(model: Decoder, backend: Backend, batch: Batch, case: Case, optimizer: torch.optim.Optimizer) -> Result:
     """Compute the loss and its gradients, and step the optimizer; gradients are dropped after it."""
     result = forward(model, backend, batch, case)
     result.loss.backward()

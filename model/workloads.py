@@ -51,8 +51,7 @@ class Workload:
     def has(self, cell: Cell) -> bool:
         """Tell whether `cell` is one of those the workload times by default."""
         named = any(
-            (row.backend, row.collator) == (cell.backend.name, cell.collator.name)
-            and cell.execution in row.executions
+            (row.backend, row.collator) == (cell.backend.name, cell.collator.name) and cell.execution in row.executions
             for row in self.rows
         )
         return named and (cell.mode, cell.causal) in self.modes and cell.dtype == self.dtype
@@ -138,9 +137,7 @@ ARTICLE = Workload(
 LONG = Workload(
     name="long",
     summary="long tails up to 8,192 tokens, 32 heads of 128 on 8 key-value heads",
-    config=DecoderConfig(
-        vocab_size=1024, max_length=8192, num_layers=4, num_heads=32, head_dim=128, num_kv_heads=8
-    ),
+    config=DecoderConfig(vocab_size=1024, max_length=8192, num_layers=4, num_heads=32, head_dim=128, num_kv_heads=8),
     batch_size=16,
     lengths=distribution_named("lognormal"),
     dtype=torch.bfloat16,

@@ -21,7 +21,8 @@ class Attend(Protocol):
     result has q's shape. `scale` multiplies q.k and defaults to 1/sqrt(D).
     """
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None) -> Tensor:
+        """Return the attention output in the shape of `q`."""
 
 
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
@@ -70,8 +71,8 @@ class Backend:
 
     `dtypes` lists, for each device it runs on, the dtypes it takes. `undeclared` refusals are no part of the
     backend's claim anywhere; `unavailable` ones would go away on another device or with another version.
-    `min_keys` is the narrowest padded batch it takes. `probe` returns further reasons why it cannot run here (a library that does not load, say).
-    `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
+    `min_keys` is the narrowest padded batch it takes. `probe` returns further reasons why it cannot run here (a
+    library that does not load, say). `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
     """
 
     name: str

@@ -94,7 +94,5 @@ BACKEND = Backend(
             execution="eager",
         ),
     ),
-    unavailable=(
-        Refusal("needs a CUDA GPU: FlexAttention has no backward on the CPU", device="cpu", mode="train"),
-    ),
+    unavailable=(Refusal("needs a CUDA GPU: FlexAttention has no backward on the CPU", device="cpu", mode="train"),),
 )

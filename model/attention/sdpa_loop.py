@@ -31,11 +31,13 @@ def prepare(batch: PackedBatch, case: Case) -> LoopContext:
 def attend(q: Tensor, k: Tensor, v: Tensor, context: LoopContext, *, scale: float | None = None) -> Tensor:
     """Attend within each segment, without a mask but causality, and concatenate."""
     grouped = q.shape[2] != k.shape[2]
-    pieces = (tensor.transpose(1, 2).split(context.lengths, dim=2) for tensor in (q, k, v))
+    pieces = (torch.split(tensor.transpose(1, 2), list(context.lengths), dim=2) for tensor in (q, k, v))
     with sdpa_kernel(KERNELS):
         out = [
-            scaled_dot_product_attention(*piece, is_causal=context.causal, scale=scale, enable_gqa=grouped)
-            for piece in zip(*pieces, strict=True)
+            scaled_dot_product_attention(
+                q_piece, k_piece, v_piece, is_causal=context.causal, scale=scale, enable_gqa=grouped
+            )
+            for q_piece, k_piece, v_piece in zip(*pieces, strict=True)
         ]
     return torch.cat(out, dim=2).transpose(1, 2)
 

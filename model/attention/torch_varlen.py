@@ -28,7 +28,7 @@ def prepare(batch: PackedBatch, case: Case) -> VarlenContext:
 
 
 @functools.cache
-def varlen_attn() -> tuple[Callable[..., Tensor], dict[bool, dict[str, Any]], dict[str, Any]]:
+def varlen_attn() -> tuple[Callable[..., Any], dict[bool, dict[str, Any]], dict[str, Any]]:
     """Return torch's function, its arguments for causal or not, and those for grouped heads.
 
     torch 2.10 took `is_causal`; from 2.11 on it is `window_size`, and from 2.12 on grouped heads are asked for.

@@ -15,7 +15,7 @@ from tests.performance.bench import Shared, cell_bench, release_memory
 pytestmark = pytest.mark.performance
 
 
-@pytest.mark.cells()
+@pytest.mark.cells
 @pytest.mark.benchmark(disable_gc=True)
 def test_a_batch_is_timed(
     cell: Cell,
