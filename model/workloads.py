@@ -178,11 +178,15 @@ def workload_named(name: str | None, device: Device, lengths: str | None = None)
     names = [distribution.name for distribution in DISTRIBUTIONS]
     if lengths in names:
         return replace(workload, lengths=distribution_named(lengths))
-    if not Path(lengths.partition(":")[0]).exists():
+    if not lengths or not Path(lengths.partition(":")[0]).exists():
         raise ValueError(
             f"--lengths {lengths!r} is neither a file nor a distribution; distributions are: {', '.join(names)}."
         )
     drawn = read_lengths_file(lengths)
     # Drawn once here, so that a length over the model's maximum is an error before anything runs.
-    drawn.draw(workload.num_batches * workload.batch_size, workload.config.max_length, workload.seed)
+    try:
+        drawn.draw(workload.num_batches * workload.batch_size, workload.config.max_length, workload.seed)
+    except ValueError as error:
+        others = ", ".join(f"{w.name} takes up to {w.config.max_length}" for w in WORKLOADS if w.name != workload.name)
+        raise ValueError(f"{error} That is the maximum of workload {workload.name}; {others} (--workload).") from None
     return replace(workload, lengths=drawn)

@@ -52,7 +52,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--workload", metavar="NAME", help="what is timed: smoke (default without a GPU), article, long")
     group.addoption(
-        "--lengths", metavar="NAME|FILE", help="a length distribution, or a file: one integer a line, .npy, .parquet"
+        "--lengths",
+        metavar="NAME|FILE",
+        help="a length distribution, or a file: one integer a line, .npy, .parquet; write --lengths=FILE, as pytest "
+        "looks for its rootdir in a path that follows a blank",
     )
     group.addoption(
         "--require", action="store_true", help="a cell that is unavailable here fails instead of being skipped"
@@ -61,20 +64,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cells(**axes): the axes of the matrix that a test covers")
-    try:
-        for name in config.getoption("backend") or ():
-            backend_named(name)
-        for name in config.getoption("collator") or ():
-            collator_named(name)
-        workload = workload_named(config.getoption("workload"), default_device(), config.getoption("lengths"))
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from None
+    workload = checked_workload(config)
     pattern = config.getoption("cells")
     ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
     if pattern is not None and not fnmatch.filter(ids, pattern):
         raise pytest.UsageError(
             f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
         )
+    if any(config.getoption(option) for option in ("cells", "backend", "collator")) and (
+        refused := nothing_declared(config)
+    ):
+        raise pytest.UsageError(refused)
+
+
+def checked_workload(config: pytest.Config) -> Workload:
+    """Return the run's workload; UsageError for an unknown backend, collator or workload, or for bad lengths."""
+    try:
+        for name in config.getoption("backend") or ():
+            backend_named(name)
+        for name in config.getoption("collator") or ():
+            collator_named(name)
+        return chosen_workload(config)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def chosen_workload(config: pytest.Config) -> Workload:
@@ -113,9 +125,7 @@ def drawn_candidates(config: pytest.Config, device: Device) -> list[Cell]:
     return [
         cell
         for cell in candidates(config, DRAWN, DRAWN)
-        if cell.execution == "eager"
-        or wanted == "all"
-        or (wanted == "default" and compiled_by_default(cell, device))
+        if cell.execution == "eager" or wanted == "all" or (wanted == "default" and compiled_by_default(cell, device))
     ]
 
 
@@ -134,6 +144,23 @@ def parameters(cells: Iterable[Cell], config: DecoderConfig, device: Device, tes
             marks.append(pytest.mark.xfail(reason=reason, strict=True))
         params.append(pytest.param(cell, id=cell.id, marks=marks))
     return params
+
+
+def nothing_declared(config: pytest.Config) -> str | None:
+    """Return why the cells asked for are all refused, or None where one is not."""
+    device, workload, pattern = default_device(), chosen_workload(config), config.getoption("cells")
+    asked = [
+        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN)),
+        *((cell, workload.config) for cell in candidates(config, workload.name, workload.lengths.name)),
+    ]
+    reason = None
+    for cell, sizes in asked:
+        if pattern is None or fnmatch.fnmatch(cell.id, pattern):
+            refused = cell.backend.undeclared_reasons(cell.case(device, sizes))
+            if not refused:
+                return None
+            reason = reason or f"no cell asked for is declared: {cell.backend.name} {refused[0]} (see pytest --matrix)."
+    return reason
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -160,3 +187,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("workbench", values, indirect=True, scope="module")
     else:
         metafunc.parametrize("cell", values)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave only tests of cells where some are asked for."""
+    if not any(config.getoption(option) for option in ("cells", "backend", "collator")):
+        return
+    others = [item for item in items if item.get_closest_marker("cells") is None]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("cells") is not None]

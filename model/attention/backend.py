@@ -99,6 +99,9 @@ class Backend:
 
     def undeclared_reasons(self, case: Case) -> list[str]:
         """Return why `case` is outside what the backend claims on any machine, one sentence each."""
+        # On a device that it does not run on at all, its dtypes elsewhere are still a claim.
+        everywhere = dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes)
+        dtypes = self.dtypes.get(case.device, tuple(everywhere))
         claims = [
             (case.layout == self.layout, f"needs a {self.layout} batch; got {case.layout}"),
             (
@@ -126,18 +129,10 @@ class Backend:
                 case.head_dim % self.head_dim_multiple == 0,
                 f"takes head dims that are multiples of {self.head_dim_multiple}; got {case.head_dim}",
             ),
-            (
-                case.dtype in self.dtypes.get(case.device, self._all_dtypes),
-                f"takes {', '.join(_short(d) for d in self.dtypes.get(case.device, self._all_dtypes))} on "
-                f"{case.device}; got {_short(case.dtype)}",
-            ),
+            (case.dtype in dtypes, f"takes {', '.join(map(_short, dtypes))}; got {_short(case.dtype)}"),
         ]
         refused = [refusal.reason for refusal in self.undeclared if refusal.matches(case)]
         return [reason for holds, reason in claims if not holds] + refused
-
-    @property
-    def _all_dtypes(self) -> tuple[torch.dtype, ...]:
-        return tuple(dict.fromkeys(dtype for dtypes in self.dtypes.values() for dtype in dtypes))
 
     def unavailable_reasons(self, case: Case, machine: Machine | None = None) -> list[str]:
         """Return what `machine` (this one by default) lacks for `case`, each with what would make it available."""
@@ -179,6 +174,11 @@ class Backend:
         if reasons := self.unsupported_reasons(case) or self.batch_reasons(batch):
             raise ValueError(f"{self.name} {'; '.join(reasons)}. See pytest --matrix for what works here.")
         return self.prepare(batch, case)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an import said, for a reason of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _short(dtype: torch.dtype) -> str:

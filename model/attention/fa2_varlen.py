@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from model.attention.backend import HALF, Backend, Requirement
+from model.attention.backend import HALF, Backend, Requirement, first_line
 from model.attention.torch_varlen import VarlenContext, prepare
 
 
@@ -22,8 +22,7 @@ def probe() -> list[str]:
     try:
         import flash_attn  # noqa: F401
     except (ImportError, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        return [f"flash-attn does not load ({first_line}); install the build for this torch and CUDA version"]
+        return [f"flash-attn does not load ({first_line(error)}); install the build for this torch and CUDA version"]
     return []
 
 

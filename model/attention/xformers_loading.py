@@ -6,6 +6,8 @@ import importlib.metadata
 
 import torch
 
+from model.attention.backend import first_line
+
 RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu12"
 
 
@@ -30,7 +32,7 @@ def loading_problems() -> list[str]:
         import xformers.ops  # noqa: F401
         from xformers import _cpp_lib
     except (ImportError, OSError) as error:
-        return [f"xformers does not import ({str(error).splitlines()[0]}); install the build for this torch"]
+        return [f"xformers does not import ({first_line(error)}); install the build for this torch"]
     if failure := _cpp_lib._cpp_library_load_exception:
-        return [f"xformers' extension does not load ({str(failure).splitlines()[0]}); install the build for this torch"]
+        return [f"xformers' extension does not load ({first_line(failure)}); install the build for this torch"]
     return []

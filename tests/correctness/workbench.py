@@ -19,7 +19,7 @@ from model.reference import Outcome, outcome, padded_reference, solo_oracle, wit
 from tests.correctness.drawn import CONFIG
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Workbench:
     """The cell's decoder, and the same weights in the reference: in float64 and in the cell's own dtype."""
 
@@ -30,6 +30,9 @@ class Workbench:
     reference: Decoder
     truth: Decoder
     compile_errors: list[TorchDynamoException] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<workbench of {self.cell.id}>"
 
     def outcome(self, examples: Sequence[Example]) -> Outcome:
         """Return what the cell computes of `examples`.

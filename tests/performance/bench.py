@@ -130,6 +130,7 @@ class CellBench:
             "tokens": tokens,
             "tokens_per_s": median(tokens) / step_ms * 1e3,
             "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
+            "matmul_tflops": self.shared.matmul_tflops,
             "padded_token_share": 1 - sum(tokens) / sum(batch.num_slots for batch in timed),
         }
 
