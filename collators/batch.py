@@ -187,10 +187,11 @@ class NestedBatch(Batch):
         return outputs.values()
 
     def split(self, outputs: Tensor) -> list[Tensor]:
-        if not outputs.is_nested or outputs.values().shape[0] != self.num_slots:
+        jagged = outputs.is_nested and outputs.layout == torch.jagged
+        if not jagged or not torch.equal(outputs.offsets(), self.offsets):  # type: ignore[attr-defined]
             raise ValueError(
-                f"a nested batch splits NestedTensors of {self.num_slots} tokens; "
-                f"got {'a NestedTensor of other size' if outputs.is_nested else tuple(outputs.shape)}."
+                f"a nested batch splits jagged NestedTensors of lengths {self.lengths}; "
+                f"got {'a NestedTensor of others' if outputs.is_nested else tuple(outputs.shape)}."
             )
         return list(torch.split(outputs.values(), list(self.lengths)))
 

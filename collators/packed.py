@@ -15,9 +15,10 @@ class Packed:
     """Concatenates the sequences without padding; positions restart at 0 in each."""
 
     options: CollatorOptions
+    name: str = "packed"
 
     def __call__(self, examples: Sequence[Example]) -> PackedBatch:
-        lengths = checked_lengths(examples, self.options.max_length, collator="packed")
+        lengths = checked_lengths(examples, self.options.max_length, collator=self.name)
         targets = torch.cat([example.targets for example in examples])
         return PackedBatch(
             lengths=lengths,

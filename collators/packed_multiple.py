@@ -29,7 +29,7 @@ class PackedMultiple:
             )
 
     def __call__(self, examples: Sequence[Example]) -> PackedBatch:
-        batch = Packed(self.options)(examples)
+        batch = Packed(self.options, name="packed_multiple")(examples)
         filler = -batch.num_tokens % self.options.multiple
         if not filler:
             return batch

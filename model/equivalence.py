@@ -35,6 +35,9 @@ def differences(
 
     if len(actual.logits) != len(truth.logits):
         raise ValueError(f"expected {len(truth.logits)} sequences; got {len(actual.logits)}.")
+    for index, (got, wanted) in enumerate(zip(actual.logits, truth.logits, strict=True)):
+        if got.shape != wanted.shape:
+            raise ValueError(f"logits of sequence {index}: got {tuple(got.shape)}, expected {tuple(wanted.shape)}.")
     if actual.gradients.keys() != truth.gradients.keys():
         raise ValueError(f"gradients differ in name: {actual.gradients.keys() ^ truth.gradients.keys()}.")
     found = [

@@ -55,8 +55,9 @@ def mismatch(
 
     `reference` is the same tensor from the reference in `dtype`. Anything not finite is infinitely far off.
     """
-    if actual.shape != truth.shape:
-        raise ValueError(f"{name}: shapes differ: got {tuple(actual.shape)}, expected {tuple(truth.shape)}.")
+    for tensor in (actual, reference):
+        if tensor.shape != truth.shape:
+            raise ValueError(f"{name}: shapes differ: got {tuple(tensor.shape)}, expected {tuple(truth.shape)}.")
     wanted = _rows(truth)
     errors = (_rows(actual) - wanted).norm(dim=-1)
     errors = errors.where(errors.isfinite(), torch.inf)

@@ -8,7 +8,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from collators.batch import Batch, Layout, PaddingSide
+from collators.batch import Batch, Layout, PaddedBatch, PaddingSide
 from model.attention.case import Case, Device, Execution, Machine, Mode, this_machine
 
 Prepare = Callable[[Any, Case], Any]
@@ -143,9 +143,11 @@ class Backend:
             if self.min_capability and wanted == "a CUDA GPU":
                 wanted += " of compute capability {}.{} or newer".format(*self.min_capability)
             reasons.append(f"needs {wanted}; this case runs on {case.device}")
-        elif case.device == "cuda" and self.min_capability:
+        elif case.device == "cuda":
             found = machine.capability
-            if found is None or found < self.min_capability:
+            if found is None and not self.min_capability:
+                reasons.append("needs a CUDA GPU; got none")
+            elif self.min_capability and (found is None or found < self.min_capability):
                 need, have = ".".join(map(str, self.min_capability)), ".".join(map(str, found or ("none",)))
                 reasons.append(f"needs a GPU of compute capability {need} or newer; got {have}")
         reasons += [refusal.reason for refusal in self.unavailable if refusal.matches(case)]
@@ -170,6 +172,11 @@ class Backend:
             raise ValueError(
                 f"{self.name} needs a {self.layout} batch; got {batch.layout}. Use a collator of that layout "
                 "(pytest --matrix lists them)."
+            )
+        if isinstance(batch, PaddedBatch) and batch.padding_side != case.padding_side:
+            raise ValueError(
+                f"{self.name} was asked for padding on the {case.padding_side}; got a batch padded on the "
+                f"{batch.padding_side}. Make the case from the collator of the batch."
             )
         if reasons := self.unsupported_reasons(case) or self.batch_reasons(batch):
             raise ValueError(f"{self.name} {'; '.join(reasons)}. See pytest --matrix for what works here.")
