@@ -64,11 +64,11 @@ def _loss_rounding(truth: Outcome, reference: Outcome) -> torch.Tensor:
 
 
 def _named_by_sequence(found: Mismatch | None, truth: Outcome) -> Mismatch | None:
-    if found is None:
-        return None
+    if found is None or found.row is None:
+        return found
     row = found.row
     for sequence, logits in enumerate(truth.logits):
         if row < len(logits):
-            return Mismatch(f"logits of sequence {sequence}, position {row}", row, found.error, found.allowed)
+            return Mismatch(f"logits of sequence {sequence}, position {row}", None, found.error, found.allowed)
         row -= len(logits)
     raise AssertionError("the worst row lies past the last sequence")

@@ -16,15 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One tensor that is further from the truth than allowed; `row` is its worst row."""
+    """One tensor that is further from the truth than allowed; `row` is its worst row, None where it has but one."""
 
     name: str
-    row: int
+    row: int | None
     error: float
     allowed: float
 
     def __str__(self) -> str:
-        return f"{self.name}, row {self.row}: error {self.error:.3e}, allowed {self.allowed:.3e}"
+        where = self.name if self.row is None else f"{self.name}, row {self.row}"
+        return f"{where}: error {self.error:.3e}, allowed {self.allowed:.3e}"
 
 
 def rounding_floor(dtype: torch.dtype, reduction_length: int) -> float:
@@ -67,4 +68,4 @@ def mismatch(
     row = int(errors.argmax())
     error = float(errors[row])
     # A bound that is not finite comes from a broken reference, and passes nothing.
-    return None if error <= allowed < math.inf else Mismatch(name, row, error, allowed)
+    return None if error <= allowed < math.inf else Mismatch(name, row if actual.ndim > 1 else None, error, allowed)

@@ -77,21 +77,15 @@ def test_lengths_are_as_many_as_asked_and_in_range(
 def test_a_longer_draw_starts_with_the_shorter_one(
     distribution: LengthDistribution, count: int, more: int, max_length: int, seed: int
 ) -> None:
-    assert distribution.draw(count + more, max_length, seed)[:count] == distribution.draw(
-        count, max_length, seed
-    )
+    assert distribution.draw(count + more, max_length, seed)[:count] == distribution.draw(count, max_length, seed)
 
 
-@pytest.mark.parametrize(
-    "distribution", [d for d in DISTRIBUTIONS if d.name != "equal"], ids=lambda d: d.name
-)
+@pytest.mark.parametrize("distribution", [d for d in DISTRIBUTIONS if d.name != "equal"], ids=lambda d: d.name)
 def test_another_seed_draws_other_lengths(distribution: LengthDistribution) -> None:
     assert distribution.draw(50, 1024, 0) != distribution.draw(50, 1024, 1)
 
 
-@pytest.mark.parametrize(
-    "distribution", [d for d in DISTRIBUTIONS if d.name != "recorded"], ids=lambda d: d.name
-)
+@pytest.mark.parametrize("distribution", [d for d in DISTRIBUTIONS if d.name != "recorded"], ids=lambda d: d.name)
 def test_a_maximum_of_one_draws_ones(distribution: LengthDistribution) -> None:
     assert distribution.draw(20, 1, 0) == [1] * 20
 
@@ -186,9 +180,7 @@ def test_recorded_lengths_count_what_they_leave_out(max_length: int) -> None:
 
 
 def test_recorded_lengths_need_a_document_that_fits() -> None:
-    with pytest.raises(
-        ValueError, match=r"recorded lengths need a max_length of 5 or more.*; got 4\. Raise it"
-    ):
+    with pytest.raises(ValueError, match=r"recorded lengths need a max_length of 5 or more.*; got 4\. Raise it"):
         distribution_named("recorded").draw(1, 4, 0)
 
 
@@ -200,13 +192,10 @@ def test_the_record_is_what_its_readme_says() -> None:
     assert f"{len(lengths):,} real documents" in readme
     assert f"{int(lengths.sum()):,} tokens" in readme
     quantiles = [
-        int(np.quantile(lengths, q, method="inverted_cdf"))
-        for q in (0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
+        int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
     ]
     assert f"| {lengths.mean():.1f} | " + " | ".join(f"{value:,}" for value in quantiles) + " |" in readme
-    left_out = [
-        RecordedLengths("recorded").excluded(limit) for limit in (64, 128, 256, 512, 1024, 2048, 4096)
-    ]
+    left_out = [RecordedLengths("recorded").excluded(limit) for limit in (64, 128, 256, 512, 1024, 2048, 4096)]
     assert "| left out | " + " | ".join(f"{count:,}" for count in left_out) + " |" in readme
 
 
@@ -275,9 +264,7 @@ def test_bad_text_is_refused_by_line(tmp_path: Path, text: str, message: str) ->
 @settings(max_examples=50)
 @given(content=st.binary(max_size=200))
 @example(content=b"\xff\xfe3\x00")
-@example(
-    content=b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }\n"
-)
+@example(content=b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }\n")
 @pytest.mark.parametrize("suffix", ["txt", "npy", "parquet"])
 def test_any_bytes_are_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
@@ -340,15 +327,11 @@ def test_a_bad_array_is_refused(tmp_path: Path, array: np.ndarray, message: str)
         ({"tokens": [3, 4, 0]}, "", "row 2 needs a length of 1 or more; got 0."),
     ],
 )
-def test_a_bad_column_is_refused(
-    tmp_path: Path, columns: dict[str, list[object]], column: str, message: str
-) -> None:
+def test_a_bad_column_is_refused(tmp_path: Path, columns: dict[str, list[object]], column: str, message: str) -> None:
     assert message in one_line_error(parquet_of(tmp_path, **columns) + column)
 
 
-def test_a_parquet_file_without_pyarrow_names_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parquet_file_without_pyarrow_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     message = one_line_error(str(tmp_path / "lengths.parquet"))
     assert "needs pyarrow, which is not installed. Run `pip install pyarrow`" in message
@@ -364,8 +347,6 @@ def test_a_length_over_the_maximum_is_refused_where_it_stands(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"), [((0, 8, 0), "count"), ((1, 0, 0), "max_length"), ((1, 8, -1), "seed")]
 )
-def test_a_file_refuses_the_same_arguments_as_a_distribution(
-    arguments: tuple[int, int, int], message: str
-) -> None:
+def test_a_file_refuses_the_same_arguments_as_a_distribution(arguments: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"a draw needs a {message} of"):
         FileLengths("f", (3,), "line", (1,)).draw(*arguments)

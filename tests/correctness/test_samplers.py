@@ -127,9 +127,7 @@ def test_a_batch_never_passes_its_token_budget(
         assert len(lengths) % num_replicas != 0
         return
     ranks = ranks_of(
-        lambda rank: TokenBudgetBatchSampler(
-            lengths, budget, num_replicas=num_replicas, rank=rank, **options
-        ),
+        lambda rank: TokenBudgetBatchSampler(lengths, budget, num_replicas=num_replicas, rank=rank, **options),
         num_replicas,
     )
     assert all(batches for batches in ranks)
@@ -185,9 +183,7 @@ def test_a_bucket_includes_its_edge() -> None:
 def test_ranks_of_a_step_get_neighbouring_buckets() -> None:
     lengths = [length for length in (4, 12, 24, 40) for _ in range(32)]
     ranks = ranks_of(
-        lambda rank: LengthBucketBatchSampler(
-            lengths, 4, bucket_edges=(8, 16, 32), num_replicas=4, rank=rank
-        ),
+        lambda rank: LengthBucketBatchSampler(lengths, 4, bucket_edges=(8, 16, 32), num_replicas=4, rank=rank),
         4,
     )
     for step in zip(*ranks, strict=True):
@@ -261,9 +257,7 @@ def test_a_dataloader_collates_every_example_once(make: MakeSampler) -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), data=st.data())
-def test_splitting_keeps_the_order_and_cuts_no_more_than_needed(
-    sizes: list[int], data: st.DataObject
-) -> None:
+def test_splitting_keeps_the_order_and_cuts_no_more_than_needed(sizes: list[int], data: st.DataObject) -> None:
     starts = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
     batches = [list(range(start, end)) for start, end in pairwise(starts)]
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=starts[-1], max_size=starts[-1]))
@@ -295,9 +289,7 @@ def test_drop_last_on_one_rank_drops_no_token_budget_batch() -> None:
 
 
 def test_drop_last_with_fewer_batches_than_replicas_cuts_them() -> None:
-    ranks = ranks_of(
-        lambda rank: TokenBudgetBatchSampler([1] * 4, 8, num_replicas=3, rank=rank, drop_last=True), 3
-    )
+    ranks = ranks_of(lambda rank: TokenBudgetBatchSampler([1] * 4, 8, num_replicas=3, rank=rank, drop_last=True), 3)
     assert sorted(indices_of(ranks)) == [0, 1, 2, 3]
 
 
@@ -406,16 +398,12 @@ class EpochsOfAllRanks(RuleBasedStateMachine):
         ranks = range(num_replicas)
         if kind == "buckets":
             self.samplers = tuple(
-                LengthBucketBatchSampler(
-                    lengths, 5, bucket_edges=(4, 8), num_replicas=num_replicas, rank=rank
-                )
+                LengthBucketBatchSampler(lengths, 5, bucket_edges=(4, 8), num_replicas=num_replicas, rank=rank)
                 for rank in ranks
             )
         else:
             self.samplers = tuple(
-                TokenBudgetBatchSampler(
-                    lengths, 48, padded=kind == "padded", num_replicas=num_replicas, rank=rank
-                )
+                TokenBudgetBatchSampler(lengths, 48, padded=kind == "padded", num_replicas=num_replicas, rank=rank)
                 for rank in ranks
             )
 

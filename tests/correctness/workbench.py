@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.equivalence import differences
 from model.reference import Outcome, outcome, padded_reference, solo_oracle, with_backend
 from tests.correctness.drawn import CONFIG
+
+#: How many tensors the report of a red cell names.
+SHOWN = 6
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +37,10 @@ class Workbench:
 
     def __repr__(self) -> str:
         return f"<workbench of {self.cell.id}>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # Hypothesis would print every field of a dataclass, models included.
+        printer.text(repr(self))
 
     def outcome(self, examples: Sequence[Example]) -> Outcome:
         """Return what the cell computes of `examples`.
@@ -76,7 +84,11 @@ class Workbench:
         if found:
             lengths = [example.input_ids.numel() for example in examples]
             again = f"pytest -m correctness --compiled=all --cells '{self.cell.id}'"
-            lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, found)]
+            # Logits and loss first: gradients are wrong wherever they are.
+            found.sort(key=lambda mismatch: mismatch.name.startswith("gradient"))
+            lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, found[:SHOWN])]
+            if len(found) > SHOWN:
+                lines.append(f"... and {len(found) - SHOWN} tensors more")
             raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
 
 

@@ -315,9 +315,7 @@ def test_plain_comparison_sorts_worst_first_and_warns_of_other_machines(session,
     then = ENVIRONMENT | {"power_limit_w": 500.0, "versions": {"torch": "2.12.0", "xformers": None}}
     old = [info(ms=31.0), info("xformers_auto", ms=20.0), info("gone")]
     place(pytester, "0001_x.json", "2026-03-01T00:00:00", old, machine_info=then)
-    result = session(
-        "--benchmark-compare", infos=[info(ms=32.0), info("xformers_auto", ms=30.0), info("new")]
-    )
+    result = session("--benchmark-compare", infos=[info(ms=32.0), info("xformers_auto", ms=30.0), info("new")])
     assert result.ret == 0
     result.stdout.re_match_lines(
         [

@@ -58,9 +58,7 @@ def record(*infos):
             for entry in entries
             if entry["extra_info"].get("verdict") in ("timed", None)
         ],
-        "cells_without_time": [
-            entry for entry in entries if entry["extra_info"].get("verdict") not in ("timed", None)
-        ],
+        "cells_without_time": [entry for entry in entries if entry["extra_info"].get("verdict") not in ("timed", None)],
     }
 
 
@@ -89,9 +87,7 @@ def test_article_figures_stand_beside_ours_and_the_best_is_marked():
 
 
 def test_cells_with_the_other_mask_get_a_table_without_the_article():
-    text = markdown_table(
-        record(info(), info(ms=20.0, causal=True), info(ms=90.0, mode="train", causal=False))
-    )
+    text = markdown_table(record(info(), info(ms=20.0, causal=True), info(ms=90.0, mode="train", causal=False)))
     first, second = [row for row in rows(text, "fa2_varlen") if row[1] == "packed"]
     assert first[2] == "31.0* (51, 0.61x)"
     assert second[2:] == ["20.0*", "-", "90.0*", "-"]
