@@ -12,7 +12,7 @@ from model.attention import BACKENDS, Device, backend_named, default_device, thi
 from model.cells import Cell, all_cells
 from model.decoder import DecoderConfig
 from model.workloads import Workload, workload_named
-from tests.correctness.drawn import CONFIG, DRAWN, compiled_by_default
+from tests.correctness.drawn import CONFIG, DRAWN, VARIANTS, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
@@ -63,7 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cells(**axes): the axes of the matrix that a test covers")
+    config.addinivalue_line(
+        "markers", "cells(**axes): the axes of the matrix that a test covers, and the decoder's variants"
+    )
     workload = checked_workload(config)
     pattern = config.getoption("cells")
     ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
@@ -167,26 +169,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("cells")
     if marker is None:
         return
-    config, device = metafunc.config, default_device()
+    config, device, test = metafunc.config, default_device(), metafunc.function.__name__
+    axes = dict(marker.kwargs)
+    variants = axes.pop("variants", ("plain",))
+    pattern, require = config.getoption("cells"), config.getoption("require")
+
+    def chosen(cells: list[Cell]) -> list[Cell]:
+        return [
+            cell
+            for cell in cells
+            if all(getattr(cell, axis) in values for axis, values in axes.items())
+            and (pattern is None or fnmatch.fnmatch(cell.id, pattern))
+        ]
+
     if metafunc.definition.get_closest_marker("performance"):
         workload = chosen_workload(config)
-        cells, sizes = timed_candidates(config, workload), workload.config
-    else:
-        cells, sizes = drawn_candidates(config, device), CONFIG[device]
-    pattern = config.getoption("cells")
-    chosen = [
-        cell
-        for cell in cells
-        if all(getattr(cell, axis) in values for axis, values in marker.kwargs.items())
-        and (pattern is None or fnmatch.fnmatch(cell.id, pattern))
-    ]
-    test = metafunc.function.__name__
-    values = parameters(chosen, sizes, device, test, require=config.getoption("require"))
-    if "workbench" in metafunc.fixturenames:
-        # The scope keeps the tests of one cell together, so that its models are built once.
-        metafunc.parametrize("workbench", values, indirect=True, scope="module")
-    else:
-        metafunc.parametrize("cell", values)
+        cells = chosen(timed_candidates(config, workload))
+        metafunc.parametrize("cell", parameters(cells, workload.config, device, test, require=require))
+        return
+    cells = chosen(drawn_candidates(config, device))
+    values = []
+    for variant in variants:
+        sizes = VARIANTS[variant][device]
+        for param in parameters(cells, sizes, device, test, require=require):
+            name = param.id if variant == "plain" else f"{param.id}-{variant}"
+            values.append(pytest.param((*param.values, sizes), id=name, marks=param.marks))
+    # The scope keeps the tests of one cell together, so that its models are built once.
+    metafunc.parametrize("workbench", values, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,5 +10,6 @@ from tests.correctness.workbench import Workbench, compiler_for, workbench_of
 @pytest.fixture(scope="module")
 def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
     """The cell of this test beside the reference; compiled code is dropped after the cell's last test."""
-    with compiler_for(request.param):
-        yield workbench_of(request.param)
+    cell, config = request.param
+    with compiler_for(cell):
+        yield workbench_of(cell, config)

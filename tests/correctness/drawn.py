@@ -1,7 +1,10 @@
 """What the correctness tests run on: a small decoder, and batches that Hypothesis draws for it."""
 
+from dataclasses import replace
+
 import torch
 
+from collators import collator_named
 from model.attention import Device
 from model.cells import Cell
 from model.decoder import DecoderConfig
@@ -16,11 +19,22 @@ CONFIG: dict[Device, DecoderConfig] = {
     "cuda": DecoderConfig(vocab_size=61, max_length=130, num_layers=2, num_heads=2, head_dim=64),
 }
 
+#: The same decoder in other shapes. A backend that does not declare one is not asked.
+VARIANTS: dict[str, dict[Device, DecoderConfig]] = {
+    "plain": CONFIG,
+    "grouped": {
+        "cpu": replace(CONFIG["cpu"], num_heads=4, num_kv_heads=2),
+        "cuda": replace(CONFIG["cuda"], num_heads=4, num_kv_heads=2),
+    },
+    "rotary": {device: replace(config, positions="rotary") for device, config in CONFIG.items()},
+}
+
+#: A collator of each layout, for what does not depend on how a layout is filled.
+ONE_OF_EACH_LAYOUT = (collator_named("pad_longest"), collator_named("packed"), collator_named("nested"))
+
 #: A compiled block costs 10 to 20 s on two cores, as it meets each kind of batch: by default the CPU proves one. The
 #: workload `smoke` times more of them, each after a check of its first batch.
-COMPILED_ON_CPU = (
-    ("sdpa_document_mask", "packed", "train", True, torch.float32),
-)
+COMPILED_ON_CPU = (("sdpa_document_mask", "packed", "train", True, torch.float32),)
 
 #: A GPU proves every backend compiled in bfloat16, on one collator of each layout and padding side: those of one
 #: layout share their graphs.

@@ -102,10 +102,10 @@ def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.
     return model
 
 
-def workbench_of(cell: Cell) -> Workbench:
-    """Build the models of `cell`."""
+def workbench_of(cell: Cell, config: DecoderConfig | None = None) -> Workbench:
+    """Build the models of `cell`, in the sizes of this device unless others are given."""
     device = default_device()
-    config = CONFIG[device]
+    config = config or CONFIG[device]
     parameters = cell.dtype if cell.dtype == torch.float64 else torch.float32
     model = decoder(config, cell.backend, parameters)
     if cell.execution == "compiled":
