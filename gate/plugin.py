@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 
 from gate import environment
+from gate.progress import Progress
 from gate.records import (
     Journal,
     Record,
     comparison,
     find_records,
-    format_ms,
     load_record,
     matches,
     newest_of_workloads,
-    no_time_word,
-    step_ms,
     workloads,
 )
 from gate.table import WIDE, tables
@@ -163,7 +161,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-benchmark would look in the wrong folder and dump both machine_infos in a warning: see
     # pytest_sessionstart, which finds the record, and pytest_sessionfinish, which hands it over.
     option.benchmark_compare = []
-    config.pluginmanager.register(_Progress(gate), "varlen-gate-progress")
+    config.pluginmanager.register(Progress(config, gate.entries), "varlen-gate-progress")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -306,86 +304,3 @@ def _comparison_lines(gate: Gate) -> list[str]:
 def _write(reporter: pytest.TerminalReporter, lines: list[str]) -> None:
     for line in lines:
         reporter.write_line(line)
-
-
-class _Progress:
-    """A line a timed test, in place of pytest's dot: its name when it starts, its result when it ends.
-
-    Marked tests only (`performance`); works through pytest's own way to append to an open line, so that
-    output in between, -v and -q garble nothing.
-    """
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-        self.prefixes: dict[str, str] = {}
-        self.live = False
-
-    @property
-    def reporter(self) -> pytest.TerminalReporter | None:
-        reporter: pytest.TerminalReporter | None = self.gate.config.pluginmanager.get_plugin("terminalreporter")
-        return reporter
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        timed = [item for item in session.items if item.get_closest_marker("performance")]
-        for position, item in enumerate(timed, start=1):
-            label = item.callspec.id if hasattr(item, "callspec") else item.name
-            self.prefixes[item.nodeid] = f"[{position}/{len(timed)}] {label}: "
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_logstart(self, nodeid: str) -> Generator[None, None, None]:
-        reporter = self.reporter
-        if reporter is None or nodeid not in self.prefixes:
-            yield
-            return
-        reporter.showfspath = False
-        try:
-            yield
-        finally:
-            reporter.showfspath = None
-        reporter.write_ensure_prefix(self.prefixes[nodeid])
-        reporter.flush()
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_report_teststatus(self) -> Generator[None, Any, Any]:
-        status = yield
-        return (status[0], "", "") if self.live else status
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
-        self.live = report.nodeid in self.prefixes
-        live = self.live
-        try:
-            yield
-        finally:
-            self.live = False
-        reporter = self.reporter
-        if reporter is not None and live and (report.when == "call" or not report.passed):
-            result = _result(report, self.gate.entries.get(report.nodeid))
-            reporter.write_ensure_prefix(self.prefixes[report.nodeid], result)
-            reporter.flush()
-
-
-def _result(report: pytest.TestReport, entry: dict[str, Any] | None) -> str:
-    """`97.8 ms (97.1..99.0), 41.2 GB`: median, smallest and largest step, peak memory; FAILED before it."""
-    words = []
-    if report.failed:
-        words.append("FAILED" if report.when == "call" else f"ERROR in {report.when}")
-    elif report.skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected failure"
-        words.append(reason if reason.startswith("Skipped") else f"skipped, {reason}")
-    if entry is not None:
-        words.append(_entry_result(entry))
-    return ", ".join(words) or "passed"
-
-
-def _entry_result(entry: dict[str, Any]) -> str:
-    info = entry["extra_info"]
-    if "cell" not in info:
-        return f"{format_ms(entry['stats']['median'] * 1e3)} ms"
-    ms = step_ms(info)
-    if ms is None:
-        return no_time_word(info)
-    samples = info.get("device_ms") or info.get("wall_ms")
-    spread = f" ({format_ms(min(samples))}..{format_ms(max(samples))})" if samples else ""
-    peak = info.get("peak_bytes")
-    return f"{format_ms(ms)} ms{spread}" + ("" if peak is None else f", {peak / 1e9:.1f} GB")
