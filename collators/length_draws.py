@@ -22,6 +22,10 @@ class LengthDistribution(Protocol):
         """Return `count` lengths in 1..max_length."""
         ...
 
+    def excluded(self, max_length: int) -> int:
+        """Return how many lengths of the source are over `max_length`, and so never drawn."""
+        ...
+
 
 def seeded(count: int, max_length: int, seed: int) -> np.random.Generator:
     """Return the generator of a draw; ValueError if one of the draw's arguments is out of range."""

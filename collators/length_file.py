@@ -33,6 +33,10 @@ class FileLengths:
         digest = hashlib.sha256(",".join(map(str, self.lengths)).encode()).hexdigest()[:8]
         return f"{Path(self.path).name}@{digest}"
 
+    def excluded(self, max_length: int) -> int:
+        """Return 0: a length over the maximum is an error, never left out."""
+        return 0
+
     def draw(self, count: int, max_length: int, seed: int) -> list[int]:
         """Return `count` lengths of the file.
 

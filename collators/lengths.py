@@ -43,6 +43,10 @@ class SampledLengths:
         """Return `count` lengths in 1..max_length; ValueError for an argument out of range."""
         return self.sample(seeded(count, max_length, seed), count, max_length)
 
+    def excluded(self, max_length: int) -> int:
+        """Return 0: a formula keeps to the maximum."""
+        return 0
+
 
 @dataclass(frozen=True)
 class RecordedLengths:

@@ -79,6 +79,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(refused)
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what is timed, and which recorded documents are too long for it."""
+    workload = chosen_workload(config)
+    sizes, lengths = workload.config, workload.lengths
+    line = (
+        f"workload {workload.name}: {workload.num_batches} batches of {workload.batch_size} sequences, "
+        f"{lengths.name} lengths up to {sizes.max_length}"
+    )
+    left_out = lengths.excluded(sizes.max_length)
+    return f"{line}; {left_out} longer documents are not drawn" if left_out else line
+
+
 def checked_workload(config: pytest.Config) -> Workload:
     """Return the run's workload; UsageError for an unknown backend, collator or workload, or for bad lengths."""
     try:
