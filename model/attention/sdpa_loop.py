@@ -11,7 +11,7 @@ from collators.batch import PackedBatch
 from model.attention.backend import ANY, Backend
 from model.attention.case import Case
 
-#: Not cuDNN, which torch prefers on an H100: it builds a plan for every new length, at 40 ms each.
+#: Left to torch, an evaluation step took 1,360 ms on an H100 instead of 43: cuDNN's plan for every new length, likely.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
