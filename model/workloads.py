@@ -98,8 +98,6 @@ SMOKE = Workload(
         Row("sdpa_document_mask", "packed_multiple", EAGER),
         Row("sdpa_loop", "packed", EAGER),
         Row("sdpa_nested", "nested"),
-        Row("torch_varlen", "packed", EAGER),
-        Row("fa2_varlen", "packed", EAGER),
         Row("xformers_auto", "packed", EAGER),
         Row("flex_document_mask", "packed"),
     ),

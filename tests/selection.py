@@ -68,11 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     workload = checked_workload(config)
     pattern = config.getoption("cells")
-    ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
-    if pattern is not None and not fnmatch.filter(ids, pattern):
-        raise pytest.UsageError(
-            f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
-        )
+    if pattern is not None:
+        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
+        if not fnmatch.filter(ids, pattern):
+            raise pytest.UsageError(
+                f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
+            )
     if any(config.getoption(option) for option in ("cells", "backend", "collator")) and (
         refused := nothing_declared(config)
     ):

@@ -184,7 +184,7 @@ class Backend:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an import said, for a reason of one line."""
+    """Return the first line of what `error` says, or its type where it says nothing, for a reason of one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -145,6 +145,9 @@ def release_memory(device: Device) -> None:
 
 def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     """Build the model of `cell`; every cell starts from the same weights."""
+    # What all cells share stays on the device: made before the base is read, no cell's peak holds it.
+    shared.references(cell)
+    shared.batches(cell.collator)
     release_memory(shared.device)
     base = torch.cuda.memory_allocated() if shared.device == "cuda" else 0
     model = seeded_decoder(shared.workload.config, cell.backend.attend, device=shared.device)

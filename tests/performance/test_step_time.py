@@ -8,6 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from gate.environment import gpu_state
+from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
 from tests.performance.bench import Shared, cell_bench, release_memory
@@ -45,9 +46,9 @@ def test_a_batch_is_timed(
                 info | {"verdict": "timed"} | bench.costs(timer.samples) | {"gpu_after": gpu_state()}
             )
     except torch.OutOfMemoryError as error:
-        record_cell({**info, "verdict": "out of memory", "reason": str(error).splitlines()[0]})
+        record_cell({**info, "verdict": "out of memory", "reason": first_line(error)})
         if request.config.getoption("require"):
             raise
-        pytest.skip(f"out of memory: {str(error).splitlines()[0]}")
+        pytest.skip(f"out of memory: {first_line(error)}")
     finally:
         release_memory(shared.device)
