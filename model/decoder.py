@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from collators.batch import NestedBatch, PackedBatch, PaddedBatch
 from model.attention.backend import Attend
+from model.mlp import Mlp
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, sum(self.heads) * config.head_dim)
         self.projection = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = Mlp(width)
 
     def forward(self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual stream (B, S, E) and the update that the next block adds to it.
