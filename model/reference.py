@@ -46,11 +46,14 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def outcome(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Outcome:
-    """Run one forward, and in training one backward, and collect what came out; the model is left as it was."""
+def outcome(model: Decoder, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Outcome:
+    """Run one forward, and in training one backward, and collect what came out; the model is left as it was.
+
+    `num_targets` is the number in all micro-batches where `batch` is one of several.
+    """
     training = case.mode == "train"
     with full_precision(), torch.set_grad_enabled(training):
-        result = forward(model, backend, batch, case)
+        result = forward(model, backend, batch, case, num_targets)
         gradients = {}
         if training:
             names, parameters = zip(*model.named_parameters(), strict=True)

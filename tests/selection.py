@@ -1,19 +1,24 @@
 """Pytest plugin: which cells a run covers, and what each cell's state makes of its test."""
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from collators import COLLATORS, collator_named
 from model.attention import BACKENDS, Device, backend_named, default_device, this_machine
-from model.cells import Cell, all_cells
+from model.attention.backend import ANY
+from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, VARIANTS, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
+
+#: A collator of every way to fill a layout: padding on either side, and packed with and without a filler.
+ONE_OF_EACH_FILLING = ("pad_longest", "pad_left", "packed", "packed_multiple", "nested")
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
 
@@ -64,12 +69,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "cells(**axes): the axes of the matrix that a test covers, and the decoder's variants"
+        "markers",
+        "cells(**axes, where=, variants=): the axes of the matrix that a test covers (dtype: also those outside the "
+        "matrix), a condition on cells, and the decoder's variants",
     )
     workload = checked_workload(config)
     pattern = config.getoption("cells")
     if pattern is not None:
-        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN), *timed_candidates(config, workload))]
+        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY), *timed_candidates(config, workload))]
         if not fnmatch.filter(ids, pattern):
             raise pytest.UsageError(
                 f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
@@ -109,13 +116,16 @@ def chosen_workload(config: pytest.Config) -> Workload:
     return workload_named(config.getoption("workload"), default_device(), config.getoption("lengths"))
 
 
-def candidates(config: pytest.Config, workload: str, lengths: str) -> list[Cell]:
+def candidates(
+    config: pytest.Config, workload: str, lengths: str, dtypes: Sequence[torch.dtype] = DTYPES
+) -> list[Cell]:
     """Return every combination that `--backend` and `--collator` leave, in the order of the matrix."""
     backends, collators = config.getoption("backend"), config.getoption("collator")
     return list(
         all_cells(
             workload,
             lengths,
+            dtypes=dtypes,
             backends=[backend for backend in BACKENDS if not backends or backend.name in backends],
             collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
         )
@@ -134,14 +144,30 @@ def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
     ]
 
 
-def drawn_candidates(config: pytest.Config, device: Device) -> list[Cell]:
+def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:
     """Return the cells to prove right: every eager one, and the compiled ones that `--compiled` asks for."""
     wanted = config.getoption("compiled")
     return [
         cell
-        for cell in candidates(config, DRAWN, DRAWN)
+        for cell in candidates(config, DRAWN, DRAWN, dtypes)
         if cell.execution == "eager" or wanted == "all" or (wanted == "default" and compiled_by_default(cell, device))
     ]
+
+
+def attention_cells(cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells whose attention is proved without a decoder: eager, on one collator of each filling."""
+    return [cell for cell in cells if cell.execution == "eager" and cell.collator.name in ONE_OF_EACH_FILLING]
+
+
+def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device) -> list[Cell]:
+    """Return the cells of `cells` that tell a property of the decoder apart: as `attention_cells`, and as training
+    shows what the forward does, those of evaluation only where they stand otherwise than the training ones."""
+
+    def adds(cell: Cell) -> bool:
+        trained = standing(replace(cell, mode="train"), config, device)
+        return cell.mode == "train" or trained.state != standing(cell, config, device).state
+
+    return [cell for cell in attention_cells(cells) if adds(cell)]
 
 
 def parameters(cells: Iterable[Cell], config: DecoderConfig, device: Device, test: str, *, require: bool) -> list[Any]:
@@ -165,7 +191,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
     """Return why the cells asked for are all refused, or None where one is not."""
     device, workload, pattern = default_device(), chosen_workload(config), config.getoption("cells")
     asked = [
-        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN)),
+        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN, ANY)),
         *((cell, workload.config) for cell in candidates(config, workload.name, workload.lengths.name)),
     ]
     reason = None
@@ -184,7 +210,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config, device, test = metafunc.config, default_device(), metafunc.function.__name__
     axes = dict(marker.kwargs)
-    variants = axes.pop("variants", ("plain",))
+    variants, distinct = axes.pop("variants", ("plain",)), axes.pop("distinct", False)
+    where = axes.pop("where", lambda cell: True)
     pattern, require = config.getoption("cells"), config.getoption("require")
 
     def chosen(cells: list[Cell]) -> list[Cell]:
@@ -192,6 +219,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             cell
             for cell in cells
             if all(getattr(cell, axis) in values for axis, values in axes.items())
+            and where(cell)
             and (pattern is None or fnmatch.fnmatch(cell.id, pattern))
         ]
 
@@ -200,7 +228,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cells = chosen(timed_candidates(config, workload))
         metafunc.parametrize("cell", parameters(cells, workload.config, device, test, require=require))
         return
-    cells = chosen(drawn_candidates(config, device))
+    cells = chosen(drawn_candidates(config, device, axes.get("dtype", DTYPES)))
+    if "attention" in metafunc.fixturenames:
+        params = parameters(attention_cells(cells), CONFIG[device], device, test, require=require)
+        metafunc.parametrize("attention", params, indirect=True, scope="module")
+        return
+    if distinct:
+        cells = distinct_cells(cells, CONFIG[device], device)
     values = []
     for variant in variants:
         sizes = VARIANTS[variant][device]

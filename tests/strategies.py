@@ -4,10 +4,23 @@ import torch
 from hypothesis import strategies as st
 
 from collators import IGNORE_INDEX, Example
+from model.attention import default_device
 from model.decoder import DecoderConfig
+from tests.correctness.attention_bench import GRADIENT_FORMS, AttentionInput, Form
 
 #: Kernels work on tiles of 64 and 128 tokens; the lengths beside them are where their last tile is cut.
 TILE_EDGES = (63, 64, 65, 127, 128, 129)
+
+#: Query heads and key-value heads. A backend without grouped heads gives every query head its own.
+HEADS = ((1, 1), (2, 2), (3, 3), (5, 5), (4, 2), (3, 1), (6, 2))
+
+#: Some builds of some kernels have only 64 and 128.
+HEAD_DIMS = (64, 128) if default_device() == "cuda" else (16, 8, 64, 128)
+
+#: None leaves the scale out; the others are times 1/sqrt(head dim).
+SHARPNESS = (None, 0.5, 2.0)
+
+FORMS: tuple[Form, ...] = ("contiguous", "fused", "heads_first", "shifted", "sliced", "expanded", "repeated")
 
 
 def lengths(max_length: int) -> st.SearchStrategy[list[int]]:
@@ -44,3 +57,30 @@ def examples(draw: st.DrawFn, config: DecoderConfig) -> list[Example]:
         targets[torch.rand(length, generator=generator) < unsupervised] = IGNORE_INDEX
         batch.append(Example(tokens(length), targets))
     return batch
+
+
+@st.composite
+def attention_inputs(
+    draw: st.DrawFn,
+    *,
+    max_length: int = 130,
+    lengths_of: st.SearchStrategy[list[int]] | None = None,
+    heads: tuple[tuple[int, int], ...] = HEADS,
+    head_dims: tuple[int, ...] = HEAD_DIMS,
+    sharpness: tuple[float | None, ...] = SHARPNESS,
+    forms: tuple[Form, ...] = ("contiguous", "fused"),
+    gradient_forms: tuple[Form, ...] = GRADIENT_FORMS[:2],
+) -> AttentionInput:
+    """Draw queries, keys and values of a batch: lengths, heads, scale, and how they lie in memory."""
+    drawn = draw(lengths(max_length) if lengths_of is None else lengths_of)
+    num_heads, num_kv_heads = draw(st.sampled_from(heads))
+    return AttentionInput(
+        lengths=tuple(drawn),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=draw(st.sampled_from(head_dims)),
+        sharpness=draw(st.sampled_from(sharpness)),
+        form=draw(st.sampled_from(forms)),
+        gradient_form=draw(st.sampled_from(gradient_forms)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from collators.batch import Batch, Layout, PaddedBatch, PaddingSide
 from model.attention.case import Case, Device, Execution, Machine, Mode, this_machine
+from model.attention.oracle import Rounding
 
 Prepare = Callable[[Any, Case], Any]
 
@@ -28,6 +29,9 @@ class Attend(Protocol):
 HALF: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 FLOAT: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
 ANY: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+#: The CPU adds in one order; on CUDA backward kernels add up the gradients of queries in any order, with atomics.
+DETERMINISTIC_FORWARD: Mapping[Device, tuple[Mode, ...]] = {"cpu": ("eval", "train"), "cuda": ("eval",)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Backend:
     backend's claim anywhere; `unavailable` ones would go away on another device or with another version.
     `min_keys` is the narrowest padded batch it takes. `probe` returns further reasons why it cannot run here (a
     library that does not load, say). `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
+
+    `rounds` says what the kernel of a device keeps in a 16-bit dtype where others keep float32
+    (model/attention/oracle.py). `deterministic` lists, for each device, the modes in which repeats are bitwise equal,
+    gradients included. `kernels` names, for each device, the operators that may compute the attention, as regular
+    expressions for the names that torch.profiler shows: one of them runs, and no kernel that only others name.
     """
 
     name: str
@@ -96,6 +105,9 @@ class Backend:
     probe: Callable[[], list[str]] = field(default=list)
     error_factor: float = 2.0
     error_reason: str = ""
+    rounds: Mapping[Device, tuple[Rounding, ...]] = field(default_factory=dict)
+    deterministic: Mapping[Device, tuple[Mode, ...]] = field(default_factory=lambda: DETERMINISTIC_FORWARD)
+    kernels: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
 
     def undeclared_reasons(self, case: Case) -> list[str]:
         """Return why `case` is outside what the backend claims on any machine, one sentence each."""

@@ -37,6 +37,7 @@ BACKEND = Backend(
     head_dim_multiple=8,
     grouped_query=True,
     min_capability=(8, 0),
+    kernels={"cuda": ("flash_attn::_flash_attn_varlen_forward",)},
     requires=(Requirement("flash-attn", "2.7.4", "pip install flash-attn --no-build-isolation"),),
     probe=probe,
 )

@@ -87,6 +87,8 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": FLOAT, "cuda": FLOAT},
     grouped_query=True,
+    # On CUDA it has compiled kernels only, which have the names of their source.
+    kernels={"cpu": ("FlexAttentionAutogradOp",)},
     undeclared=(
         Refusal(
             "has no kernel in eager mode on CUDA, where it materialises every score; compile it",

@@ -1,6 +1,7 @@
 """What the SDPA backends on padded batches share: the mask, the call, and the forcing of one kernel."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,24 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from collators.batch import PaddedBatch
 from model.attention.backend import Attend
-from model.attention.case import Case
+from model.attention.case import Case, Device
+from model.attention.oracle import Rounding
+
+#: The operators of SDPA's kernels, each with the one inside it.
+MATH = ("aten::_scaled_dot_product_attention_math",)
+CPU_FLASH = ("aten::_scaled_dot_product_flash_attention_for_cpu",)
+FLASH = ("aten::_scaled_dot_product_flash_attention", "aten::_flash_attention_forward")
+EFFICIENT = ("aten::_scaled_dot_product_efficient_attention", "aten::_efficient_attention_forward")
+CUDNN = ("aten::_scaled_dot_product_cudnn_attention", "aten::_cudnn_attention_forward")
+
+#: What torch may choose.
+CHOSEN_KERNELS: Mapping[Device, tuple[str, ...]] = {
+    "cpu": (*CPU_FLASH, *MATH),
+    "cuda": (*FLASH, *EFFICIENT, *CUDNN, *MATH),
+}
+
+#: The CPU's flash kernel adds up dk and dv in the dtype of its inputs (FlashAttentionKernel.cpp in torch 2.13).
+CPU_FLASH_ROUNDS: Mapping[Device, tuple[Rounding, ...]] = {"cpu": ("sums",)}
 
 
 @dataclass(frozen=True)

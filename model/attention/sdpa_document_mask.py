@@ -6,7 +6,7 @@ from torch import Tensor
 from collators.batch import PackedBatch
 from model.attention.backend import ANY, Backend
 from model.attention.case import Case
-from model.attention.sdpa import SdpaContext, additive, attend
+from model.attention.sdpa import CHOSEN_KERNELS, CPU_FLASH_ROUNDS, SdpaContext, additive, attend
 
 
 def document_ids(batch: PackedBatch) -> Tensor:
@@ -32,4 +32,6 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    rounds=CPU_FLASH_ROUNDS,
+    kernels=CHOSEN_KERNELS,
 )

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from collators.batch import PackedBatch
 from model.attention.backend import ANY, Backend
 from model.attention.case import Case
+from model.attention.sdpa import CPU_FLASH, CPU_FLASH_ROUNDS, EFFICIENT, FLASH, MATH
 
 #: Left to torch, an evaluation step took 1,360 ms on an H100 instead of 43: cuDNN's plan for every new length, likely.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -52,4 +53,6 @@ BACKEND = Backend(
     # Compiled, it would unroll the lengths of every batch and compile again for each.
     executions=("eager",),
     grouped_query=True,
+    rounds=CPU_FLASH_ROUNDS,
+    kernels={"cpu": (*CPU_FLASH, *MATH), "cuda": (*FLASH, *EFFICIENT, *MATH)},
 )

@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from collators.batch import NestedBatch
 from model.attention.backend import FLOAT, Backend, Refusal
 from model.attention.case import Case
+from model.attention.sdpa import CHOSEN_KERNELS
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": FLOAT, "cuda": FLOAT},
     head_dim_multiple=8,
+    # On the CPU it is the math kernel, which for NestedTensors does not convert its inputs to float32.
+    rounds={"cpu": ("scores",)},
+    kernels=CHOSEN_KERNELS,
     unavailable=(
         Refusal("needs a CUDA GPU: causal SDPA on NestedTensors has no CPU kernel", device="cpu", causal=True),
         Refusal(

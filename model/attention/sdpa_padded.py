@@ -1,7 +1,7 @@
 """SDPA on a padded batch, with a padding mask where one is needed; torch chooses the kernel."""
 
 from model.attention.backend import ANY, Backend
-from model.attention.sdpa import attend, prepare_unmasked_where_possible
+from model.attention.sdpa import CHOSEN_KERNELS, CPU_FLASH_ROUNDS, attend, prepare_unmasked_where_possible
 
 BACKEND = Backend(
     name="sdpa_padded",
@@ -11,4 +11,6 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    rounds=CPU_FLASH_ROUNDS,
+    kernels=CHOSEN_KERNELS,
 )

@@ -3,7 +3,7 @@
 from torch.nn.attention import SDPBackend
 
 from model.attention.backend import HALF, Backend
-from model.attention.sdpa import forced, prepare_masked
+from model.attention.sdpa import CUDNN, forced, prepare_masked
 
 BACKEND = Backend(
     name="sdpa_padded_cudnn",
@@ -18,4 +18,5 @@ BACKEND = Backend(
     min_keys=2,
     grouped_query=True,
     min_capability=(8, 0),
+    kernels={"cuda": CUDNN},
 )

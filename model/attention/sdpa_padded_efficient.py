@@ -3,7 +3,7 @@
 from torch.nn.attention import SDPBackend
 
 from model.attention.backend import FLOAT, Backend
-from model.attention.sdpa import forced, prepare_masked
+from model.attention.sdpa import EFFICIENT, forced, prepare_masked
 
 BACKEND = Backend(
     name="sdpa_padded_efficient",
@@ -14,4 +14,5 @@ BACKEND = Backend(
     dtypes={"cuda": FLOAT},
     head_dim_multiple=8,
     min_capability=(8, 0),
+    kernels={"cuda": EFFICIENT},
 )

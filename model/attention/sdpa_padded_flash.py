@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend
 from collators.batch import PaddedBatch
 from model.attention.backend import FLOAT, HALF, Backend
 from model.attention.case import Case
-from model.attention.sdpa import SdpaContext, forced
+from model.attention.sdpa import CPU_FLASH, CPU_FLASH_ROUNDS, FLASH, SdpaContext, forced
 
 
 def prepare(batch: PaddedBatch, case: Case) -> SdpaContext:
@@ -30,4 +30,6 @@ BACKEND = Backend(
     head_dim_multiple=8,
     grouped_query=True,
     min_capability=(8, 0),
+    rounds=CPU_FLASH_ROUNDS,
+    kernels={"cpu": CPU_FLASH, "cuda": FLASH},
 )

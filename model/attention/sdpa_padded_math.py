@@ -3,7 +3,7 @@
 from torch.nn.attention import SDPBackend
 
 from model.attention.backend import ANY, Backend
-from model.attention.sdpa import forced, prepare_masked
+from model.attention.sdpa import MATH, forced, prepare_masked
 
 BACKEND = Backend(
     name="sdpa_padded_math",
@@ -13,4 +13,6 @@ BACKEND = Backend(
     attend=forced(SDPBackend.MATH),
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    deterministic={"cpu": ("eval", "train"), "cuda": ("eval", "train")},
+    kernels={"cpu": MATH, "cuda": MATH},
 )

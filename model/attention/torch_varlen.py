@@ -66,5 +66,6 @@ BACKEND = Backend(
     head_dim_multiple=8,
     grouped_query=True,
     min_capability=(8, 0),
+    kernels={"cuda": ("torch_attn::_varlen_attn", "aten::_flash_attention_forward")},
     requires=(Requirement("torch", "2.10", "upgrade torch"),),
 )

@@ -14,6 +14,14 @@ from model.attention.xformers_loading import loading_problems
 
 REQUIRES = (Requirement("xformers", "0.0.33", "pip install xformers nvidia-cuda-runtime-cu12"),)
 
+#: The operators of xFormers' kernels. Built without its own FlashAttention it calls torch's, from inside its own.
+FLASH = ("xformers_flash::flash_fwd", "aten::_flash_attention_forward")
+FLASH_3 = ("xformers_flash3::flash_fwd",)
+CUTLASS = ("aten::_efficient_attention_forward",)
+
+#: Measured on an H100: the first batches were not through after 197 s. Why is not known.
+COMPILED_CUTLASS_TRAINING = "does not finish compiling a training step of its cutlass operator (0.0.35, torch 2.11)"
+
 
 @dataclass(frozen=True)
 class XformersContext:

@@ -1,7 +1,9 @@
 """xFormers on a packed batch; xFormers chooses the operator."""
 
-from model.attention.backend import FLOAT, Backend
-from model.attention.xformers import REQUIRES, operator, prepare
+import torch
+
+from model.attention.backend import FLOAT, Backend, Refusal
+from model.attention.xformers import COMPILED_CUTLASS_TRAINING, CUTLASS, FLASH, FLASH_3, REQUIRES, operator, prepare
 from model.attention.xformers_loading import loading_problems
 
 BACKEND = Backend(
@@ -16,5 +18,8 @@ BACKEND = Backend(
     grouped_query=True,
     min_capability=(8, 0),
     requires=REQUIRES,
+    # Its operator for float32 is cutlass.
+    undeclared=(Refusal(COMPILED_CUTLASS_TRAINING, mode="train", execution="compiled", dtype=torch.float32),),
+    kernels={"cuda": (*FLASH_3, *FLASH, *CUTLASS)},
     probe=loading_problems,
 )

@@ -1,7 +1,7 @@
 """xFormers on a packed batch, the cutlass operator forced."""
 
-from model.attention.backend import FLOAT, Backend
-from model.attention.xformers import REQUIRES, operator, prepare
+from model.attention.backend import FLOAT, Backend, Refusal
+from model.attention.xformers import COMPILED_CUTLASS_TRAINING, CUTLASS, REQUIRES, operator, prepare
 from model.attention.xformers_loading import loading_problems
 
 BACKEND = Backend(
@@ -16,5 +16,7 @@ BACKEND = Backend(
     grouped_query=True,
     min_capability=(8, 0),
     requires=REQUIRES,
+    undeclared=(Refusal(COMPILED_CUTLASS_TRAINING, mode="train", execution="compiled"),),
+    kernels={"cuda": CUTLASS},
     probe=loading_problems,
 )

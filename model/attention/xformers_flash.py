@@ -1,7 +1,7 @@
 """xFormers on a packed batch, the flash operator forced."""
 
 from model.attention.backend import HALF, Backend
-from model.attention.xformers import REQUIRES, operator, prepare
+from model.attention.xformers import FLASH, REQUIRES, operator, prepare
 from model.attention.xformers_loading import loading_problems
 
 BACKEND = Backend(
@@ -16,5 +16,6 @@ BACKEND = Backend(
     grouped_query=True,
     min_capability=(8, 0),
     requires=REQUIRES,
+    kernels={"cuda": FLASH},
     probe=loading_problems,
 )

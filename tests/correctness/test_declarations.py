@@ -111,9 +111,12 @@ MINIMUM = (
     Declaration("sdpa_nested", NESTED, "cuda", FLOAT, heads=EQUAL),
     Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256)),
     Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256)),
-    Declaration("xformers_auto", PACKED, "cuda", FLOAT),
+    Declaration("xformers_auto", PACKED, "cuda", FLOAT, executions=EAGER),
+    Declaration("xformers_auto", PACKED, "cuda", FLOAT32, modes=("eval",), executions=COMPILED),
+    Declaration("xformers_auto", PACKED, "cuda", HALF, executions=COMPILED),
     Declaration("xformers_flash", PACKED, "cuda", HALF),
-    Declaration("xformers_cutlass", PACKED, "cuda", FLOAT),
+    Declaration("xformers_cutlass", PACKED, "cuda", FLOAT, executions=EAGER),
+    Declaration("xformers_cutlass", PACKED, "cuda", FLOAT, modes=("eval",), executions=COMPILED),
     Declaration("flex_document_mask", PACKED, "cpu", FLOAT, modes=("eval",), executions=EAGER),
     Declaration("flex_document_mask", PACKED, "cuda", FLOAT, executions=COMPILED),
 )
@@ -188,6 +191,16 @@ LIMITS = (
         Declaration("xformers_flash", PACKED, "cuda", FLOAT32),
         "undeclared",
         "got float32",
+    ),
+    Limit(
+        Declaration("xformers_cutlass", PACKED, "cuda", FLOAT, modes=("train",), executions=COMPILED),
+        "undeclared",
+        "does not finish compiling a training step",
+    ),
+    Limit(
+        Declaration("xformers_auto", PACKED, "cuda", FLOAT32, modes=("train",), executions=COMPILED),
+        "undeclared",
+        "does not finish compiling a training step",
     ),
     Limit(
         Declaration("sdpa_padded_cudnn", PADDED, "cuda", FLOAT32),

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from collators import collator_named
+from model.attention import Backend, backend_named, default_device
+from model.attention.oracle import RESULTS
 from model.decoder import DecoderConfig
 from model.equivalence import differences, reduction_length
 from model.reference import Outcome
 from model.tolerance import Mismatch, mismatch, rounding_floor
+from tests.correctness.attention_bench import AttentionInput, AttentionRun, expected_of, mismatches
+from tests.correctness.attention_bench import reduction_length as reduction_length_of_attention
 
 pytestmark = pytest.mark.correctness
 
@@ -251,3 +257,131 @@ def test_a_step_cut_at_other_boundaries_is_refused() -> None:
 def test_a_reference_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^tensor: shapes differ: got \(1, 64\), expected \(9, 64\)\.$"):
         compare(drawn(9, 64), drawn(9, 64), torch.float32, drawn(1, 64))
+
+
+#: Attention of a few sequences, two query heads on each key-value head: the bench's own inputs.
+ATTENDED = tuple(
+    AttentionInput(lengths, num_heads=4, num_kv_heads=2, head_dim=64, sharpness=sharpness, seed=seed)
+    for seed, (lengths, sharpness) in enumerate([((1, 7, 3), None), ((17, 2), 0.5), ((5, 20), 2.0)])
+)
+every_attended = pytest.mark.parametrize("given_input", ATTENDED, ids=lambda given: str(sum(given.lengths)))
+
+
+def found_in_attention(
+    given_input: AttentionInput, dtype: torch.dtype, results: dict[str, Tensor], *, causal: bool = True
+) -> list[Mismatch]:
+    """Compare as a cell without a factor or rounding of its own."""
+    expected = expected_of(given_input, dtype, causal)
+    return mismatches(results, expected, given_input, dtype, Backend.error_factor)
+
+
+@every_dtype
+@every_attended
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_batch_attended_in_another_order_of_summation_passes(
+    dtype: torch.dtype, given_input: AttentionInput, causal: bool
+) -> None:
+    """Kernels that add in tiles, and in the order of the packed row, are not taken for wrong."""
+    packed = collator_named("packed")
+    for name in ("sdpa_document_mask", "sdpa_loop"):
+        backend = backend_named(name)
+        given_input = given_input.fitted(backend)
+        run = AttentionRun.of(backend, packed, given_input, dtype, causal=causal, mode="train")
+        expected = expected_of(given_input, dtype, causal, tuple(backend.rounds.get(default_device(), ())))
+        assert not mismatches(run.results(), expected, given_input, dtype, backend.error_factor)
+    reference = expected_of(given_input, dtype, causal).reference
+    assert not found_in_attention(given_input, dtype, reference, causal=causal)
+
+
+@every_dtype
+@every_attended
+def test_a_batch_with_any_row_of_any_head_off_by_2_percent_fails(
+    dtype: torch.dtype, given_input: AttentionInput
+) -> None:
+    """Every row of the output and of dv, and in bfloat16 every row of dq and dk that is 0.4 of its noise or more: in
+    others its rounding may be 2 percent of the row. A narrower roundoff leaves fewer out."""
+    expected = expected_of(given_input, dtype, True)
+    least = 0.4 * torch.finfo(dtype).eps / torch.finfo(torch.bfloat16).eps
+    planted = dict.fromkeys(RESULTS, 0)
+    for name in RESULTS:
+        truth, noise = expected.truth.values[name], expected.truth.noise[name]
+        sizes = truth.norm(dim=-1)
+        for token, head in product(range(truth.shape[0]), range(truth.shape[1])):
+            if name in ("dq", "dk") and sizes[token, head] < least * noise[token, head]:
+                continue
+            wrong = {key: value.clone() for key, value in expected.reference.items()}
+            wrong[name][token, head] = (truth[token, head] * 1.02).to(dtype)
+            found = found_in_attention(given_input, dtype, wrong)
+            assert [mismatch.name.split(" of ")[0] for mismatch in found] == [name], (name, token, head)
+            planted[name] += 1
+    for name, count in planted.items():
+        assert count > expected.truth.noise[name].numel() / 8, (name, count)
+
+
+@every_dtype
+def test_a_reference_that_is_wrong_excuses_nothing(dtype: torch.dtype) -> None:
+    """Its error would allow any: the truth itself does not pass beside it."""
+    expected = expected_of(ATTENDED[0], dtype, True)
+    broken = {name: value * 1.1 for name, value in expected.reference.items()}
+    right = {name: value.to(dtype) for name, value in expected.truth.values.items()}
+    length = reduction_length_of_attention(ATTENDED[0])
+    for name in RESULTS:
+        found = mismatch(
+            name,
+            right[name],
+            expected.truth.values[name],
+            broken[name],
+            dtype=dtype,
+            error_factor=2,
+            reduction_length=length,
+            scale=expected.truth.noise[name],
+        )
+        assert found is not None
+        assert math.isnan(found.allowed)
+
+
+def test_a_row_is_compared_in_units_of_its_own_scale() -> None:
+    """By hand: scales of 1 and 100, a reference off by 1 and 50 of 10^-7: half a unit of the second row, one of the
+    first, so that k = 2 allows two units and the floor of either row."""
+    truth = torch.zeros(2, 4, dtype=torch.float64)
+    reference, scale = truth.clone(), torch.tensor([1.0, 100.0], dtype=torch.float64)
+    reference[0, 0], reference[1, 0] = 1e-7, 50e-7
+    bound = 2e-7 + 2**-24 + 2**-24
+
+    def off_by(first: float, second: float) -> Mismatch | None:
+        wrong = truth.clone()
+        wrong[0, 1], wrong[1, 1] = first, second
+        return mismatch(
+            "dq", wrong, truth, reference, dtype=torch.float32, error_factor=2, reduction_length=1, scale=scale
+        )
+
+    assert off_by(0.99 * bound, 99 * bound) is None
+    first, second = off_by(1.01 * bound, 99 * bound), off_by(0.99 * bound, 101 * bound)
+    assert first is not None
+    assert second is not None
+    assert (first.row, second.row) == (0, 1)
+    assert (first.allowed, second.allowed) == (pytest.approx(bound), pytest.approx(100 * bound))
+
+
+def test_a_row_without_noise_may_have_no_error() -> None:
+    truth, scale = torch.zeros(2, 4, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    arguments = {"dtype": torch.float32, "error_factor": 2, "reduction_length": 1, "scale": scale}
+    assert mismatch("dq", truth, truth, truth, **arguments) is None
+    wrong = truth.clone()
+    wrong[0, 0] = 1e-30
+    found = mismatch("dq", wrong, truth, truth, **arguments)
+    assert found is not None
+    assert found.row == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_scale_for_each_row_is_asked_for(rows: int) -> None:
+    with pytest.raises(ValueError, match=rf"^dq: 2 rows need as many scales; got {rows}\.$"):
+        mismatch(
+            "dq",
+            *(torch.zeros(2, 4) for _ in range(3)),
+            dtype=torch.float32,
+            error_factor=2,
+            reduction_length=1,
+            scale=torch.ones(rows),
+        )

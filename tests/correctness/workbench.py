@@ -1,23 +1,29 @@
 """Runs one cell beside the reference on drawn batches; everything slow is built once a cell."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from collators import CollatorOptions, Example
+from collators import Batch, CollatorOptions, Example
 from collators.collator import Collate
-from model.attention import REFERENCE, Backend, Case, default_device
+from model.attention import REFERENCE, Case, default_device
 from model.cells import Cell
-from model.compilation import fresh_compiler
-from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.compilation import Compiler, fresh_compiler
+from model.decoder import Decoder, DecoderConfig
 from model.equivalence import differences
-from model.reference import Outcome, outcome, padded_reference, solo_oracle, with_backend
+from model.reference import Outcome, full_precision, outcome, padded_reference, reference_case, solo_oracle
+from model.steps import forward
+from model.tolerance import Mismatch
 from tests.correctness.drawn import CONFIG
+from tests.correctness.references import References, content, decoder, weight_dtype
+
+#: The reference in float64, or in the cell's own dtype.
+Precision = Literal["truth", "own"]
 
 #: How many tensors the report of a red cell names.
 SHOWN = 6
@@ -31,8 +37,8 @@ class Workbench:
     case: Case
     collate: Collate
     model: Decoder
-    reference: Decoder
-    truth: Decoder
+    references: References
+    compiler: Compiler | None = None
     compile_errors: list[TorchDynamoException] = field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -42,84 +48,140 @@ class Workbench:
         # Hypothesis would print every field of a dataclass, models included.
         printer.text(repr(self))
 
+    @property
+    def config(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+        return self.model.config
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Return `examples` as the cell's collator makes them, on the device."""
+        return self.collate(examples).to(self.case.device)
+
+    def refuses(self, batch: Batch) -> bool:
+        """Tell whether the backend says that it does not take a batch of this shape."""
+        return bool(self.cell.backend.batch_reasons(batch))
+
     def outcome(self, examples: Sequence[Example]) -> Outcome:
-        """Return what the cell computes of `examples`.
+        """Return what the cell computes of `examples`."""
+        return self.outcome_of(self.batch(examples))
+
+    def outcome_of(self, batch: Batch, num_targets: int | None = None) -> Outcome:
+        """Return what the cell computes of `batch`, one of several micro-batches where `num_targets` is given.
 
         What does not compile is not compiled again: Hypothesis would spend minutes looking for a smaller example.
         """
         if self.compile_errors:
             raise self.compile_errors[0]
-        batch = self.collate(examples).to(self.case.device)
         try:
-            return outcome(self.model, self.cell.backend, batch, self.case)
+            return outcome(self.model, self.cell.backend, batch, self.case, num_targets)
         except TorchDynamoException as error:
             self.compile_errors.append(error)
             raise
 
+    def every_slot(self, batch: Batch) -> torch.Tensor:
+        """Return the logits in the layout of `batch`, those of padding too, without a backward."""
+        with full_precision(), torch.set_grad_enabled(self.case.mode == "train"):
+            return forward(self.model, self.cell.backend, batch, self.case).logits.detach()
+
+    def logits_of(self, batch: Batch) -> list[torch.Tensor]:
+        """Return the logits of each sequence, without a backward."""
+        return batch.split(self.every_slot(batch))
+
+    def reference_model(self, precision: Precision) -> Decoder:
+        """Return the decoder of the cell's weights that attends as the reference does."""
+        weights = weight_dtype(self.case)
+        if precision == "truth":
+            return self.references.truth(self.config, weights)
+        return self.references.model(self.config, REFERENCE, weights)
+
+    def reference_case(self, precision: Precision) -> Case:
+        """Return what the reference is asked for: in float64 for the truth, else in the cell's dtype."""
+        return reference_case(self.case, torch.float64 if precision == "truth" else self.case.dtype)
+
+    def once(
+        self,
+        name: str,
+        compute: Callable[[Decoder, Case], Any],
+        examples: Sequence[Example],
+        precision: Precision,
+        *inputs: Hashable,
+    ) -> Any:
+        """Return what `compute` makes of the reference's model and case, kept under `name`, `examples`, `inputs`."""
+        case = self.reference_case(precision)
+        return self.references.once(
+            lambda: compute(self.reference_model(precision), case),
+            *(name, self.config, weight_dtype(self.case), case, content(examples), *inputs),
+        )
+
+    def reference_of(self, examples: Sequence[Example], precision: Precision) -> Outcome:
+        """Return what the padded reference computes of `examples`."""
+        return self.once("padded", lambda model, case: padded_reference(model, examples, case), examples, precision)
+
     def truth_of(self, examples: Sequence[Example]) -> Outcome:
         """Return what the padded reference computes in float64."""
-        return padded_reference(self.truth, examples, replace(self.case, dtype=torch.float64))
+        return self.reference_of(examples, "truth")
 
     def oracle_of(self, examples: Sequence[Example]) -> Outcome:
         """Return what each sequence alone gives in float64."""
-        return solo_oracle(self.truth, examples, self.case)
+        return self.once("alone", lambda model, case: solo_oracle(model, examples, case), examples, "truth")
+
+    def differences(self, actual: Outcome, truth: Outcome, reference: Outcome) -> list[Mismatch]:
+        """Return every tensor of `actual` that is further from `truth` than the cell may be."""
+        factor = self.cell.backend.error_factor
+        return differences(actual, truth, reference, dtype=self.cell.dtype, error_factor=factor, config=self.config)
+
+    def assert_none(self, found: Sequence[Mismatch], examples: Sequence[Example]) -> None:
+        """Fail, with all that is needed to look into it, where the cell on `examples` differs from the reference."""
+        if not found:
+            return
+        lengths = [example.input_ids.numel() for example in examples]
+        again = f"pytest -m correctness --compiled=all --cells '{self.cell.id}'"
+        # Logits and loss first: gradients are wrong wherever they are.
+        ordered = sorted(found, key=lambda mismatch: mismatch.name.startswith("gradient"))
+        lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, ordered[:SHOWN])]
+        if len(ordered) > SHOWN:
+            lines.append(f"... and {len(ordered) - SHOWN} tensors more")
+        raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
+
+    def assert_right(self, actual: Outcome, examples: Sequence[Example]) -> None:
+        """Fail where `actual` is not what the reference computes of `examples`."""
+        self.assert_none(
+            self.differences(actual, self.truth_of(examples), self.reference_of(examples, "own")), examples
+        )
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Fail, with all that is needed to look into it, where the cell is not the reference.
-
-        A batch whose shape the backend says it refuses must be refused.
-        """
-        if self.cell.backend.batch_reasons(self.collate(examples)):
+        """Fail where the cell is not the reference; a batch whose shape the backend refuses must be refused."""
+        batch = self.batch(examples)
+        if self.refuses(batch):
             with pytest.raises(ValueError, match=self.cell.backend.name):
-                self.outcome(examples)
+                self.outcome_of(batch)
             return
-        found = differences(
-            self.outcome(examples),
-            self.truth_of(examples),
-            padded_reference(self.reference, examples, self.case),
-            dtype=self.cell.dtype,
-            error_factor=self.cell.backend.error_factor,
-            config=self.model.config,
-        )
-        if found:
-            lengths = [example.input_ids.numel() for example in examples]
-            again = f"pytest -m correctness --compiled=all --cells '{self.cell.id}'"
-            # Logits and loss first: gradients are wrong wherever they are.
-            found.sort(key=lambda mismatch: mismatch.name.startswith("gradient"))
-            lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, found[:SHOWN])]
-            if len(found) > SHOWN:
-                lines.append(f"... and {len(found) - SHOWN} tensors more")
-            raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
+        self.assert_right(self.outcome_of(batch), examples)
 
 
-def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Return a decoder with the same weights at every call, its queries and keys larger so that attention is peaked."""
-    model = seeded_decoder(config, backend.attend, device=default_device(), dtype=dtype)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.qkv.weight.mul_(3)
-            block.qkv.bias.mul_(3)
-    return model
+@contextmanager
+def open_workbench(
+    cell: Cell, config: DecoderConfig | None = None, references: References | None = None
+) -> Iterator[Workbench]:
+    """Build the model of `cell`, in the sizes of this device unless others are given; no compiled code is left behind.
 
-
-def workbench_of(cell: Cell, config: DecoderConfig | None = None) -> Workbench:
-    """Build the models of `cell`, in the sizes of this device unless others are given."""
+    Cells that share `references` share what they are compared with.
+    """
     device = default_device()
     config = config or CONFIG[device]
-    parameters = cell.dtype if cell.dtype == torch.float64 else torch.float32
-    model = decoder(config, cell.backend, parameters)
-    if cell.execution == "compiled":
-        model.compile_blocks()
-    return Workbench(
+    references = references or References()
+    case = cell.case(device, config)
+    bench = Workbench(
         cell=cell,
-        case=cell.case(device, config),
+        case=case,
         collate=cell.collator.build(CollatorOptions(config.max_length, config.pad_id)),
-        model=model,
-        reference=with_backend(model, REFERENCE, parameters),
-        truth=with_backend(model, REFERENCE, torch.float64),
+        model=references.model(config, cell.backend, weight_dtype(case)),
+        references=references,
     )
-
-
-def compiler_for(cell: Cell) -> AbstractContextManager[object]:
-    """Return a context in which the cell may compile; it leaves no compiled code behind."""
-    return fresh_compiler() if cell.execution == "compiled" else nullcontext()
+    if cell.execution == "eager":
+        yield bench
+        return
+    with fresh_compiler() as compiler:
+        model = decoder(config, cell.backend, weight_dtype(case))
+        model.compile_blocks()
+        yield replace(bench, model=model, compiler=compiler)

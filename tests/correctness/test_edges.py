@@ -1,0 +1,93 @@
+"""A batch at the edges of what is allowed: one token, tile edges, one long sequence, very many short ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.attention import default_device
+from tests.correctness.attention_bench import AttentionBench, AttentionInput
+from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
+from tests.strategies import HEAD_DIMS, TILE_EDGES, attention_inputs
+
+pytestmark = pytest.mark.correctness
+
+#: On the CPU thousands of sequences take a second a cell.
+SINGLE_OR_HALF = (torch.float32,) if default_device() == "cpu" else (torch.float32, torch.bfloat16)
+SMALLEST_HEAD = min(HEAD_DIMS)
+
+fewest = settings(max_examples=settings.default.max_examples // 10)
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@fewest
+@given(given=attention_inputs(lengths_of=st.just([1])))
+def test_a_batch_may_be_one_token(attention: AttentionBench, given: AttentionInput) -> None:
+    attention.check(given)
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@fewest
+@given(given=attention_inputs(lengths_of=st.integers(2, 70).map(lambda count: [1] * count)))
+def test_a_batch_may_hold_single_tokens_only(attention: AttentionBench, given: AttentionInput) -> None:
+    attention.check(given)
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+def test_a_batch_may_end_at_either_side_of_a_tile(attention: AttentionBench) -> None:
+    for index, length in enumerate(TILE_EDGES):
+        attention.check(AttentionInput((length,), 1, 1, seed=index))
+    attention.check(AttentionInput((*TILE_EDGES[:3], 1), 1, 1, seed=len(TILE_EDGES)))
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@fewest
+@given(given=attention_inputs(), longest=st.integers(250, 260), count=st.integers(1, 20), at=st.integers(0, 20))
+def test_a_batch_may_hold_one_long_sequence_among_short_ones(
+    attention: AttentionBench, given: AttentionInput, longest: int, count: int, at: int
+) -> None:
+    short = [1 + index % 3 for index in range(count)]
+    lengths = (*short[:at], longest, *short[at:])
+    attention.check(replace(given, lengths=lengths, num_heads=2, num_kv_heads=2, head_dim=SMALLEST_HEAD))
+
+
+#: A grid of kernels must hold their number.
+MANY = AttentionInput(tuple(1 + index % 3 for index in range(2000)), 1, 1, SMALLEST_HEAD)
+
+
+@pytest.mark.cells(dtype=SINGLE_OR_HALF, collator=ONE_OF_EACH_LAYOUT, mode=("train",), causal=(True,))
+def test_a_batch_may_hold_thousands_of_sequences(attention: AttentionBench) -> None:
+    attention.check(MANY)
+
+
+#: 2^21 elements a sequence.
+LARGE = AttentionInput((1024,) * 4, num_heads=16, num_kv_heads=16, head_dim=128)
+COPIES = 2**31 // 2**23 + 1
+
+
+@pytest.mark.cells(dtype=(torch.bfloat16,), mode=("train",), causal=(True,))
+def test_a_batch_may_have_more_elements_than_32_bits_count(attention: AttentionBench) -> None:
+    """Addresses past 2^31: https://github.com/pytorch/pytorch/issues/190857."""
+    if default_device() != "cuda" or settings.get_current_profile_name() != "deep":
+        pytest.skip("more than 2^31 elements in a tensor: on a CUDA GPU of 80 GB only, with --hypothesis-profile=deep")
+    try:
+        attention.check_copies(LARGE, COPIES)
+    except torch.OutOfMemoryError:
+        pytest.skip(f"{attention.cell.backend.name} needs more memory than this GPU has: its scores or mask are dense")
+    finally:
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+def test_a_batch_of_copies_gives_the_same_everywhere(attention: AttentionBench) -> None:
+    """What the test above does, on a few elements."""
+    attention.check_copies(AttentionInput((16,) * 2, head_dim=SMALLEST_HEAD), 3)
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+def test_a_batch_with_an_empty_sequence_is_refused(attention: AttentionBench) -> None:
+    """Zero-length sequences crash or hang kernels: https://github.com/Dao-AILab/flash-attention/issues/1537."""
+    with pytest.raises(ValueError, match=r"^\w+: example 1 is empty; a sequence has at least 1 token\. [^\n]*$"):
+        attention.run(AttentionInput((3, 0, 2), head_dim=SMALLEST_HEAD))

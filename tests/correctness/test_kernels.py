@@ -1,0 +1,42 @@
+"""A batch is computed by the kernel that the backend declares: seen in torch's profiler, not assumed."""
+
+import re
+
+import pytest
+from torch.profiler import ProfilerActivity, profile
+
+from model.attention import BACKENDS, default_device
+from tests.correctness.attention_bench import AttentionBench, AttentionInput
+from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
+
+pytestmark = pytest.mark.correctness
+
+GIVEN = AttentionInput((5, 2, 33))
+
+
+def named(operator: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether one of `patterns` is the name of `operator`."""
+    return any(re.fullmatch(pattern, operator) for pattern in patterns)
+
+
+def operators_of(attention: AttentionBench) -> set[str]:
+    """Return the names of all operators that one run of the cell dispatches."""
+    run = attention.run(GIVEN.fitted(attention.cell.backend))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run.results()
+    return {event.key for event in profiler.key_averages()}
+
+
+@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT)
+def test_a_batch_runs_the_declared_kernel(attention: AttentionBench) -> None:
+    backend = attention.cell.backend
+    own = backend.kernels.get(default_device(), ())
+    assert own, f"{backend.name} names no kernel on {default_device()}: add what torch.profiler shows to its record"
+    others = tuple(p for other in BACKENDS for patterns in other.kernels.values() for p in patterns)
+    ran = operators_of(attention)
+    kernels = sorted(operator for operator in ran if named(operator, (*own, *others)))
+    assert any(named(kernel, own) for kernel in kernels), (
+        f"{backend.name} ran none of {own}, but {kernels or sorted(ran)}"
+    )
+    strangers = [kernel for kernel in kernels if not named(kernel, own)]
+    assert not strangers, f"{backend.name} ran {strangers} beside {own}"
