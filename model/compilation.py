@@ -11,6 +11,9 @@ from torch._dynamo.utils import calculate_time_spent, counters
 #: Shapes of size 0 and 1 are compiled apart from larger ones, which makes a handful of graphs for ragged batches.
 RECOMPILE_LIMIT = 64
 
+#: How Inductor counts what it is asked to compile.
+CACHE_ANSWERS = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -22,6 +25,11 @@ class Compiler:
     def compilations(self) -> int:
         """Graphs compiled; forward and backward of one are counted together."""
         return counters["stats"]["unique_graphs"]
+
+    @property
+    def kernels(self) -> int:
+        """Graphs made into kernels, forward and backward each, whether compiled here or found in Inductor's cache."""
+        return sum(count for name, count in counters["inductor"].items() if name in CACHE_ANSWERS)
 
     @property
     def graph_breaks(self) -> int:

@@ -102,7 +102,9 @@ class Decoder(nn.Module):
         else:
             self.positions = None
             half = config.head_dim // 2
-            angles = torch.outer(torch.arange(config.max_length), 10_000.0 ** (-torch.arange(half) / half))
+            # In float64, as the truth is: rounded angles would differ from those of shifted positions.
+            steps = torch.arange(config.max_length, dtype=torch.float64)
+            angles = torch.outer(steps, 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half))
             self.register_buffer("rotations", torch.cat([angles.cos(), angles.sin()], dim=1), persistent=False)
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.num_layers))
         self.head = nn.Linear(width, config.vocab_size)

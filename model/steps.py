@@ -41,11 +41,11 @@ def loss_of(batch: Batch, logits: Tensor, num_targets: int | None = None) -> Ten
     return total / max(batch.num_targets if num_targets is None else num_targets, 1)
 
 
-def forward(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Result:
-    """Prepare the backend's context and compute logits and loss."""
+def forward(model: Decoder, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Result:
+    """Prepare the backend's context and compute logits and loss; `num_targets` as in `loss_of`."""
     with autocast(case):
         logits = model(batch, backend.prepared(batch, case))
-        return Result(logits, loss_of(batch, logits))
+        return Result(logits, loss_of(batch, logits, num_targets))
 
 
 def eval_step(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Result:

@@ -1,10 +1,10 @@
 """How far a cell may be from the truth: the one place where correctness tolerances live.
 
 The truth is computed in float64. The reference, run in the cell's dtype, shows what rounding alone does to the
-same numbers; the cell may be `error_factor` times as far off (its kernels add in another order), plus a floor
-that follows from the dtype and the length of the reductions, for the cases where the reference happens to be
-exact. Errors are L2 norms of rows (one token of logits, one row of a weight's gradient), so a single bad row
-cannot hide in a mean.
+same numbers; the cell may be `error_factor` times as far off (its kernels add in another order; through a whole
+decoder twice that), plus a floor that follows from the dtype and the length of the reductions, for the cases where
+the reference happens to be exact. Errors are L2 norms of rows (one token of logits, one row of a weight's gradient),
+so a single bad row cannot hide in a mean.
 
 Where the rounding noise of every row is known (model/attention/oracle.py), errors count in units of it, so that a
 bad small row cannot hide behind an honest large one. Then the reference is held to a bound as well: one that is
@@ -20,6 +20,12 @@ from torch import Tensor
 #: How many times the rounding floor the reference may be off where rows have scales: 0.83 was the most that 200 drawn
 #: batches showed on a CPU, in any dtype.
 REFERENCE_LIMIT = 2.0
+
+#: Where the noise of a row is not known, the reference may be exact by luck where a cell is not. Of 250 drawn bfloat16
+#: training batches each, honest backends needed more than 1.5 times the reference's error in 0 to 2 (NestedTensors on
+#: the CPU, which round their scores: 10, one of them between 2.5 and 3); with `error_factor` 2 alone, some of
+#: thousands would be red.
+LUCK = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def mismatch(
     reference_errors = (_rows(reference) - wanted).norm(dim=-1)
     floor = rounding_floor(dtype, reduction_length)
     if scale is None:
-        bound = error_factor * float(reference_errors.max()) + floor * float(wanted.norm(dim=-1).max())
+        bound = LUCK * error_factor * float(reference_errors.max()) + floor * float(wanted.norm(dim=-1).max())
         allowed = torch.full_like(errors, bound)
         row = int(errors.argmax())
     else:

@@ -1,5 +1,7 @@
 """Hypothesis strategies for ragged batches; they shrink towards one sequence of one token."""
 
+import functools
+
 import torch
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ SHARPNESS = (None, 0.5, 2.0)
 FORMS: tuple[Form, ...] = ("contiguous", "fused", "heads_first", "shifted", "sliced", "expanded", "repeated")
 
 
+@functools.cache
 def lengths(max_length: int) -> st.SearchStrategy[list[int]]:
     """Draw the lengths of a batch: a few short ones, all equal, one long among short ones, tile edges."""
     short = st.integers(1, 16)
@@ -47,16 +50,14 @@ def examples(draw: st.DrawFn, config: DecoderConfig) -> list[Example]:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     unsupervised = draw(st.sampled_from([0.0, 0.25]))
 
-    def tokens(length: int) -> torch.Tensor:
-        ids = torch.randint(config.vocab_size - 1, (length,), generator=generator)
-        return ids + (ids >= config.pad_id)
-
-    batch = []
-    for length in drawn:
-        targets = tokens(length)
-        targets[torch.rand(length, generator=generator) < unsupervised] = IGNORE_INDEX
-        batch.append(Example(tokens(length), targets))
-    return batch
+    total = sum(drawn)
+    # Random ids and targets of all sequences at once: a batch is drawn thousands of times.
+    ids = torch.randint(config.vocab_size - 1, (2, total), generator=generator)
+    inputs, targets = ids + (ids >= config.pad_id)
+    targets[torch.rand(total, generator=generator) < unsupervised] = IGNORE_INDEX
+    pieces = zip(inputs.split(drawn), targets.split(drawn), strict=True)
+    # Of their own, as a dataset gives them.
+    return [Example(piece.clone(), target.clone()) for piece, target in pieces]
 
 
 @st.composite

@@ -69,6 +69,8 @@ class Declaration:
     modes: tuple[Mode, ...] = MODES
     causal: tuple[bool, ...] = BOTH
     executions: tuple[Execution, ...] = EXECUTIONS
+    #: The narrowest padded batch that must be taken.
+    min_keys: int = 1
 
     @property
     def id(self) -> str:
@@ -100,7 +102,7 @@ MINIMUM = (
     Declaration("sdpa_padded_math", PADDED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128)),
     Declaration("sdpa_padded_math", PADDED, "cuda", ANY),
     Declaration("sdpa_padded_efficient", PADDED, "cuda", FLOAT, heads=EQUAL),
-    Declaration("sdpa_padded_cudnn", PADDED, "cuda", HALF),
+    Declaration("sdpa_padded_cudnn", PADDED, "cuda", HALF, min_keys=2),
     Declaration("sdpa_padded_flash", PADDED_RIGHT, "cpu", FLOAT, causal=(True,)),
     Declaration("sdpa_padded_flash", PADDED_RIGHT, "cuda", HALF, causal=(True,), head_dims=(16, 64, 128, 256)),
     Declaration("sdpa_document_mask", PACKED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128)),
@@ -221,6 +223,7 @@ def states(backend: Backend, case: Case, machine: Machine) -> dict[str, list[str
 @pytest.mark.parametrize("declaration", MINIMUM, ids=lambda declaration: declaration.id)
 def test_a_backend_supports_what_is_declared_for_it(declaration: Declaration) -> None:
     backend = backend_named(declaration.backend)
+    assert backend.min_keys <= declaration.min_keys
     for case in declaration.cases():
         found = states(backend, case, MACHINES[declaration.device])
         assert found == {"undeclared": [], "unavailable": []}, case

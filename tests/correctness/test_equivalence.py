@@ -12,7 +12,7 @@ from tests.strategies import examples
 pytestmark = pytest.mark.correctness
 
 
-@pytest.mark.cells
+@pytest.mark.cells(execution=("eager",))
 @given(batch=examples(CONFIG[default_device()]))
 def test_a_batch_equals_the_padded_reference(workbench: Workbench, batch: list[Example]) -> None:
     workbench.check(batch)

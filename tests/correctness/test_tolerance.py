@@ -135,14 +135,35 @@ def test_a_mismatch_says_row_error_and_allowed_error() -> None:
     assert str(found) == "logits, row 1: error 5.000e-01, allowed 1.490e-06"
 
 
-def test_a_batch_may_be_as_many_times_off_as_the_error_factor() -> None:
+def test_a_batch_may_be_twice_as_many_times_off_as_the_error_factor_where_noise_is_not_known() -> None:
     truth = torch.ones(3, 4, dtype=torch.float64)
     reference = truth + 0.01
-    for factor, error, passes in ((2, 0.0199, True), (2, 0.0201, False), (3, 0.0299, True), (3, 0.0301, False)):
+    for factor, error, passes in ((2, 0.0399, True), (2, 0.0401, False), (3, 0.0599, True), (3, 0.0601, False)):
         found = mismatch(
             "tensor", truth - error, truth, reference, dtype=torch.float32, error_factor=factor, reduction_length=1
         )
         assert (found is None) == passes, (factor, error)
+
+
+def test_a_batch_may_be_as_many_times_off_as_the_error_factor_where_noise_is_known() -> None:
+    truth = torch.ones(3, 4, dtype=torch.float64)
+    noise = torch.tensor([2.0, 1.0, 4.0])
+    # Half a roundoff in units of the noise: the reference may be off by that.
+    off = torch.finfo(torch.float32).eps / 4 / 2
+    reference = truth + (off * noise)[:, None]
+    for factor, times in ((2, 3.9), (2, 4.1), (3, 4.9), (3, 5.1)):
+        found = mismatch(
+            "tensor",
+            truth - (times * off * noise)[:, None],
+            truth,
+            reference,
+            dtype=torch.float32,
+            error_factor=factor,
+            reduction_length=0,
+            scale=noise,
+        )
+        # Rows of four elements: the reference is off by twice `off`, and the floor is worth two of that.
+        assert (found is None) == (times <= factor + 2), (factor, times)
 
 
 @every_dtype

@@ -1,0 +1,62 @@
+"""The tiles of a packed batch are those that FlexAttention finds itself, which looks at every pair of tokens.
+
+On the CPU only compiled FlexAttention skips tiles: eager, it would not show a wrong one.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
+
+from collators import CollatorOptions, Example, collator_named
+from collators.batch import PackedBatch
+from model.attention.flex_document_mask import BLOCK, document_block_mask
+
+pytestmark = pytest.mark.correctness
+
+#: Tiles of one segment, of many, cut by a segment's end, and cut by the end of the row.
+LENGTHS = st.lists(
+    st.one_of(st.integers(1, 16), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5])),
+    min_size=1,
+    max_size=5,
+)
+
+
+def tiles(counts: torch.Tensor, indices: torch.Tensor) -> list[list[int]]:
+    """Return the columns of the tiles in each row of them, in their order."""
+    return [row[:count].tolist() for count, row in zip(counts[0, 0].tolist(), indices[0, 0], strict=True)]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@given(lengths=LENGTHS)
+def test_a_packed_batch_visits_the_tiles_that_hold_a_pair_and_masks_those_that_are_not_full(
+    causal: bool, lengths: list[int]
+) -> None:
+    collate = collator_named("packed").build(CollatorOptions(4 * BLOCK))
+    batch = collate(
+        [Example(torch.ones(length, dtype=torch.int64), torch.ones(length, dtype=torch.int64)) for length in lengths]
+    )
+    assert isinstance(batch, PackedBatch)
+    documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    total = sum(lengths)
+
+    def visible(batch_index: torch.Tensor, head: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        same = documents[q] == documents[kv]
+        return same & (q >= kv) if causal else same
+
+    wanted = create_block_mask(visible, None, None, total, total, device="cpu", BLOCK_SIZE=BLOCK)
+    found = document_block_mask(batch, causal=causal)
+    assert found.seq_lengths == (total, total)
+    assert found.BLOCK_SIZE == (BLOCK, BLOCK)
+    assert wanted.full_kv_num_blocks is not None
+    assert wanted.full_kv_indices is not None
+    assert found.full_kv_num_blocks is not None
+    assert found.full_kv_indices is not None
+    assert tiles(found.kv_num_blocks, found.kv_indices) == tiles(wanted.kv_num_blocks, wanted.kv_indices)
+    assert tiles(found.full_kv_num_blocks, found.full_kv_indices) == tiles(
+        wanted.full_kv_num_blocks, wanted.full_kv_indices
+    )
+    pairs = torch.meshgrid(torch.arange(total), torch.arange(total), indexing="ij")
+    zero = torch.zeros((), dtype=torch.int64)
+    assert torch.equal(found.mask_mod(zero, zero, *pairs), visible(zero, zero, *pairs))
