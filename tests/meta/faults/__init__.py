@@ -1,0 +1,22 @@
+"""The catalogue of planted faults: each must turn its property red, so that green means something.
+
+`python -m tests.meta.faults` runs it (see __main__.py); docs/faults.md is what it writes.
+"""
+
+from tests.meta.faults.fault import Fault, Selection
+from tests.meta.faults.in_checks import CHECKS
+from tests.meta.faults.in_collators import COLLATORS
+from tests.meta.faults.in_kernels import KERNELS
+from tests.meta.faults.in_masks import MASKS
+from tests.meta.faults.in_samplers import SAMPLERS
+from tests.meta.faults.in_steps import MODEL, STEPS
+
+__all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
+
+#: Every planted fault, by room.
+CATALOGUE: tuple[Fault, ...] = tuple(
+    fault for room in (COLLATORS, SAMPLERS, MASKS, KERNELS, MODEL, STEPS, CHECKS) for fault in room.planted
+)
+
+#: What the faults are run on: without one, all of it is green.
+SELECTIONS: tuple[Selection, ...] = tuple(dict.fromkeys(fault.selection for fault in CATALOGUE))
