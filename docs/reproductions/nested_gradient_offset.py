@@ -12,7 +12,10 @@ nested = torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 2, 5]))
 stretch = torch.randn(9, 2, 8)[3:8]
 wrong, right = (
     torch.autograd.grad(
-        scaled_dot_product_attention(nested, nested, nested).transpose(1, 2).values(), values, upstream, retain_graph=True
+        scaled_dot_product_attention(nested, nested, nested).transpose(1, 2).values(),
+        values,
+        upstream,
+        retain_graph=True,
     )[0]
     for upstream in (stretch, stretch.clone())
 )
