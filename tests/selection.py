@@ -161,11 +161,13 @@ def attention_cells(cells: Iterable[Cell]) -> list[Cell]:
 
 def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device) -> list[Cell]:
     """Return the cells of `cells` that tell a property of the decoder apart: as `attention_cells`, and as training
-    shows what the forward does, those of evaluation only where they stand otherwise than the training ones."""
+    shows what the forward does, those of evaluation only where they stand otherwise than the training ones, and then
+    in one dtype."""
 
     def adds(cell: Cell) -> bool:
         trained = standing(replace(cell, mode="train"), config, device)
-        return cell.mode == "train" or trained.state != standing(cell, config, device).state
+        other = trained.state != standing(cell, config, device).state
+        return cell.mode == "train" or (other and cell.dtype in cell.backend.dtypes[device][:1])
 
     return [cell for cell in attention_cells(cells) if adds(cell)]
 

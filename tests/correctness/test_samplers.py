@@ -175,6 +175,34 @@ def test_a_batch_stays_within_one_bucket(
             assert len(batch) == batch_size
 
 
+@given(
+    lengths=st.lists(st.integers(1, 24), min_size=40, max_size=80),
+    num_replicas=st.integers(1, 5),
+    batch_size=st.integers(1, 6),
+    shuffle=st.booleans(),
+)
+def test_drop_last_deals_as_many_full_batches_of_one_bucket_as_divide(
+    lengths: list[int], num_replicas: int, batch_size: int, shuffle: bool
+) -> None:
+    edges = (8, 16)
+    ranks = ranks_of(
+        lambda rank: LengthBucketBatchSampler(
+            lengths,
+            batch_size,
+            bucket_edges=edges,
+            shuffle=shuffle,
+            num_replicas=num_replicas,
+            rank=rank,
+            drop_last=True,
+        ),
+        num_replicas,
+    )
+    in_bucket = Counter(sum(length > edge for edge in edges) for length in lengths)
+    full = sum(count // batch_size for count in in_bucket.values())
+    assert [len(batches) for batches in ranks] == [full // num_replicas] * num_replicas
+    assert all(len(batch) == batch_size for batches in ranks for batch in batches)
+
+
 def test_a_bucket_includes_its_edge() -> None:
     sampler = LengthBucketBatchSampler([8, 9, 1, 17, 16], 5, bucket_edges=(8, 16), shuffle=False)
     assert list(sampler) == [[0, 2], [1, 4], [3]]
