@@ -167,7 +167,7 @@ def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device)
     def adds(cell: Cell) -> bool:
         trained = standing(replace(cell, mode="train"), config, device)
         other = trained.state != standing(cell, config, device).state
-        return cell.mode == "train" or (other and cell.dtype in cell.backend.dtypes[device][:1])
+        return cell.mode == "train" or (other and cell.dtype in cell.backend.dtypes.get(device, ())[:1])
 
     return [cell for cell in attention_cells(cells) if adds(cell)]
 
