@@ -130,14 +130,15 @@ def test_a_collator_with_a_maximum_length_below_one_is_refused(value: int) -> No
     refusal(lambda: CollatorOptions(max_length=value), rf"^max_length must be at least 1; got {value}\.$")
 
 
-def test_a_collator_whose_filler_could_pass_the_maximum_length_is_refused() -> None:
+@pytest.mark.parametrize("longest", [12, 13])
+def test_a_collator_whose_filler_could_pass_the_maximum_length_is_refused(longest: int) -> None:
     """The longest filler has one token less than the multiple."""
     refusal(
-        lambda: PackedMultiple(CollatorOptions(max_length=12, multiple=14)),
-        r"^packed_multiple needs a multiple of at most max_length \+ 1 = 13,.*; got 14\.$",
+        lambda: PackedMultiple(CollatorOptions(longest, multiple=longest + 2)),
+        rf"^packed_multiple needs a multiple of at most max_length \+ 1 = {longest + 1},.*; got {longest + 2}\.$",
     )
-    fills = PackedMultiple(CollatorOptions(max_length=12, multiple=13))
-    assert fills([good(1)]).max_seqlen == 12
+    fills = PackedMultiple(CollatorOptions(longest, multiple=longest + 1))
+    assert fills([good(1)]).max_seqlen == longest
 
 
 def wrong_outputs(batch: Batch) -> Sequence[Tensor]:

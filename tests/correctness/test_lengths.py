@@ -147,10 +147,9 @@ def test_lognormal_lengths_lean_to_the_short_side_without_a_heap_at_the_maximum(
 
 
 def test_bimodal_lengths_leave_the_middle_empty() -> None:
-    drawn = distribution_named("bimodal").draw(2000, 1024, 0)
-    short = sum(length <= 128 for length in drawn)
-    assert short + sum(length > 896 for length in drawn) == 2000
-    assert 0.76 < short / 2000 < 0.84
+    drawn = distribution_named("bimodal").draw(20000, 1024, 0)
+    assert set(drawn) == {*range(1, 129), *range(897, 1025)}
+    assert 0.78 < sum(length <= 128 for length in drawn) / 20000 < 0.82
 
 
 def test_zipf_lengths_fall_as_one_over_the_length() -> None:

@@ -14,7 +14,8 @@ Row = list[float]
 
 
 class Given(NamedTuple):
-    """One sequence: `size` times standard normal numbers, of which the smallest tell where a dtype has none left."""
+    """One sequence of `size` times standard normal numbers, the upstream gradient `gradient_size` times: the smallest
+    are those where a dtype has no normal numbers left."""
 
     dtype: torch.dtype
     rounds: tuple[Rounding, ...] = ()
@@ -23,6 +24,7 @@ class Given(NamedTuple):
     length: int = 5
     heads: tuple[int, int] = (2, 2)
     size: float = 1.0
+    gradient_size: float = 1.0
 
 
 CASES = (
@@ -31,10 +33,11 @@ CASES = (
     Given(torch.float32, ("sums",), length=33),
     Given(torch.bfloat16, causal=True, heads=(4, 2)),
     Given(torch.bfloat16, ("scores",), scale=0.9, heads=(3, 1)),
-    Given(torch.bfloat16, ("sums",), length=33, heads=(4, 2)),
+    Given(torch.bfloat16, ("sums",), length=65, heads=(4, 2)),
     Given(torch.bfloat16, ("scores", "sums"), causal=True, scale=1.7, length=32),
-    Given(torch.float16, ("scores", "sums"), causal=True, heads=(6, 2), size=2.0**-14),
-    Given(torch.float16, length=1, size=2.0**-14),
+    Given(torch.float16, ("scores", "sums"), causal=True, heads=(6, 2), size=2.0**-14, gradient_size=2.0**-14),
+    Given(torch.float16, length=1, size=2.0**-14, gradient_size=2.0**-14),
+    Given(torch.float16, gradient_size=2.0**-14),
 )
 
 
@@ -110,22 +113,19 @@ def test_a_sequence_has_the_truth_and_the_noise_of_the_formulas(given: Given) ->
     groups = heads // kv_heads
     generator = torch.Generator().manual_seed(1)
 
-    def normal(count: int) -> torch.Tensor:
-        return (given.size * torch.randn(given.length, count, 3, generator=generator)).to(given.dtype)
+    def normal(count: int, size: float = given.size) -> torch.Tensor:
+        return (size * torch.randn(given.length, count, 3, generator=generator)).to(given.dtype)
 
-    q, gradient, k, v = normal(heads), normal(heads), normal(kv_heads), normal(kv_heads)
+    q, gradient = normal(heads), normal(heads, given.gradient_size)
+    k, v = normal(kv_heads), normal(kv_heads)
     truth = oracle(q, k, v, gradient, causal=given.causal, scale=given.scale, rounds=given.rounds)
-    shares = [
-        one_head(
-            given,
-            *(
-                tensor[:, head].double().tolist()
-                for tensor, head in ((q, head), (k, head // groups), (v, head // groups), (gradient, head))
-            ),
-            groups,
+    shares = []
+    for head in range(heads):
+        shared = head // groups
+        q_rows, k_rows, v_rows, gradient_rows = (
+            tensor[:, at].double().tolist() for tensor, at in ((q, head), (k, shared), (v, shared), (gradient, head))
         )
-        for head in range(heads)
-    ]
+        shares.append(one_head(given, q_rows, k_rows, v_rows, gradient_rows, groups))
     for name in RESULTS:
         # A key-value head adds up what its query heads give.
         together = 1 if name in ("out", "dq") else groups

@@ -1,0 +1,119 @@
+"""The decoder is what its docstring says, computed by plain formulas: cells and reference share it, and its faults.
+
+Shapes: L tokens of one sequence, E hidden size, H heads, H_kv key-value heads, D head dim.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from collators import CollatorOptions, Example, collator_named
+from collators.batch import PaddedBatch
+from model.attention import REFERENCE, Case
+from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.reference import outcome
+
+pytestmark = pytest.mark.correctness
+
+CONFIG = DecoderConfig(vocab_size=11, max_length=9, num_layers=2, num_heads=4, head_dim=6, pad_id=3)
+
+CONFIGS = {
+    "learned": CONFIG,
+    "grouped": replace(CONFIG, num_kv_heads=2),
+    "rotary": replace(CONFIG, positions="rotary"),
+    "grouped-rotary": replace(CONFIG, num_kv_heads=2, positions="rotary"),
+}
+
+#: Without the pad id, and with an id that comes twice.
+IDS = [5, 0, 10, 5, 1, 7]
+
+#: Positions need neither start at 0 nor run without a gap.
+POSITIONS = [2, 3, 4, 6, 7, 8]
+
+
+def model_of(config: DecoderConfig, seed: int = 0) -> Decoder:
+    return seeded_decoder(config, REFERENCE.attend, device="cpu", dtype=torch.float64, seed=seed)
+
+
+def normed(x: Tensor, weight: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return weight * (centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+
+
+def turned(x: Tensor) -> Tensor:
+    """Turn the pair (i, i + D/2) of a head (L, D) by position x 10,000^(-2i/D), as a complex number is."""
+    half = x.shape[1] // 2
+    angles = [[position * 10_000 ** (-2 * pair / x.shape[1]) for pair in range(half)] for position in POSITIONS]
+    pairs = torch.complex(x[:, :half], x[:, half:]) * torch.exp(1j * torch.tensor(angles, dtype=torch.float64))
+    return torch.cat([pairs.real, pairs.imag], dim=1)
+
+
+def logits_by_formula(model: Decoder, *, causal: bool) -> Tensor:
+    """Return the logits (L, vocabulary) of IDS at POSITIONS."""
+    config, weights = model.config, model.state_dict()
+    dim, heads, kv_heads = config.head_dim, config.num_heads, config.num_kv_heads or config.num_heads
+    x = weights["tokens.weight"][IDS]
+    if config.positions == "learned":
+        x = x + weights["positions.weight"][POSITIONS]
+    for number in range(config.num_layers):
+        block = {
+            name.removeprefix(f"blocks.{number}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"blocks.{number}.")
+        }
+        qkv = normed(x, block["attention_norm.weight"]) @ block["qkv.weight"].T + block["qkv.bias"]
+        columns = list(qkv.split(dim, dim=1))
+        assert len(columns) == heads + 2 * kv_heads
+        q, k, v = columns[:heads], columns[heads : heads + kv_heads], columns[heads + kv_heads :]
+        if config.positions == "rotary":
+            q, k = [turned(head) for head in q], [turned(head) for head in k]
+        attended = []
+        for head in range(heads):
+            shared = head // (heads // kv_heads)
+            scores = q[head] @ k[shared].T / math.sqrt(dim)
+            if causal:
+                scores = scores.where(torch.ones_like(scores).tril() == 1, -math.inf)
+            attended.append(scores.softmax(-1) @ v[shared])
+        x = x + torch.cat(attended, dim=1) @ block["projection.weight"].T + block["projection.bias"]
+        up = normed(x, block["mlp_norm.weight"]) @ block["mlp.up.weight"].T + block["mlp.up.bias"]
+        assert up.shape[1] == 4 * heads * dim
+        gelu = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        x = x + gelu @ block["mlp.down.weight"].T + block["mlp.down.bias"]
+    return x @ weights["head.weight"].T + weights["head.bias"]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_has_the_logits_of_the_formulas(name: str, causal: bool) -> None:
+    model = model_of(CONFIGS[name])
+    example = Example(torch.tensor(IDS), torch.tensor(IDS))
+    batch = collator_named("pad_longest").build(CollatorOptions(9, pad_id=3))([example])
+    assert isinstance(batch, PaddedBatch)
+    batch = replace(batch, position_ids=torch.tensor([POSITIONS]))
+    config = model.config
+    case = Case("cpu", "padded", "right", "eval", causal, torch.float64, "eager", 4, config.num_kv_heads or 4, 6)
+    (logits,) = outcome(model, REFERENCE, batch, case).logits
+    torch.testing.assert_close(logits, logits_by_formula(model, causal=causal), rtol=1e-12, atol=1e-12)
+
+
+def test_a_decoder_follows_from_its_seed_and_leaves_the_global_one_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (model_of(CONFIG, seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_a_decoder_embeds_padding_as_zeros() -> None:
+    assert torch.equal(model_of(CONFIG).tokens.weight[3], torch.zeros(24, dtype=torch.float64))
+
+
+def test_a_decoder_of_other_sizes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_heads must be a multiple of num_kv_heads; got 4 and 3\."):
+        replace(CONFIG, num_kv_heads=3)
+    with pytest.raises(ValueError, match=r"rotary positions need an even head_dim; got 5\."):
+        replace(CONFIG, head_dim=5, positions="rotary")
+    assert replace(CONFIG, head_dim=5).hidden_size == 20

@@ -1,0 +1,115 @@
+"""What is timed: the sequences and batches of a workload follow from its seed, and its rows name the cells."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from collators import collator_named
+from collators.batch import PaddedBatch
+from collators.lengths import distribution_named
+from model.cells import all_cells
+from model.workloads import ARTICLE, ARTICLE_MODES, SMOKE, WORKLOADS, Row, Workload, workload_named
+
+pytestmark = pytest.mark.correctness
+
+SMALL = replace(
+    SMOKE,
+    config=replace(SMOKE.config, vocab_size=5, max_length=40, pad_id=2),
+    batch_size=3,
+    num_batches=4,
+    multiple=16,
+    seed=7,
+)
+
+
+def test_a_workload_has_its_batches_of_sequences_with_the_lengths_of_its_distribution() -> None:
+    batches = SMALL.examples()
+    assert [len(batch) for batch in batches] == [3, 3, 3, 3]
+    lengths = [len(example.input_ids) for batch in batches for example in batch]
+    assert lengths == list(SMALL.lengths.draw(12, 40, 7))
+
+
+def test_a_workload_supervises_every_token_by_the_one_after_it() -> None:
+    for batch in SMALL.examples():
+        for example in batch:
+            assert len(example.targets) == len(example.input_ids)
+            assert torch.equal(example.targets[:-1], example.input_ids[1:])
+
+
+def test_a_workload_draws_every_id_but_that_of_padding() -> None:
+    ids = torch.cat([torch.cat([e.input_ids, e.targets]) for batch in SMALL.examples() for e in batch])
+    assert set(ids.tolist()) == {0, 1, 3, 4}
+
+
+def test_a_workload_is_the_same_each_time_and_another_with_another_seed() -> None:
+    def ids(workload: Workload) -> list[list[int]]:
+        return [example.input_ids.tolist() for batch in workload.examples() for example in batch]
+
+    assert ids(SMALL) == ids(SMALL)
+    assert ids(SMALL) != ids(replace(SMALL, seed=8))
+
+
+def test_a_workload_makes_its_batches_in_order_with_its_padding_and_multiple() -> None:
+    examples = SMALL.examples()
+    padded = SMALL.batches(collator_named("pad_multiple"), "cpu", examples)
+    assert [batch.lengths for batch in padded] == [tuple(len(e.input_ids) for e in batch) for batch in examples]
+    for batch in padded:
+        assert isinstance(batch, PaddedBatch)
+        assert batch.num_slots // len(batch.lengths) % 16 == 0
+        assert (batch.num_tokens == batch.num_slots) or bool((batch.input_ids == 2).any())
+
+
+def test_a_workload_times_the_cells_of_its_rows_in_its_modes_and_dtype() -> None:
+    workload = replace(SMALL, rows=(Row("sdpa_loop", "packed", ("eager",)), Row("sdpa_padded", "pad_left")))
+    found = {
+        (cell.backend.name, cell.collator.name, cell.execution, cell.mode, cell.causal, cell.dtype)
+        for cell in all_cells("smoke", "uniform")
+        if workload.has(cell)
+    }
+    rows = [
+        ("sdpa_loop", "packed", "eager"),
+        ("sdpa_padded", "pad_left", "eager"),
+        ("sdpa_padded", "pad_left", "compiled"),
+    ]
+    assert found == {(*row, mode, causal, torch.float32) for row in rows for mode, causal in ARTICLE_MODES}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_a_workload_is_found_by_its_name(workload: Workload) -> None:
+    assert workload_named(workload.name, "cpu") is workload
+
+
+def test_a_device_has_a_workload_of_its_own_and_takes_other_lengths() -> None:
+    assert workload_named(None, "cpu") is SMOKE
+    assert workload_named(None, "cuda") is ARTICLE
+    bimodal = distribution_named("bimodal")
+    assert workload_named(None, "cpu", "bimodal") == replace(SMOKE, lengths=bimodal)
+    assert workload_named("article", "cpu", "bimodal") == replace(ARTICLE, lengths=bimodal)
+
+
+def test_a_workload_takes_lengths_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.txt"
+    file.write_text("5\n9\n128\n")
+    taken = workload_named("smoke", "cpu", str(file))
+    assert set(taken.lengths.draw(50, 128, 0)) == {5, 9, 128}
+    assert replace(taken, lengths=SMOKE.lengths) == SMOKE
+
+
+def test_a_workload_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^unknown workload 'nano'; choose one of: smoke, article, long\.$"):
+        workload_named("nano", "cpu")
+    for lengths in ("", str(tmp_path / "none.txt")):
+        with pytest.raises(ValueError, match="is neither a file nor a distribution; distributions are: uniform, "):
+            workload_named("smoke", "cpu", lengths)
+
+
+def test_a_workload_refuses_lengths_past_its_maximum_and_names_those_that_take_them(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.txt"
+    file.write_text("5\n129\n")
+    with pytest.raises(
+        ValueError,
+        match=r"129.* That is the maximum of workload smoke; article takes up to 1024, long takes up to 8192 ",
+    ):
+        workload_named("smoke", "cpu", str(file))
