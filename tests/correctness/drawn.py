@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from collators import collator_named
-from model.attention import Device
-from model.cells import Cell
+from model.attention import Device, default_device
+from model.cells import DTYPES, Cell
 from model.decoder import DecoderConfig
 
 #: Workload and lengths of the cells that are proved right: Hypothesis draws both.
@@ -46,3 +46,10 @@ def compiled_by_default(cell: Cell, device: Device) -> bool:
     if device == "cuda":
         return cell.collator.name in COMPILED_ON_CUDA and cell.dtype == torch.bfloat16
     return (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in COMPILED_ON_CPU
+
+
+def in_first_dtype(cell: Cell) -> bool:
+    """Tell whether the cell is in the first dtype of the matrix that its backend takes: for what the decoder does and
+    no kernel can change."""
+    taken = cell.backend.dtypes.get(default_device()) or next(iter(cell.backend.dtypes.values()))
+    return cell.dtype == next(dtype for dtype in DTYPES if dtype in taken)

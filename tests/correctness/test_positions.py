@@ -12,7 +12,7 @@ from collators import CollatorOptions, Example
 from model.attention import REFERENCE, default_device
 from model.equivalence import differences
 from model.reference import REFERENCE_COLLATOR, Outcome, outcome
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT, in_first_dtype
 from tests.correctness.slots import with_positions
 from tests.correctness.workbench import Precision, Workbench
 from tests.strategies import examples
@@ -49,7 +49,7 @@ def reference_at(workbench: Workbench, batch: list[Example], positions: list[Ten
     )
 
 
-@pytest.mark.cells(distinct=True, variants=("plain", "rotary"), collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, variants=("plain", "rotary"), collator=ONE_OF_EACH_LAYOUT, where=in_first_dtype)
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, seed=seeds)
 def test_shifted_positions_are_those_that_the_reference_takes(
