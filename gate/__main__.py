@@ -1,0 +1,31 @@
+"""`python -m gate COMMAND`: what the gate does outside of a pytest session."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
+COMMANDS: dict[str, str] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a ValueError of it is a usage error, told in one line."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="python -m gate", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, path in COMMANDS.items():
+        module = importlib.import_module(path) if name in given[:1] or not given or given[0].startswith("-") else None
+        summary = (module.__doc__ or "").partition("\n")[0] if module else None
+        command = commands.add_parser(name, help=summary, description=summary)
+        if module:
+            module.add_arguments(command)
+    args = parser.parse_args(given)
+    try:
+        return int(importlib.import_module(COMMANDS[args.command]).run(args))
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
