@@ -1,0 +1,94 @@
+"""One number for one cell of one process: the robust mean of the logs of its step times.
+
+Logs, as noise and slowdowns of steps are shares of them. The same batches are timed in every process, so the long and
+the short ones cancel out between two of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from gate.records import Record, cell_id
+
+Clock = Literal["device", "wall"]
+
+#: The share of batches left out at each end: a host that was busy elsewhere spoils a few steps by any amount.
+TRIMMED = 0.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A cell's time in one process; `log_ms` is the natural logarithm of milliseconds a step.
+
+    `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all.
+    """
+
+    cell: str
+    clock: Clock
+    log_ms: float
+    steps: int
+    batch_log_ms: tuple[float, ...]
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds a step, a geometric mean over the batches."""
+        return math.exp(self.log_ms)
+
+
+def estimate(info: dict[str, Any], clock: Clock | None = None) -> Estimate | str:
+    """The time of a cell's `extra_info`, or the sentence that says why it has no valid one.
+
+    `clock` None takes the device's where it was read, else the wall's. `info["batches"]` (optional) is the number of
+    the batch of each step; without it each step is a batch of its own.
+    """
+    verdict = info.get("verdict", "no verdict")
+    if verdict != "timed":
+        reason = info.get("reason")
+        return f"{verdict}: {reason}" if reason else str(verdict)
+    if clock is None:
+        clock = "device" if info.get("device_ms") is not None else "wall"
+    times = info.get(f"{clock}_ms")
+    if times is None:
+        return f"no {clock} time was read"
+    if not isinstance(times, list) or not times:
+        return "no step was timed (zero rounds)"
+    bad = next((ms for ms in times if not _is_time(ms)), None)
+    if bad is not None:
+        return f"a step time is {bad!r}, not a positive number of milliseconds"
+    stored = info.get(f"median_{clock}_ms")
+    if stored is not None and not (_is_time(stored) and math.isclose(stored, np.median(times), rel_tol=1e-6)):
+        return f"median_{clock}_ms is {stored!r}, which its {clock}_ms do not have: the record was edited"
+    batches = info.get("batches") or list(range(len(times)))
+    if len(batches) != len(times):
+        return f"{len(times)} step times for {len(batches)} batch numbers"
+    logs = batch_logs(times, batches)
+    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs)
+
+
+def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float, ...]:
+    """The log of each batch's time, its median where it was timed more than once; in the order of batch numbers."""
+    passes: dict[int, list[float]] = {}
+    for batch, ms in zip(batches, times_ms, strict=True):
+        passes.setdefault(batch, []).append(math.log(ms))
+    return tuple(float(np.median(passes[batch])) for batch in sorted(passes))
+
+
+def location(logs: Sequence[float]) -> float:
+    """The mean of what is left when `TRIMMED` of the values are left out at each end."""
+    return float(stats.trim_mean(np.asarray(logs), TRIMMED))
+
+
+def session_of(record: Record) -> str:
+    """The session of a record's process: the same for all processes of one machine and GPU between two boots.
+
+    "unknown" for records from before it was kept: they count as one session, whose own noise they cannot show.
+    """
+    return str(record.get("machine_info", {}).get("session") or "unknown")
+
+
+def _is_time(ms: object) -> bool:
+    return isinstance(ms, int | float) and not isinstance(ms, bool) and math.isfinite(ms) and ms > 0

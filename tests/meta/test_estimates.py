@@ -1,0 +1,83 @@
+"""A cell of a record becomes one number, or one sentence that says why it has none."""
+
+import math
+
+import pytest
+
+from gate.estimates import Estimate, estimate, location, session_of
+
+pytestmark = pytest.mark.meta
+
+CELL = {
+    "backend": "fa2_varlen",
+    "collator": "packed",
+    "mode": "eval",
+    "causal": False,
+    "dtype": "bfloat16",
+    "execution": "eager",
+    "workload": "article",
+    "lengths": "uniform",
+}
+WALL = [10.0, 20.0, 40.0]
+TIMED = {"cell": CELL, "verdict": "timed", "wall_ms": WALL, "device_ms": None, "median_wall_ms": 20.0}
+
+
+def test_the_estimate_is_on_the_log_scale():
+    found = estimate(TIMED)
+    assert isinstance(found, Estimate)
+    assert found.cell == "fa2_varlen-packed-eval-full-bfloat16-eager-article"
+    assert (found.clock, found.steps) == ("wall", 3)
+    assert found.ms == pytest.approx(20.0)
+    assert found.batch_log_ms == pytest.approx([math.log(ms) for ms in WALL])
+
+
+def test_the_device_clock_goes_first_where_it_was_read():
+    both = TIMED | {"device_ms": [5.0], "median_device_ms": 5.0}
+    assert estimate(both).clock == "device"
+    assert estimate(both, "wall").ms == pytest.approx(20.0)
+    assert estimate(TIMED, "device") == "no device time was read"
+
+
+def test_a_slower_process_differs_by_the_log_of_its_ratio():
+    slower = TIMED | {"wall_ms": [ms * 1.05 for ms in WALL], "median_wall_ms": 21.0}
+    assert estimate(slower).log_ms - estimate(TIMED).log_ms == pytest.approx(math.log(1.05))
+
+
+def test_steps_of_one_batch_are_one_number():
+    times = [10.0, 20.0, 10.0, 20.0, 90.0, 20.0]
+    found = estimate(TIMED | {"wall_ms": times, "median_wall_ms": 20.0, "batches": [0, 1, 0, 1, 0, 1]})
+    assert found.batch_log_ms == pytest.approx([math.log(10), math.log(20)])
+    assert found.steps == 6
+
+
+def test_a_few_spoilt_batches_do_not_move_the_location():
+    clean = [math.log(20.0)] * 24
+    assert location([*clean[:20], *[math.log(500.0)] * 4]) == pytest.approx(math.log(20.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"verdict": "wrong", "reason": "logits differ"}, "wrong: logits differ"),
+        ({"verdict": "out of memory"}, "out of memory"),
+        ({"verdict": "crashed"}, "crashed"),
+        ({"wall_ms": []}, "no step was timed (zero rounds)"),
+        ({"wall_ms": "fast"}, "no step was timed (zero rounds)"),
+        ({"wall_ms": [10.0, math.nan, 40.0]}, "a step time is nan, not a positive number of milliseconds"),
+        ({"wall_ms": [10.0, math.inf, 40.0]}, "a step time is inf, not a positive number of milliseconds"),
+        ({"wall_ms": [10.0, -1.0, 40.0]}, "a step time is -1.0, not a positive number of milliseconds"),
+        ({"wall_ms": [10.0, 0, 40.0]}, "a step time is 0, not a positive number of milliseconds"),
+        ({"wall_ms": [10.0, "20", 40.0]}, "a step time is '20', not a positive number of milliseconds"),
+        ({"wall_ms": None}, "no wall time was read"),
+        ({"median_wall_ms": 10.0}, "median_wall_ms is 10.0, which its wall_ms do not have: the record was edited"),
+        ({"median_wall_ms": math.nan}, "median_wall_ms is nan, which its wall_ms do not have: the record was edited"),
+        ({"batches": [0, 1]}, "3 step times for 2 batch numbers"),
+    ],
+)
+def test_a_cell_without_a_valid_time_says_why(change, reason):
+    assert estimate(TIMED | change) == reason
+
+
+def test_records_without_a_session_count_as_one():
+    assert session_of({"machine_info": {"session": "a1"}}) == "a1"
+    assert session_of({"machine_info": {}}) == session_of({}) == "unknown"
