@@ -65,6 +65,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--require", action="store_true", help="a cell that is unavailable here fails instead of being skipped"
     )
+    group.addoption(
+        "--profile-kernels", action="store_true", help="keep with each step time how long each kernel of a step took"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

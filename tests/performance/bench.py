@@ -21,6 +21,7 @@ from model.reference import Outcome, outcome, padded_reference, with_backend
 from model.steps import eval_step, train_step
 from model.tolerance import Mismatch
 from model.workloads import Workload
+from tests.performance.costs import exact_costs, kernel_costs, requested_bytes
 
 LEARNING_RATE = 1e-3
 
@@ -123,7 +124,6 @@ class CellBench:
             "host_ms": samples.host_ms or None,
             "median_device_ms": device,
             "median_wall_ms": wall,
-            "peak_bytes": torch.cuda.max_memory_allocated() - self.base_bytes if device is not None else None,
             "compile_s": self.compiler.seconds,
             "compilations": self.compiler.compilations,
             "graph_breaks": self.compiler.graph_breaks,
@@ -131,8 +131,13 @@ class CellBench:
             "tokens_per_s": median(tokens) / step_ms * 1e3,
             "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
             "matmul_tflops": self.shared.matmul_tflops,
-            "padded_token_share": 1 - sum(tokens) / sum(batch.num_slots for batch in timed),
         }
+
+    def exact_costs(self, timer: StepTimer, *, kernels: bool = False) -> dict[str, Any]:
+        """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
+        device = self.shared.device
+        found = exact_costs(timer.step, self.batches, device, self.base_bytes)
+        return found | kernel_costs(timer.step, self.batches, device) if kernels else found
 
 
 def release_memory(device: Device) -> None:
@@ -149,7 +154,7 @@ def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     shared.references(cell)
     shared.batches(cell.collator)
     release_memory(shared.device)
-    base = torch.cuda.memory_allocated() if shared.device == "cuda" else 0
+    base = requested_bytes(shared.device)
     model = seeded_decoder(shared.workload.config, cell.backend.attend, device=shared.device)
     if cell.execution == "compiled":
         model.compile_blocks()

@@ -42,9 +42,10 @@ def test_a_batch_is_timed(
             info["warmup_ms"] = timer.forget().wall_ms
             rounds = iter(batches)
             benchmark.pedantic(timer, setup=lambda: ((next(rounds),), {}), rounds=len(batches))
-            benchmark.extra_info.update(
-                info | {"verdict": "timed"} | bench.costs(timer.samples) | {"gpu_after": gpu_state()}
-            )
+            after = {"gpu_after": gpu_state()}
+            costs = bench.costs(timer.samples)
+            costs |= bench.exact_costs(timer, kernels=request.config.getoption("profile_kernels"))
+            benchmark.extra_info.update(info | {"verdict": "timed"} | costs | after)
     except torch.OutOfMemoryError as error:
         record_cell({**info, "verdict": "out of memory", "reason": first_line(error)})
         if request.config.getoption("require"):
