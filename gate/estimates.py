@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from gate.records import Record, cell_id
+from gate.waiting import without_waiting_ms
 
 Clock = Literal["device", "wall"]
 
@@ -39,11 +40,12 @@ class Estimate:
         return math.exp(self.log_ms)
 
 
-def estimate(info: dict[str, Any], clock: Clock | None = None) -> Estimate | str:
+def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = True) -> Estimate | str:
     """The time of a cell's `extra_info`, or the sentence that says why it has no valid one.
 
-    `clock` None takes the device's where it was read, else the wall's. `info["batches"]` (optional) is the number of
-    the batch of each step; without it each step is a batch of its own.
+    `clock` None takes the device's where it was read, else the wall's. A wall time is `net`, without what its step
+    waited for a core (gate/waiting.py), where that was read. `info["batches"]` (optional) is the number of the batch
+    of each step; without it each step is a batch of its own.
     """
     verdict = info.get("verdict", "no verdict")
     if verdict != "timed":
@@ -65,6 +67,13 @@ def estimate(info: dict[str, Any], clock: Clock | None = None) -> Estimate | str
     batches = info.get("batches") or list(range(len(times)))
     if len(batches) != len(times):
         return f"{len(times)} step times for {len(batches)} batch numbers"
+    if net and clock == "wall" and (waits := info.get("waited_ms")):
+        if len(waits) != len(times):
+            return f"{len(times)} step times for {len(waits)} waits"
+        bad = next((ms for ms in waits if not _is_time(ms) and ms != 0), None)
+        if bad is not None:
+            return f"waited_ms holds {bad!r}, not a number of milliseconds"
+        times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
     logs = batch_logs(times, batches)
     return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gate.waiting import waited_ms, waits_ms
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,13 +19,15 @@ class Samples:
 
     `device_ms` is the time between the CUDA events at the end of the step before and at the end of this one,
     `wall_ms` the time between the host's sight of the two, `host_ms` what the host took to queue the step. On the
-    CPU there are no events, and the host does the work itself: both other lists stay empty.
+    CPU there are no events, and the host does the work itself: both other lists stay empty. There `waited_ms` is how
+    much of `wall_ms` the step's threads waited for a core that other programs had (empty where the system cannot tell).
     """
 
     batches: list[Any] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
     host_ms: list[float] = field(default_factory=list)
+    waited_ms: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,15 @@ class StepTimer:
 
     def __call__(self, batch: Any) -> None:
         """Run the step on `batch`; on a GPU, queue it and wait for the one before."""
+        waits = waits_ms() if self.device != "cuda" else {}
         begin = time.perf_counter()
         self.step(batch)
         host_ms = (time.perf_counter() - begin) * 1e3
         if self.device != "cuda":
             self.samples.batches.append(batch)
             self.samples.wall_ms.append(host_ms)
+            if (waited := waited_ms(waits, waits_ms())) is not None:
+                self.samples.waited_ms.append(waited)
             return
         import torch
 
