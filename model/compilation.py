@@ -50,11 +50,18 @@ def _seconds() -> float:
 def fresh_compiler() -> Iterator[Compiler]:
     """Run with nothing compiled before and nothing left after; passing the recompile limit is an error.
 
-    Past its limit torch.compile would go on in eager mode, and a compiled cell would run something else.
+    Past its limit torch.compile would go on in eager mode, and a compiled cell would run something else. What an
+    earlier process saw to be dynamic (kept where TORCH_COMPILE_JOB_ID is set) is not used: it would spare this one
+    compilations, and their number shall follow from the code alone.
     """
     torch._dynamo.reset()
     counters.clear()
-    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch(
+        recompile_limit=RECOMPILE_LIMIT,
+        fail_on_recompile_limit_hit=True,
+        automatic_dynamic_local_pgo=False,
+        automatic_dynamic_remote_pgo=False,
+    ):
         try:
             yield Compiler(_seconds())
         finally:
