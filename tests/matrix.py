@@ -1,7 +1,6 @@
 """Pytest plugin: `pytest --matrix` prints every combination and its state on this machine."""
 
 import contextlib
-import fnmatch
 import json
 import platform
 import sys
@@ -25,7 +24,7 @@ from model.decoder import DecoderConfig
 from model.workloads import WORKLOADS, Workload
 from tests.correctness.drawn import DRAWN
 from tests.known_failures import KNOWN_FAILURES
-from tests.selection import Standing, State, candidates, checked_workload, standing
+from tests.selection import Standing, State, candidates, checked_workload, matches, standing
 
 SHAPES = ("table", "json")
 
@@ -100,8 +99,7 @@ def chosen(config: pytest.Config, workload: Workload) -> list[Cell]:
     matched = [
         cell
         for cell in cells
-        if fnmatch.fnmatch(cell.id, pattern)
-        or fnmatch.fnmatch(replace(cell, workload=DRAWN, lengths=DRAWN).id, pattern)
+        if matches(cell.id, pattern) or matches(replace(cell, workload=DRAWN, lengths=DRAWN).id, pattern)
     ]
     if not matched:
         raise pytest.UsageError(

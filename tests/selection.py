@@ -1,6 +1,7 @@
 """Pytest plugin: which cells a run covers, and what each cell's state makes of its test."""
 
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -46,7 +47,11 @@ def standing(cell: Cell, config: DecoderConfig, device: Device, test: str = "") 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("varlen-gate")
-    group.addoption("--cells", metavar="PATTERN", help="only cells whose id matches the glob, such as '*train*causal*'")
+    group.addoption(
+        "--cells",
+        metavar="PATTERN",
+        help="only cells whose id matches the glob, such as '*train*causal*', or one of several between commas",
+    )
     group.addoption("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
     group.addoption("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
     group.addoption(
@@ -68,6 +73,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--profile-kernels", action="store_true", help="keep with each step time how long each kernel of a step took"
     )
+    group.addoption(
+        "--no-exact-costs", action="store_true", help="leave out the step that counts kernel launches and peak memory"
+    )
+    group.addoption("--steps", type=int, metavar="N", help="time (and warm up on) the workload's first N batches only")
+    group.addoption(
+        "--order-seed",
+        type=int,
+        metavar="SEED",
+        help="time cells in a random order that follows from SEED",
+    )
+
+
+def matches(cell_id: str, patterns: str | None) -> bool:
+    """Tell whether the value of `--cells` (globs between commas, None: no such option) means this cell."""
+    return patterns is None or any(fnmatch.fnmatch(cell_id, pattern) for pattern in patterns.split(","))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,13 +97,17 @@ def pytest_configure(config: pytest.Config) -> None:
         "matrix), a condition on cells, and the decoder's variants",
     )
     workload = checked_workload(config)
-    pattern = config.getoption("cells")
-    if pattern is not None:
+    patterns, steps = config.getoption("cells"), config.getoption("steps")
+    if patterns is not None:
         ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY), *timed_candidates(config, workload))]
-        if not fnmatch.filter(ids, pattern):
-            raise pytest.UsageError(
-                f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} (see pytest --matrix)."
-            )
+        for pattern in patterns.split(","):
+            if not fnmatch.filter(ids, pattern):
+                raise pytest.UsageError(
+                    f"--cells {pattern!r} matches no cell; ids look like {ids[0]!r} and {ids[-1]!r} "
+                    "(see pytest --matrix)."
+                )
+    if steps is not None and not 1 <= steps <= workload.num_batches:
+        raise pytest.UsageError(f"--steps {steps}: workload {workload.name} has {workload.num_batches} batches.")
     if any(config.getoption(option) for option in ("cells", "backend", "collator")) and (
         refused := nothing_declared(config)
     ):
@@ -201,7 +225,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
     ]
     reason = None
     for cell, sizes in asked:
-        if pattern is None or fnmatch.fnmatch(cell.id, pattern):
+        if matches(cell.id, pattern):
             refused = cell.backend.undeclared_reasons(cell.case(device, sizes))
             if not refused:
                 return None
@@ -225,7 +249,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for cell in cells
             if all(getattr(cell, axis) in values for axis, values in axes.items())
             and where(cell)
-            and (pattern is None or fnmatch.fnmatch(cell.id, pattern))
+            and matches(cell.id, pattern)
         ]
 
     if metafunc.definition.get_closest_marker("performance"):
@@ -251,7 +275,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only tests of cells where some are asked for."""
+    """Leave only tests of cells where some are asked for, and put them in the order of `--order-seed`."""
+    seed = config.getoption("order_seed")
+    if seed is not None:
+        # By a digest of each: two cells keep their order whatever else is run.
+        items.sort(key=lambda item: hashlib.sha256(f"{seed} {item.name}".encode()).digest())
     if not any(config.getoption(option) for option in ("cells", "backend", "collator")):
         return
     others = [item for item in items if item.get_closest_marker("cells") is None]

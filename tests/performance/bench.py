@@ -21,6 +21,7 @@ from model.reference import Outcome, outcome, padded_reference, with_backend
 from model.steps import eval_step, train_step
 from model.tolerance import Mismatch
 from model.workloads import Workload
+from tests.performance.control import Control, control
 from tests.performance.costs import exact_costs, kernel_costs, requested_bytes
 
 LEARNING_RATE = 1e-3
@@ -28,20 +29,29 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Shared:
-    """What does not depend on the cell; computed on first use and kept for the run."""
+    """What does not depend on the cell; computed on first use and kept for the run.
+
+    Only the first `steps` batches of the workload are run; None means all.
+    """
 
     workload: Workload
     device: Device
+    steps: int | None = None
 
     @functools.cached_property
     def examples(self) -> list[list[Example]]:
-        """The sequences of every batch."""
-        return self.workload.examples()
+        """The sequences of every batch that is run."""
+        return self.workload.examples()[: self.steps]
 
     @functools.cached_property
     def matmul_tflops(self) -> float:
         """The rate that model FLOP utilisation is a share of."""
         return matmul_tflops(self.device, self.workload.dtype)
+
+    @functools.cached_property
+    def control(self) -> Control:
+        """The work that is timed beside each cell."""
+        return control(self.device, self.workload.dtype)
 
     @functools.cached_property
     def _batches(self) -> dict[str, Sequence[Batch]]:
@@ -154,6 +164,7 @@ def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     # What all cells share stays on the device: made before the base is read, no cell's peak holds it.
     shared.references(cell)
     shared.batches(cell.collator)
+    _ = shared.control
     release_memory(shared.device)
     base = requested_bytes(shared.device)
     model = seeded_decoder(shared.workload.config, cell.backend.attend, device=shared.device)

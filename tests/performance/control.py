@@ -1,0 +1,67 @@
+"""A matrix product and a copy, timed beside each cell: what they take tells one state of the machine from another."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from model.attention import Device
+
+#: Timed repetitions on either side of a cell, after two that are not kept.
+REPEATS = 6
+
+#: Rows of the square matrices and bytes of the copy: together below 50 ms a cell, and past the caches where that costs
+#: nothing (an H100 takes about 0.2 ms for a product, 0.1 ms for a copy).
+SIZES: dict[Device, tuple[int, int]] = {"cuda": (4096, 128 << 20), "cpu": (256, 4 << 20)}
+
+
+@dataclass(frozen=True)
+class Control:
+    """Work that no change of the code under test changes."""
+
+    device: Device
+    left: Tensor
+    right: Tensor
+    source: Tensor
+    target: Tensor
+
+    def times(self) -> dict[str, list[float]]:
+        """Return `matmul_ms` and `copy_ms`, `REPEATS` each: by events on a GPU, else by the wall clock."""
+        timed = timed_on_device if self.device == "cuda" else timed_on_host
+        return {
+            "matmul_ms": timed(lambda: self.left @ self.right),
+            "copy_ms": timed(lambda: self.target.copy_(self.source)),
+        }
+
+
+def control(device: Device, dtype: torch.dtype) -> Control:
+    """Return the control work of `device`, with products in `dtype`; the same numbers in every process."""
+    rows, num_bytes = SIZES[device]
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(rows, rows, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    return Control(device, left, right, source, torch.empty_like(source))
+
+
+def timed_on_host(work: Callable[[], object]) -> list[float]:
+    """Return the milliseconds of each run of `work` that is kept, by the wall clock."""
+    times = []
+    for _ in range(REPEATS + 2):
+        begin = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return times[2:]
+
+
+def timed_on_device(work: Callable[[], object]) -> list[float]:
+    """Return the milliseconds of each run of `work` that is kept, between CUDA events; waits for the device."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 3)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    marks[-1].synchronize()
+    return [begin.elapsed_time(end) for begin, end in pairwise(marks[2:])]
