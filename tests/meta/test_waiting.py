@@ -11,6 +11,7 @@ from gate.estimates import estimate
 from gate.timing import StepTimer
 from gate.waiting import waited_ms, waits_ms, without_waiting_ms
 from tests.meta.test_estimates import TIMED
+from tests.performance.pace import Pace
 
 pytestmark = pytest.mark.meta
 
@@ -81,3 +82,21 @@ def test_the_estimate_leaves_waiting_out():
     assert estimate(TIMED | {"waited_ms": None}).log_ms == pytest.approx(math.log(20))
     assert estimate(TIMED | {"waited_ms": [1.0]}) == "3 step times for 1 waits"
     assert estimate(TIMED | {"waited_ms": [1.0, math.nan, 1.0]}) == "waited_ms holds nan, not a number of milliseconds"
+
+
+def test_a_machine_that_is_slower_for_a_while_leaves_the_paced_time_alone():
+    slower = {"wall_ms": [20.0, 40.0, 80.0], "median_wall_ms": 40.0, "pace_ms": [6.0, 6.0, 6.0]}
+    then, now = estimate(TIMED | {"pace_ms": [3.0, 3.0, 3.0]}), estimate(TIMED | slower)
+    assert now.log_ms - then.log_ms == pytest.approx(math.log(2))
+    assert now.paced_log == pytest.approx(then.paced_log)
+    assert estimate(TIMED).paced_log is None
+    assert estimate(TIMED | {"pace_ms": [3.0, 0.0, 3.0]}).startswith("pace_ms does not hold 3 positive numbers")
+
+
+def test_a_pace_is_taken_before_and_after_each_step():
+    pace = Pace(times_ms=[[1.0, 2.0, 9.0], [2.0, 3.0, 3.0], [4.0, 4.0, 50.0]])
+    assert pace.steps_ms() == [2.5, 3.5]
+    fresh = Pace()
+    fresh.tick()
+    assert len(fresh.times_ms) == 1
+    assert min(fresh.times_ms[0]) > 0

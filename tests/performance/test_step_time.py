@@ -7,11 +7,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from collators.batch import Batch
 from gate.environment import gpu_state
 from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
 from tests.performance.bench import Shared, cell_bench, release_memory
+from tests.performance.pace import Pace
 
 pytestmark = pytest.mark.performance
 
@@ -44,7 +46,17 @@ def test_a_batch_is_timed(
                 timer(batch)
             info["warmup_ms"] = timer.forget().wall_ms
             rounds = iter(batches)
-            benchmark.pedantic(timer, setup=lambda: ((next(rounds),), {}), rounds=len(batches))
+            pace = Pace() if shared.device == "cpu" else None
+
+            def setup() -> tuple[tuple[Batch], dict[str, Any]]:
+                if pace:
+                    pace.tick()
+                return (next(rounds),), {}
+
+            benchmark.pedantic(timer, setup=setup, rounds=len(batches))
+            if pace:
+                pace.tick()
+                info["pace_ms"] = pace.steps_ms()
             info["gpu_after"], after = gpu_state(), shared.control.times()
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(timer.samples)
