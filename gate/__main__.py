@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "record": "gate.recording",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
