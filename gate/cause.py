@@ -135,7 +135,7 @@ def _movers(now: Info, then: Info) -> str:
 
 
 def _levels(now: Info, then: Info) -> str:
-    host = f", host {_was(now, then, 'host_ms')} to queue it" if _times(now, "host_ms") else ""
+    host = f", host {_was(now, then, 'host_ms')} to queue it" if _times(now, "host_ms") is not None else ""
     return f"step {_was(now, then, 'device_ms')}{host}"
 
 

@@ -1,0 +1,151 @@
+"""Exact costs: a byte or a launch more is named and fails, less asks for a baseline, and what is lost is no pass."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gate.exact import EXACT, FAILS_STRICT, compare
+from gate.records import cells, load_record
+from tests.performance.costs import exact_costs, requested_bytes
+
+pytestmark = pytest.mark.meta
+
+COSTS = {
+    "peak_bytes": 20_367_128_576,
+    "compilations": 1,
+    "graph_breaks": 0,
+    "kernel_launches": 1024,
+    "synchronisations": 2,
+    "padded_token_share": 0.25,
+}
+
+
+def info(**changes):
+    return {"verdict": "timed", "tokens": [16_215, 15_839]} | COSTS | changes
+
+
+def test_the_same_costs_are_no_findings() -> None:
+    assert set(COSTS) == set(EXACT)
+    assert compare(info(), info()) == []
+    # However often each batch was run.
+    assert compare(info(tokens=[15_839, 16_215, 15_839]), info()) == []
+
+
+@pytest.mark.parametrize("cost", EXACT)
+def test_a_cost_that_rose_fails_and_one_that_fell_asks_for_a_baseline(cost: str) -> None:
+    least = 1e-9 if cost == "padded_token_share" else 1
+    more, less = info(**{cost: COSTS[cost] + least}), info()
+    (worse,), (better,) = compare(more, less), compare(less, more)
+    assert (worse.cost, worse.now, worse.then, worse.kind, worse.worse) == (cost, more[cost], less[cost], "worse", True)
+    assert (better.kind, better.worse) == ("better", False)
+
+
+@pytest.mark.parametrize("cost", EXACT)
+def test_a_cost_that_one_side_lacks_is_named(cost: str) -> None:
+    (lost,), (new,) = compare(info(**{cost: None}), info()), compare(info(), info(**{cost: None}))
+    assert (lost.kind, lost.kind in FAILS_STRICT, lost.worse) == ("lost", True, False)
+    assert (new.kind, new.kind in FAILS_STRICT) == ("new", False)
+    assert "is not measured now, was" in str(lost)
+    assert "none before" in str(new)
+    assert compare(info(**{cost: None}), info(**{cost: None})) == []
+
+
+def test_a_key_that_is_missing_is_a_cost_that_is_lacking() -> None:
+    without = {key: value for key, value in info().items() if key != "kernel_launches"}
+    assert [finding.kind for finding in compare(without, info())] == ["lost"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "1024", True, [1024]])
+def test_a_cost_that_is_no_number_is_not_compared_in_silence(value: object) -> None:
+    for now, then in ((info(kernel_launches=value), info()), (info(), info(kernel_launches=value))):
+        (finding,) = compare(now, then)
+        assert finding.kind == "lost"
+        assert str(finding).startswith(f"kernel launches: {value!r} ")
+
+
+def test_other_batches_are_no_ground_to_compare_costs() -> None:
+    (finding,) = compare(info(tokens=[1], peak_bytes=1), info())
+    assert finding.kind in FAILS_STRICT
+    assert str(finding) == (
+        "other batches: 1 of 1 sizes now are not in the record, and 2 of its 2 are not run now, "
+        "so no exact cost is compared"
+    )
+
+
+def test_a_cell_without_a_time_has_a_verdict_that_says_more() -> None:
+    assert compare(info(verdict="out of memory", peak_bytes=None), info()) == []
+    assert compare(info(), info(verdict="wrong")) == []
+
+
+@pytest.mark.parametrize(
+    ("cost", "now", "then", "sentence"),
+    [
+        ("peak_bytes", 20_410_000_000, 20_370_000_000, "peak memory 20.41 GB, was 20.37 GB (+0.20%)"),
+        (
+            "peak_bytes",
+            20_367_128_577,
+            20_367_128_576,
+            "peak memory 20,367,128,577, was 20,367,128,576 (+0.000000005%)",
+        ),
+        ("compilations", 12, 2, "compilations 12, was 2 (+500.0%)"),
+        ("graph_breaks", 1, 0, "graph breaks 1, was 0"),
+        ("kernel_launches", 1030, 1024, "kernel launches 1,030, was 1,024 (+0.59%)"),
+        ("synchronisations", 0, 2, "synchronisations 0, was 2 (-100.0%)"),
+        ("padded_token_share", 0.3, 0.25, "padded-token share 30.0%, was 25.0% (+20.0%)"),
+    ],
+)
+def test_findings_are_small_sentences(cost: str, now: float, then: float, sentence: str) -> None:
+    (finding,) = compare(info(**{cost: now}), info(**{cost: then}))
+    assert str(finding) == sentence
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: its allocator is watched")
+def test_on_a_gpu_peak_memory_is_what_a_step_asks_for_whatever_is_cached() -> None:
+    class Slots:
+        num_slots, num_tokens = 4, 3
+
+    def costs() -> dict[str, object]:
+        base = requested_bytes("cuda")
+        weight = torch.ones(700, 700, device="cuda")
+
+        def step(_: object) -> None:
+            (weight @ weight @ weight).sum().item()
+
+        step(None)
+        return exact_costs(step, [Slots()], "cuda", base)  # type: ignore[list-item]
+
+    first = costs()
+    # Blocks of odd sizes in the cache, one of which is 1 MiB less 512 bytes larger than the product needs.
+    blocks = [torch.ones(size, dtype=torch.uint8, device="cuda") for size in (3_008_064, 1_960_000, 700, 5_000_000)]
+    del blocks
+    assert costs() == first | {"device_busy_ms": pytest.approx(first["device_busy_ms"], rel=1)}
+    assert first["synchronisations"] == 1
+    # The weight and a product at least.
+    assert first["peak_bytes"] >= 2 * 4 * 700 * 700
+
+
+def test_the_same_code_costs_the_same_in_every_process(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    cells_run = "sdpa_loop-packed-train-causal-float32-eager-smoke,sdpa_nested-nested-eval-full-float32-*-smoke"
+    records = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.json"
+        options = (f"--cells={cells_run}", f"--order-seed={seed}", f"--benchmark-json={path}", "--workload=smoke")
+        storage = f"--benchmark-storage=file://{tmp_path / 'store'}"
+        command = [sys.executable, "-m", "pytest", "-m", "performance", "-n0", "-p", "no:cacheprovider"]
+        run = subprocess.run(
+            [*command, storage, *options],
+            cwd=pytestconfig.rootpath,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout
+        records.append(cells(load_record(path)))
+    then, now = records
+    assert set(now) == set(then) != set()
+    assert list(now) != list(then), "both orders are the same: choose other seeds"
+    assert {cell: list(map(str, compare(now[cell], then[cell]))) for cell in now} == {cell: [] for cell in now}
+    assert all(then[cell]["compilations"] is not None for cell in then)
