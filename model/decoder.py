@@ -51,7 +51,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
     Source: RoFormer, https://arxiv.org/abs/2104.09864, in the half-split form of GPT-NeoX.
     """
-    cos, sin = rotation.to(x.dtype).unsqueeze(-2).chunk(2, dim=-1)
+    cos, sin = rotation.to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -82,10 +82,10 @@ class Block(nn.Module):
             x = x + update
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
-        q, k, v = heads.split(self.heads, dim=-2) if self.grouped_query else heads.chunk(3, dim=-2)
+        q, k, v = heads.split(self.heads, dim=2) if self.grouped_query else heads.chunk(3, dim=2)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
-        x = x + self.projection(self.attend(q, k, v, context).flatten(-2))
+        x = x + self.projection(self.attend(q, k, v, context).flatten(2))
         return x, self.mlp(self.mlp_norm(x))
 
 
@@ -101,10 +101,10 @@ class Decoder(nn.Module):
             self.positions: nn.Embedding | None = nn.Embedding(config.max_length, width)
         else:
             self.positions = None
-            half = config.head_dim // 2
             # In float64, as the truth is: rounded angles would differ from those of shifted positions.
             steps = torch.arange(config.max_length, dtype=torch.float64)
-            angles = torch.outer(steps, 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half))
+            exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+            angles = torch.outer(steps, 10_000.0**-exponents)
             self.register_buffer("rotations", torch.cat([angles.cos(), angles.sin()], dim=1), persistent=False)
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.num_layers))
         self.head = nn.Linear(width, config.vocab_size)

@@ -60,7 +60,7 @@ def _loss_rounding(truth: Outcome, reference: Outcome) -> torch.Tensor:
     """
     errors = torch.cat(reference.logits).double() - torch.cat(truth.logits).double()
     sign = torch.sign(reference.loss.double() - truth.loss.double())
-    return torch.where(sign == 0, 1.0, sign) * 2**0.5 * errors.norm(dim=-1).mean()
+    return torch.where(sign == 0, 1.0, sign) * 2**0.5 * errors.norm(dim=1).mean()
 
 
 def _named_by_sequence(found: Mismatch | None, truth: Outcome) -> Mismatch | None:

@@ -87,8 +87,8 @@ def summed(model: Decoder, backend: Backend, examples: Sequence[Example], case: 
     gradients: dict[str, Tensor] = {}
     for batch in batches:
         part = outcome(model, backend, batch.to(case.device), case)
-        # Each part's loss is a mean over its own targets.
-        share = max(batch.num_targets, 1) / total
+        # Each part's loss is a mean over its own targets, and zero where it has none.
+        share = batch.num_targets / total
         logits += part.logits
         loss = part.loss * share + loss.to(part.loss)
         for name, gradient in part.gradients.items():

@@ -80,12 +80,12 @@ def mismatch(
         if tensor.shape != truth.shape:
             raise ValueError(f"{name}: shapes differ: got {tuple(tensor.shape)}, expected {tuple(truth.shape)}.")
     wanted = _rows(truth)
-    errors = (_rows(actual) - wanted).norm(dim=-1)
+    errors = (_rows(actual) - wanted).norm(dim=1)
     errors = errors.where(errors.isfinite(), torch.inf)
-    reference_errors = (_rows(reference) - wanted).norm(dim=-1)
+    reference_errors = (_rows(reference) - wanted).norm(dim=1)
     floor = rounding_floor(dtype, reduction_length)
     if scale is None:
-        bound = LUCK * error_factor * float(reference_errors.max()) + floor * float(wanted.norm(dim=-1).max())
+        bound = LUCK * error_factor * float(reference_errors.max()) + floor * float(wanted.norm(dim=1).max())
         allowed = torch.full_like(errors, bound)
         row = int(errors.argmax())
     else:

@@ -183,7 +183,7 @@ def workload_named(name: str | None, device: Device, lengths: str | None = None)
     drawn = read_lengths_file(lengths)
     # Drawn once here, so that a length over the model's maximum is an error before anything runs.
     try:
-        drawn.draw(workload.num_batches * workload.batch_size, workload.config.max_length, workload.seed)
+        drawn.draw(workload.batch_size, workload.config.max_length, workload.seed)
     except ValueError as error:
         others = ", ".join(f"{w.name} takes up to {w.config.max_length}" for w in WORKLOADS if w.name != workload.name)
         raise ValueError(f"{error} That is the maximum of workload {workload.name}; {others} (--workload).") from None

@@ -152,7 +152,7 @@ class Backend:
         reasons = []
         if case.device not in self.dtypes:
             wanted = "a CUDA GPU" if "cuda" in self.dtypes else "the CPU"
-            if self.min_capability and wanted == "a CUDA GPU":
+            if self.min_capability:
                 wanted += " of compute capability {}.{} or newer".format(*self.min_capability)
             reasons.append(f"needs {wanted}; this case runs on {case.device}")
         elif case.device == "cuda":
@@ -173,8 +173,7 @@ class Backend:
 
     def batch_reasons(self, batch: Batch) -> list[str]:
         """Return why a batch of the right layout is still refused, which its shape alone decides."""
-        width = batch.num_slots // len(batch.lengths)
-        if batch.layout == "padded" and width < self.min_keys:
+        if isinstance(batch, PaddedBatch) and (width := batch.input_ids.shape[1]) < self.min_keys:
             return [f"needs padded batches of at least {self.min_keys} columns; got {width}"]
         return []
 

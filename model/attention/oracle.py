@@ -66,9 +66,8 @@ def oracle(
     - "sums": dk and dv are rounded each time a tile of queries of one head is added. With m parts the running sum
       grows to |row|^2 and the noise of its terms, and (m + 1) / 2 times that adds up.
     """
-    info = torch.finfo(q.dtype)
-    wide = info.bits >= 32
-    smallest = info.tiny**2
+    wide = q.dtype in (torch.float32, torch.float64)
+    smallest = torch.finfo(q.dtype).tiny ** 2
     # From here on (..., H, L, D).
     q, k, v, gradient = (tensor.detach().double().transpose(-3, -2) for tensor in (q, k, v, gradient))
     groups = q.shape[-3] // k.shape[-3]

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from collators import CollatorOptions, Example, collator_named
 from collators.batch import PackedBatch
 from model.attention.flex_document_mask import BLOCK, document_block_mask
+from model.attention.sdpa_document_mask import document_ids
 
 pytestmark = pytest.mark.correctness
 
@@ -26,6 +27,16 @@ LENGTHS = st.lists(
 def tiles(counts: torch.Tensor, indices: torch.Tensor) -> list[list[int]]:
     """Return the columns of the tiles in each row of them, in their order."""
     return [row[:count].tolist() for count, row in zip(counts[0, 0].tolist(), indices[0, 0], strict=True)]
+
+
+def test_a_packed_batch_of_lengths_2_and_3_has_documents_0_0_1_1_1() -> None:
+    ones = [torch.ones(length, dtype=torch.int64) for length in (2, 3)]
+    batch = collator_named("packed").build(CollatorOptions(4))([Example(ids, ids) for ids in ones])
+    assert isinstance(batch, PackedBatch)
+    documents = document_ids(batch)
+    assert documents.tolist() == [0, 0, 1, 1, 1]
+    # A mask reads two of them for each of its T x T pairs.
+    assert documents.dtype == torch.int32
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])

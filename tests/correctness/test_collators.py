@@ -228,6 +228,7 @@ def test_a_batch_from_a_worker_equals_the_one_collated_here() -> None:
     for from_worker, made in zip(loaded, here, strict=True):
         for got, wanted in zip(from_worker, made, strict=True):
             assert_same(got, wanted)
+            assert split_ids(got, got.input_ids) == split_ids(wanted, wanted.input_ids)
 
 
 @of_layout("padded")

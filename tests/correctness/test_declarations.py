@@ -1,5 +1,6 @@
 """A backend claims at least what the project promises: support cannot shrink unseen."""
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -80,7 +81,7 @@ class Declaration:
         collators = [collator_named(name) for name in self.collators]
         axes = product(collators, self.modes, self.causal, self.dtypes, self.executions, self.heads, self.head_dims)
         for collator, mode, causal, dtype, execution, (heads, kv_heads), head_dim in axes:
-            yield Case(
+            case = Case(
                 device=self.device,
                 layout=collator.layout,
                 padding_side=collator.padding_side,
@@ -92,6 +93,8 @@ class Declaration:
                 num_kv_heads=kv_heads,
                 head_dim=head_dim,
             )
+            # As a record or another process gives it: equal words, other objects.
+            yield pickle.loads(pickle.dumps(case))
 
 
 #: What each backend must do, on a CPU and on an H100 with every package. Add to it; an entry goes only with a
@@ -281,7 +284,27 @@ def test_a_backend_that_needs_a_gpu_is_unavailable_on_the_cpu(backend: Backend) 
         for case in replace(entry, device="cpu").cases():
             found = states(backend, case, MACHINES["cpu"])
             assert found["undeclared"] == [], case
-            assert any(reason.startswith("needs a CUDA GPU") for reason in found["unavailable"]), case
+            capability = backend.min_capability
+            least = " of compute capability {}.{} or newer".format(*capability) if capability else ""
+            assert f"needs a CUDA GPU{least}; this case runs on cpu" in found["unavailable"], case
+
+
+@every_backend
+def test_a_backend_that_ran_on_one_device_only_would_say_which(backend: Backend) -> None:
+    dtype = next(iter(backend.dtypes.values()))[:1]
+    entry = next(entry for entry in MINIMUM if entry.backend == backend.name)
+    devices: tuple[tuple[Device, Device, str], ...] = (("cpu", "cuda", "the CPU"), ("cuda", "cpu", "a CUDA GPU"))
+    for own, other, wanted in devices:
+        narrowed = replace(backend, dtypes={own: dtype}, min_capability=None, requires=(), unavailable=())
+        case = replace(next(entry.cases()), device=other)
+        assert states(narrowed, case, MACHINES[other])["unavailable"] == [f"needs {wanted}; this case runs on {other}"]
+
+
+@every_backend
+def test_a_backend_takes_any_equal_number_of_heads(backend: Backend) -> None:
+    entry = next(entry for entry in MINIMUM if entry.backend == backend.name)
+    for case in replace(entry, heads=((1, 1), (1024, 1024)), head_dims=(64,)).cases():
+        assert backend.undeclared_reasons(case) == [], case
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from collators import CollatorOptions, Example, collator_named
+from collators import IGNORE_INDEX, CollatorOptions, Example, collator_named
 from collators.batch import PaddedBatch
 from model.attention import REFERENCE, Case
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
-from model.reference import outcome
+from model.reference import outcome, padded_reference
+from model.steps import forward
 
 pytestmark = pytest.mark.correctness
 
@@ -99,12 +100,61 @@ def test_a_batch_has_the_logits_of_the_formulas(name: str, causal: bool) -> None
     torch.testing.assert_close(logits, logits_by_formula(model, causal=causal), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_batch_has_its_logits_in_the_dtype_of_its_case_and_a_loss_of_at_least_32_bits(dtype: torch.dtype) -> None:
+    weights = dtype if dtype == torch.float64 else torch.float32
+    model = seeded_decoder(CONFIG, REFERENCE.attend, device="cpu", dtype=weights)
+    example = Example(torch.tensor(IDS), torch.tensor(IDS))
+    batch = collator_named("pad_longest").build(CollatorOptions(9, pad_id=3))([example])
+    result = forward(model, REFERENCE, batch, Case("cpu", "padded", "right", "eval", True, dtype, "eager", 4, 4, 6))
+    assert (result.logits.dtype, result.loss.dtype) == (dtype, weights)
+
+
+@pytest.mark.parametrize("supervised", [0, 1, 2])
+def test_a_batch_of_few_targets_has_their_mean_cross_entropy_and_without_any_no_gradient(supervised: int) -> None:
+    targets = torch.tensor([*IDS[:supervised], *[IGNORE_INDEX] * (len(IDS) - supervised)])
+    case = Case("cpu", "padded", "right", "train", True, torch.float64, "eager", 4, 4, 6)
+    found = padded_reference(model_of(CONFIG), [Example(torch.tensor(IDS), targets)], case)
+    logs = found.logits[0].log_softmax(-1)
+    wanted = -sum(logs[place, IDS[place]].item() for place in range(supervised)) / max(supervised, 1)
+    assert found.loss.item() == pytest.approx(wanted, rel=1e-12)
+    gradient = torch.cat([gradient.flatten() for gradient in found.gradients.values()])
+    assert gradient.isfinite().all()
+    assert gradient.any() == (supervised > 0)
+
+
 def test_a_decoder_follows_from_its_seed_and_leaves_the_global_one_alone() -> None:
     before = torch.random.get_rng_state()
     first, again, other = (model_of(CONFIG, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_decoder_has_biases_in_its_linear_maps_and_none_in_its_norms(name: str) -> None:
+    model = model_of(CONFIGS[name])
+    parameters = dict(model.named_parameters())
+    maps = {module for module, each in model.named_modules() if isinstance(each, nn.Linear)}
+    norms = {module for module, each in model.named_modules() if isinstance(each, nn.LayerNorm)}
+    embeddings = {module for module, each in model.named_modules() if isinstance(each, nn.Embedding)}
+    weights = {f"{module}.weight" for module in maps | norms | embeddings}
+    assert parameters.keys() == weights | {f"{module}.bias" for module in maps}
+    # Nothing else is saved with them: rotations follow from the sizes.
+    assert parameters.keys() == model.state_dict().keys()
+
+
+def test_a_decoder_on_the_cpu_has_its_gelu_whatever_autocast_does_elsewhere() -> None:
+    """The kernel that fuses it on a GPU has another GELU on the CPU."""
+    model, x = model_of(CONFIG).blocks[0].mlp, torch.randn(1, 3, 24, dtype=torch.float64)
+    before = torch.is_autocast_enabled("cuda")
+    with torch.no_grad():
+        wanted = model(x)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert torch.equal(model(x), wanted)
+        finally:
+            torch.set_autocast_enabled("cuda", before)
 
 
 def test_a_decoder_embeds_padding_as_zeros() -> None:

@@ -1,22 +1,29 @@
 """A batch's heads are honoured: grouped ones, odd counts of them, their size, and the scale of their scores."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
-from model.attention import BACKENDS
+from model.attention import BACKENDS, Backend, default_device
 from model.attention.oracle import oracle
 from model.tolerance import mismatch
-from tests.correctness.attention_bench import AttentionBench, AttentionInput, normal, reduction_length
+from tests.correctness.attention_bench import AttentionBench, AttentionInput, AttentionRun, normal, reduction_length
 from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.strategies import attention_inputs
 
 pytestmark = pytest.mark.correctness
 
 GROUPED = [backend for backend in BACKENDS if backend.grouped_query]
+ON_SDPA = [
+    backend
+    for backend in GROUPED
+    if any("scaled_dot_product" in kernel for kernel in backend.kernels.get(default_device(), ()))
+]
 
 more_than_one_token = st.lists(st.integers(2, 70), min_size=1, max_size=4)
 fewer = settings(max_examples=settings.default.max_examples // 5)
@@ -56,6 +63,31 @@ def test_a_batch_of_the_oracle_has_repeated_heads_whose_gradients_add_up(given: 
         assert not mismatch(
             name, value, wanted, wanted, dtype=torch.float64, error_factor=2, reduction_length=length, scale=noise
         )
+
+
+class Asked(TorchFunctionMode):
+    """Notes of every call of SDPA whether it asks for grouped heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped: list[bool] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.grouped.append(kwargs["enable_gqa"])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("backend", ON_SDPA, ids=lambda backend: backend.name)
+def test_a_batch_asks_for_grouped_heads_only_where_it_has_some(backend: Backend, kv_heads: int) -> None:
+    """Some of SDPA's kernels refuse to be asked, also where there are as many heads of keys as of queries."""
+    collator = next(collator for collator in ONE_OF_EACH_LAYOUT if collator.layout == backend.layout)
+    given = AttentionInput((5, 2), num_heads=4, num_kv_heads=kv_heads)
+    run = AttentionRun.of(backend, collator, given, backend.dtypes[default_device()][0], causal=True, mode="eval")
+    with Asked() as asked:
+        run.results()
+    assert set(asked.grouped) == {kv_heads < 4}
 
 
 @pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))

@@ -1,13 +1,17 @@
 """A batch is computed by the kernel that the backend declares: seen in torch's profiler, not assumed."""
 
+import pickle
 import re
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model.attention import BACKENDS, default_device
+from collators import CollatorOptions, Example, collator_named
+from model.attention import BACKENDS, backend_named, default_device
+from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG, DRAWN, ONE_OF_EACH_LAYOUT
 
 pytestmark = pytest.mark.correctness
 
@@ -25,6 +29,19 @@ def operators_of(attention: AttentionBench) -> set[str]:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run.results()
     return {event.key for event in profiler.key_averages()}
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("name", ["pad_longest", "pad_left"])
+def test_a_batch_has_a_mask_only_where_one_is_needed(name: str, causal: bool) -> None:
+    """Fused kernels take causality without a mask faster, and some take no mask; a batch may come from a worker."""
+    collator = collator_named(name)
+    example = Example(torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64))
+    batch = pickle.loads(pickle.dumps(collator.build(CollatorOptions(4))([example])))
+    cell = Cell(backend_named("sdpa_padded"), collator, "eval", causal, torch.float32, "eager", DRAWN, DRAWN)
+    context = cell.backend.prepared(batch, cell.case("cpu", CONFIG["cpu"]))
+    needless = causal and collator.padding_side == "right"
+    assert ((context.mask is None), context.is_causal) == (needless, needless)
 
 
 @pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT)

@@ -40,6 +40,8 @@ def trained(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Updat
     with full_precision():
         for _ in range(STEPS):
             train_step(copied, backend, batch, case, optimizer)
+            # Held until the next step, they would add to its peak memory.
+            assert all(parameter.grad is None for parameter in copied.parameters())
     return moved(model, copied)
 
 

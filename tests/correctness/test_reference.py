@@ -41,7 +41,10 @@ def test_a_batch_padded_for_the_reference_equals_each_sequence_alone(
     reference_bench: Workbench, batch: list[Example]
 ) -> None:
     bench = reference_bench
-    assert_close_in_float64(bench, bench.truth_of(batch), bench.oracle_of(batch))
+    truth, alone = bench.truth_of(batch), bench.oracle_of(batch)
+    assert_close_in_float64(bench, truth, alone)
+    # Nothing to compare would be no difference.
+    assert truth.gradients.keys() == alone.gradients.keys() == dict(bench.model.named_parameters()).keys()
 
 
 @given(batch=examples(CONFIG[default_device()]))

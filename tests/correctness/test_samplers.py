@@ -232,6 +232,57 @@ def test_order_follows_from_the_pair_of_seed_and_epoch(make: MakeSampler) -> Non
     assert order(0, 1) != order(1, 0)
 
 
+#: The batches of both ranks in epoch 3 of seed 5, and what is dropped, without `drop_last` and with it.
+PINNED: dict[str, tuple[tuple[list[Batches], tuple[int, ...]], ...]] = {
+    "token_budget": (
+        ([[[4, 1, 8], [5], [2, 0, 6]], [[11], [9, 12, 3, 10], [7]]], ()),
+        ([[[4, 1, 8], [5]], [[11], [9, 12, 3, 10]]], (2, 0, 6, 7)),
+    ),
+    "token_budget_padded": (
+        ([[[4], [8, 11], [9], [0, 6]], [[1], [5], [12, 3, 10, 2], [7]]], ()),
+        ([[[4, 1], [5], [12, 3, 10, 2]], [[8, 11], [9], [0, 6]]], (7,)),
+    ),
+    "length_buckets": (
+        ([[[6, 3, 0], [12], [1]], [[8, 2, 10], [4, 7, 11], [5, 9]]], ()),
+        ([[[8, 2, 10]], [[6, 3, 0]]], (12, 1, 5, 9, 4, 7, 11)),
+    ),
+}
+
+
+@pytest.mark.parametrize("drop_last", [False, True], ids=["keep_last", "drop_last"])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("token_budget", lambda lengths, **options: TokenBudgetBatchSampler(lengths, 32, **options)),
+        (
+            "token_budget_padded",
+            lambda lengths, **options: TokenBudgetBatchSampler(lengths, 32, padded=True, **options),
+        ),
+        (
+            "length_buckets",
+            lambda lengths, **options: LengthBucketBatchSampler(lengths, 3, bucket_edges=(8, 16), **options),
+        ),
+    ],
+)
+def test_orders_stay_what_they_were(name: str, make: MakeSampler, drop_last: bool) -> None:
+    """A run that is resumed after an update goes on where it was."""
+    lengths = [3, 14, 8, 1, 9, 30, 5, 16, 7, 22, 2, 12, 6]
+    options: dict[str, Any] = {"seed": 5, "num_replicas": 2, "drop_last": drop_last}
+    ranks = ranks_of(lambda rank: make(lengths, rank=rank, **options), 2, epoch=3)
+    sampler = make(lengths, **options)
+    sampler.set_epoch(3)
+    assert (ranks, sampler.dropped) == PINNED[name][drop_last]
+
+
+@every_sampler
+def test_a_sampler_shuffles_and_drops_nothing_unless_told_otherwise(make: MakeSampler) -> None:
+    lengths = [3, 14, 8, 1, 9, 30, 5, 16, 7, 22, 2, 12, 6] * 3
+    sampler = make(lengths)
+    assert list(sampler) == list(make(lengths, shuffle=True, seed=0, num_replicas=1, rank=0, drop_last=False))
+    assert list(sampler) != list(make(lengths, shuffle=False))
+    assert sampler.dropped == ()
+
+
 @every_sampler
 def test_without_shuffling_every_epoch_is_the_same(make: MakeSampler) -> None:
     sampler = make([5, 20, 9, 31] * 10, shuffle=False, num_replicas=3)

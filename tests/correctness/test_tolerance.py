@@ -238,6 +238,8 @@ def test_a_step_with_one_wrong_tensor_names_it(
 ) -> None:
     (found,) = found_in(change(outcome_of(dtype)), dtype)
     assert found.name == name
+    # Only a tensor of several rows has a worst one.
+    assert (found.row is None) == (name != "gradient of weight")
 
 
 def test_a_step_with_several_wrong_tensors_names_the_worst_first() -> None:
@@ -252,6 +254,20 @@ def test_a_step_with_several_wrong_tensors_names_the_worst_first() -> None:
     ]
 
 
+def test_a_step_with_several_wrong_tensors_orders_them_by_how_far_each_passes_its_own_bound() -> None:
+    """Not by size: a gradient of large numbers may be far off by little, and one of zeros is off by anything."""
+    floor = rounding_floor(torch.float32, reduction_length(CONFIG))
+    # Times the bound that a tensor is off, and its size.
+    off = {"small": (2.2, 1.0), "large": (2.7, 1e6), "tiny": (5.0, 1e-6)}
+    right = {name: torch.tensor([size, 0.0], dtype=torch.float64) for name, (_, size) in off.items()}
+    wrong = {name: right[name] * (1 + times * floor) for name, (times, _) in off.items()}
+    nothing = torch.zeros(2, dtype=torch.float64)
+    truth = replace(outcome_of(), gradients={**right, "zero": nothing})
+    actual = replace(truth, gradients={**wrong, "zero": nothing + 1e-30})
+    found = differences(actual, truth, truth, dtype=torch.float32, error_factor=2, config=CONFIG)
+    assert [mismatch.name.removeprefix("gradient of ") for mismatch in found] == ["zero", "tiny", "large", "small"]
+
+
 @pytest.mark.parametrize("missing", ["weight", "bias"])
 def test_a_step_without_one_gradient_is_refused(missing: str) -> None:
     right = outcome_of()
@@ -262,16 +278,18 @@ def test_a_step_without_one_gradient_is_refused(missing: str) -> None:
             found_in(replace(right, gradients=gradients))
 
 
-def test_a_step_without_one_sequence_is_refused() -> None:
+def test_a_step_of_fewer_or_more_sequences_is_refused() -> None:
     right = outcome_of()
-    with pytest.raises(ValueError, match=r"^expected 3 sequences; got 2\.$"):
-        found_in(replace(right, logits=right.logits[:2]))
+    for logits in (right.logits[:2], [*right.logits, right.logits[0]]):
+        with pytest.raises(ValueError, match=rf"^expected 3 sequences; got {len(logits)}\.$"):
+            found_in(replace(right, logits=logits))
 
 
-def test_a_step_cut_at_other_boundaries_is_refused() -> None:
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_step_cut_at_other_boundaries_is_refused(first: int) -> None:
     right = outcome_of()
-    moved = list(torch.cat(right.logits).split((3, 3, 3)))
-    with pytest.raises(ValueError, match=r"^logits of sequence 0: got \(3, 64\), expected \(2, 64\)\.$"):
+    moved = list(torch.cat(right.logits).split((first, 6 - first, 3)))
+    with pytest.raises(ValueError, match=rf"^logits of sequence 0: got \({first}, 64\), expected \(2, 64\)\.$"):
         found_in(replace(right, logits=moved))
 
 

@@ -78,7 +78,8 @@ def test_a_workload_times_the_cells_of_its_rows_in_its_modes_and_dtype() -> None
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_a_workload_is_found_by_its_name(workload: Workload) -> None:
-    assert workload_named(workload.name, "cpu") is workload
+    # As a command line gives it: equal, and another object.
+    assert workload_named("".join([*workload.name]), "cpu") is workload
 
 
 def test_a_device_has_a_workload_of_its_own_and_takes_other_lengths() -> None:
@@ -105,11 +106,21 @@ def test_a_workload_refuses_what_it_does_not_know(tmp_path: Path) -> None:
             workload_named("smoke", "cpu", lengths)
 
 
-def test_a_workload_refuses_lengths_past_its_maximum_and_names_those_that_take_them(tmp_path: Path) -> None:
-    file = tmp_path / "lengths.txt"
-    file.write_text("5\n129\n")
-    with pytest.raises(
-        ValueError,
-        match=r"129.* That is the maximum of workload smoke; article takes up to 1024, long takes up to 8192 ",
-    ):
-        workload_named("smoke", "cpu", str(file))
+@pytest.mark.parametrize(
+    ("name", "longest", "others"),
+    [
+        ("smoke", 128, "article takes up to 1024, long takes up to 8192"),
+        ("article", 1024, "smoke takes up to 128, long takes up to 8192"),
+        ("long", 8192, "smoke takes up to 128, article takes up to 1024"),
+    ],
+)
+def test_a_workload_refuses_lengths_past_its_maximum_and_names_those_that_take_them(
+    tmp_path: Path, name: str, longest: int, others: str
+) -> None:
+    fitting, file = tmp_path / "fitting.txt", tmp_path / "lengths.txt"
+    fitting.write_text(f"5\n{longest}\n")
+    assert longest in workload_named(name, "cpu", str(fitting)).lengths.draw(2, longest, 0)
+    file.write_text(f"5\n{longest + 1}\n")
+    match = rf"line 2 .*; got {longest + 1}\..* That is the maximum of workload {name}; {others} \(--workload\)\.$"
+    with pytest.raises(ValueError, match=match):
+        workload_named(name, "cpu", str(file))
