@@ -38,7 +38,9 @@ def prepare(batch: PackedBatch, case: Case) -> XformersContext:
     # A string "cpu" is no torch.device to xFormers, and pins memory: https://github.com/facebookresearch/xformers
     device = torch.device(batch.cu_seqlens.device)
     bias = BlockDiagonalMask.from_seqlens(list(batch.segment_lengths), device=device)
-    return XformersContext(bias.make_causal() if case.causal else bias)
+    # Queries are as many as keys, so both corners give the same mask. For the other one the flash operators walk over a
+    # Python list of all sequences in every call (0.0.35), which compiled is another graph for each number of them.
+    return XformersContext(bias.make_causal_from_bottomright() if case.causal else bias)
 
 
 def operator(name: str | None) -> Attend:

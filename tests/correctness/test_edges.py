@@ -1,5 +1,8 @@
 """A batch at the edges of what is allowed: one token, tile edges, one long sequence, very many short ones."""
 
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.attention import default_device
+from model.cells import Cell, all_cells
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
 from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.strategies import HEAD_DIMS, TILE_EDGES, attention_inputs
@@ -67,17 +71,47 @@ LARGE = AttentionInput((1023,) * 4, num_heads=16, num_kv_heads=16, head_dim=128)
 COPIES = 2**31 // (4 * 1023 * 16 * 128) + 2
 
 
+def copies_differ(cell: Cell, given: AttentionInput, copies: int) -> str | None:
+    """Return how copies of `given` differ from it, None where they do not, or that the GPU's memory is too small."""
+    try:
+        AttentionBench(cell).check_copies(given, copies)
+    except torch.OutOfMemoryError:
+        return OUT_OF_MEMORY
+    except (AssertionError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+OUT_OF_MEMORY = "needs more memory than this GPU has: its scores or mask are dense"
+
+
 @pytest.mark.cells(dtype=(torch.bfloat16,), mode=("train",), causal=(True,))
 def test_a_batch_may_have_more_elements_than_32_bits_count(attention: AttentionBench) -> None:
-    """Addresses past 2^31: https://github.com/pytorch/pytorch/issues/190857."""
+    """Addresses past 2^31: https://github.com/pytorch/pytorch/issues/190857.
+
+    In a process of its own, as a wild address leaves no CUDA context to go on with.
+    """
     if default_device() != "cuda" or settings.get_current_profile_name() != "deep":
         pytest.skip("more than 2^31 elements in a tensor: on a CUDA GPU of 80 GB only, with --hypothesis-profile=deep")
-    try:
-        attention.check_copies(LARGE, COPIES)
-    except torch.OutOfMemoryError:
-        pytest.skip(f"{attention.cell.backend.name} needs more memory than this GPU has: its scores or mask are dense")
-    finally:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        found = process.submit(copies_differ, attention.cell, LARGE, COPIES).result()
+    if found == OUT_OF_MEMORY:
+        pytest.skip(f"{attention.cell.backend.name} {found}")
+    assert found is None, found
+
+
+def test_a_batch_that_differs_from_its_copies_is_told_by_another_process() -> None:
+    """What the test above relies on: cells travel there, and what went wrong comes back."""
+    cells = all_cells("drawn", "drawn")
+    cell = next(cell for cell in cells if cell.backend.name == "sdpa_loop" and cell.mode == "train")
+    assert pickle.loads(pickle.dumps(cell)) == cell
+    astray = replace(cell, backend=replace(cell.backend, attend=wild))
+    assert copies_differ(astray, AttentionInput((15,), head_dim=SMALLEST_HEAD), 2) == "a wild address"
+
+
+def wild(*args: object, **kwargs: object) -> torch.Tensor:
+    raise RuntimeError("a wild address")
 
 
 @pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
