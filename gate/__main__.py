@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
 COMMANDS: dict[str, str] = {
+    "ab": "gate.ab",
+    "history": "gate.history",
+    "promote": "gate.promote",
     "record": "gate.recording",
 }
 

@@ -1,5 +1,6 @@
 """What a time was measured on: device, clocks, driver, package versions. No host or user names."""
 
+import hashlib
 import os
 import platform
 import re
@@ -45,6 +46,7 @@ def environment() -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device_name(),
         "device_slug": device_slug(),
+        "session": session(),
         "cpu_model": cpu_model(),
         "cpu_count": os.cpu_count(),
         "gpu_count": _gpu_count(),
@@ -97,6 +99,31 @@ def device_slug() -> str:
     name = device_name()
     slug = re.sub(r"[^A-Za-z0-9]+", "-", re.sub(r"\((?:R|TM|C)\)|\bCPU\b|@.*", "", name)).strip("-")
     return slug if _gpu() is not None else f"cpu-{slug}"
+
+
+def session() -> str | None:
+    """What all processes on this machine and GPU between two boots share, and no others: a digest that names neither.
+
+    None where the system does not tell when it was started.
+    """
+    boot = _boot()
+    handle = _gpu()
+    gpu = (
+        ""
+        if handle is None or isinstance(handle, str)
+        else str(_read(lambda: _text(_nvml().nvmlDeviceGetUUID(handle))))
+    )
+    return hashlib.sha256(f"{boot} {gpu}".encode()).hexdigest()[:12] if boot else None
+
+
+@cache
+def _boot() -> str:
+    """Something that is new after each boot, "" where there is none."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.boottime"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    return boot_id.read_text().strip() if boot_id.exists() else ""
 
 
 @cache

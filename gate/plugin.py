@@ -1,4 +1,4 @@
-"""The pytest plugin: mends of pytest-benchmark, a journal, progress lines, tables and a plain comparison.
+"""The pytest plugin: mends of pytest-benchmark, a journal, progress lines, tables and the comparison.
 
 Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
 """
@@ -12,17 +12,9 @@ from typing import Any
 import pytest
 
 from gate import environment
+from gate.comparing import Comparing, add_options
 from gate.progress import Progress
-from gate.records import (
-    Journal,
-    Record,
-    comparison,
-    find_records,
-    load_record,
-    matches,
-    newest_of_workloads,
-    workloads,
-)
+from gate.records import Journal, Record, load_record
 from gate.table import WIDE, tables
 
 # Asking for any of these asks for step times.
@@ -34,10 +26,9 @@ class Gate:
     """What one session has timed and what it shall be compared with."""
 
     config: pytest.Config
-    compare: bool | str
+    comparing: Comparing
     implied_marks: bool
     folders: list[Path] = field(default_factory=list)
-    records: list[tuple[Path, Record]] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
     journal: Journal | None = None
@@ -85,12 +76,6 @@ class Gate:
             "cells_without_time": self.without_time(),
         }
 
-    def compared(self) -> tuple[Path, Record] | None:
-        """The record asked for by name, or the newest one with cells of the workloads that were run."""
-        if isinstance(self.compare, str):
-            return self.records[0]
-        return newest_of_workloads(self.records, workloads(self.record())) if self.compare else None
-
 
 GATE = pytest.StashKey[Gate]()
 
@@ -137,8 +122,10 @@ def record_cell(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], No
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds --benchmark-stock-table beside pytest-benchmark's own options."""
-    parser.getgroup("benchmark").addoption(
+    """Adds --benchmark-stock-table beside pytest-benchmark's own options, and those of the comparison."""
+    group = parser.getgroup("benchmark")
+    add_options(group)
+    group.addoption(
         "--benchmark-stock-table",
         action="store_true",
         default=False,
@@ -155,7 +142,8 @@ def pytest_configure(config: pytest.Config) -> None:
     timing = any(getattr(option, f"benchmark_{name}", None) for name in TIMING_OPTIONS)
     if not explicit:
         option.markexpr = "performance" if timing else "not performance"
-    gate = Gate(config, getattr(option, "benchmark_compare", None) or False, not explicit)
+    comparing = Comparing(config, getattr(option, "benchmark_compare", None) or False)
+    gate = Gate(config, comparing, not explicit)
     config.stash[GATE] = gate
     option.benchmark_save_data = True
     # pytest-benchmark would look in the wrong folder and dump both machine_infos in a warning: see
@@ -174,36 +162,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     stock = ("stock_table", "histogram", "cprofile")
     if not any(config.getoption(f"benchmark_{name}") for name in stock):
         gate.benchmarks.quiet = True
-    if gate.compare:
-        try:
-            _find_compared(gate)
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
-
-
-def _find_compared(gate: Gate) -> None:
-    gate.set_folders()
-    config, value = gate.config, gate.compare
-    if isinstance(value, str):
-        path = config.invocation_params.dir / value.partition("::")[0]
-        if path.is_file() and path.suffix == ".json":
-            gate.records = [(path, load_record(path))]
-            return
-        if path.exists():
-            # argparse took the test path that followed --benchmark-compare for its value.
-            given = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
-            config.args = [*given, value]
-            config.args_source = pytest.Config.ArgsSource.ARGS
-            gate.compare = value = True
-    gate.records = find_records(gate.folders)
-    if isinstance(value, str):
-        gate.records = [pair for pair in gate.records if matches(pair[0], value)][:1]
-        if not gate.records:
-            looked = " or ".join(map(str, gate.folders))
-            raise ValueError(
-                f"--benchmark-compare={value}: no such record in {looked}, nor a test path; "
-                "without a value it takes the newest record."
-            )
+    try:
+        gate.comparing.check_options()
+        if gate.comparing.value:
+            gate.set_folders()
+            gate.comparing.find(gate.folders)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -250,24 +215,47 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: Record) -> 
     """Adds the cells without a time, and notes what a save holds."""
     gate = config.stash[GATE]
     output_json["cells_without_time"] = gate.without_time()
+    if summary := gate.comparing.summary():
+        output_json["gate"] = summary
     entries = [*output_json["benchmarks"], *output_json["cells_without_time"]]
     gate.saved = {entry["fullname"] for entry in entries}
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Hands pytest-benchmark its folder and its comparison before its own wrapper saves and compares."""
+    """Judges what was timed, and hands pytest-benchmark its folder before its own wrapper saves."""
     gate = session.config.stash[GATE]
     benchmarks = gate.benchmarks
+    if benchmarks is not None and gate.comparing.value and not session.config.option.collectonly:
+        _compare(gate, session)
     if benchmarks is not None and (benchmarks.benchmarks or gate.entries):
         gate.set_folders()
-        compared = gate.compared()
-        if compared is not None:
-            by_name = {entry["fullname"]: entry for entry in compared[1]["benchmarks"]}
-            benchmarks.compared_mapping = {Path(compared[0].name): by_name}
         if not benchmarks.benchmarks:
             benchmarks.benchmarks.append(_NothingTimed())
     yield
+
+
+def _compare(gate: Gate, session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+
+    def say(line: str) -> None:
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    record = gate.record()
+    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say)
+    compared = gate.comparing.chosen(record)
+    if compared is not None and not compared.committed:
+        by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
+        gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
+    if gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _width(reporter: Any) -> int:
+    # isatty is not called: a plain bool up to pytest 8, a bool that can be called since.
+    return reporter._tw.fullwidth if reporter is not None and reporter.isatty else WIDE
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -276,29 +264,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     gate = config.stash[GATE]
     if gate.entries and not config.getoption("benchmark_quiet"):
         terminalreporter.section("step times")
-        # Not called: a plain bool up to pytest 8, a bool that can be called since.
-        width = terminalreporter._tw.fullwidth if terminalreporter.isatty else WIDE
-        _write(terminalreporter, tables(gate.record(), width).splitlines())
-    if gate.compare and not config.option.collectonly:
+        _write(terminalreporter, tables(gate.record(), _width(terminalreporter)).splitlines())
+    if gate.comparing.told:
         terminalreporter.section("comparison")
-        _write(terminalreporter, _comparison_lines(gate))
+        _write(terminalreporter, gate.comparing.told)
     # Saving comes before the summary, and one that failed lets no summary happen.
     if gate.journal is not None and gate.saved >= gate.entries.keys():
         gate.journal.path.unlink()
     elif gate.journal is not None:
         path = gate.journal.path
         _write(terminalreporter, [f"Not saved; raw samples of {len(gate.entries)} cells are in {path}"])
-
-
-def _comparison_lines(gate: Gate) -> list[str]:
-    if not gate.entries:
-        return ["Nothing was timed, so nothing is compared."]
-    compared = gate.compared()
-    if compared is None:
-        found = ", ".join("/".join(pair) for pair in sorted(workloads(gate.record())))
-        slug = gate.folders[0].name
-        return [f"No record of {found} on {slug} yet; make one: pytest -m performance --benchmark-save=NAME"]
-    return comparison(gate.record(), compared[1], compared[0].name)
 
 
 def _write(reporter: pytest.TerminalReporter, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Benchmark records on disk: their cells, how they are found, kept in a journal and compared.
+"""Benchmark records on disk: their cells, how they are read, named and kept in a journal.
 
 A record is pytest-benchmark's JSON with one key more: `cells_without_time`, entries like those under
 `benchmarks` but without `stats`, for cells that were never timed (out of memory, wrong).
@@ -7,7 +7,6 @@ A record is pytest-benchmark's JSON with one key more: `cells_without_time`, ent
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -59,12 +58,6 @@ def format_ms(ms: float) -> str:
     return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
 
 
-def time_or_word(info: dict[str, Any]) -> str:
-    """A cell's ms a step, or the word that stands for it."""
-    ms = step_ms(info)
-    return no_time_word(info) if ms is None else format_ms(ms)
-
-
 def workloads(record: Record) -> set[tuple[str, str]]:
     """The pairs (workload, lengths) that a record holds cells of."""
     return {(info["cell"]["workload"], info["cell"]["lengths"]) for info in cells(record).values()}
@@ -94,13 +87,6 @@ def load_record(path: Path) -> Record:
     return record
 
 
-def find_records(folders: Iterable[Path]) -> list[tuple[Path, Record]]:
-    """The folders' records, newest first by the time stored in them; ValueError if one is unreadable."""
-    paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
-    records = [(path, load_record(path)) for path in paths]
-    return sorted(records, key=lambda pair: recorded_at(pair[1]), reverse=True)
-
-
 def matches(path: Path, name: str) -> bool:
     """Whether `--benchmark-compare=NAME` means this record: a number, a prefix or glob of the file name, or
     the name given to --benchmark-save. `0012_fast.json` is meant by 12, 0012, 0012_f and fast."""
@@ -108,13 +94,6 @@ def matches(path: Path, name: str) -> bool:
     same_number = name.isdecimal() and number.isdecimal() and int(name) == int(number)
     wanted = name.removesuffix(".json")
     return same_number or fnmatchcase(saved_as, wanted) or fnmatchcase(path.stem, f"{wanted}*")
-
-
-def newest_of_workloads(
-    records: Sequence[tuple[Path, Record]], wanted: set[tuple[str, str]]
-) -> tuple[Path, Record] | None:
-    """The first (newest) record that holds a cell of one of the workloads."""
-    return next((pair for pair in records if workloads(pair[1]) & wanted), None)
 
 
 class Journal:
@@ -168,63 +147,3 @@ def record_from_journal(path: Path) -> Record:
         "benchmarks": [entry for entry in entries if "stats" in entry],
         "cells_without_time": [entry for entry in entries if "stats" not in entry],
     }
-
-
-def comparison(now: Record, then: Record, name: str) -> list[str]:
-    """A plain comparison with the record called `name`, a line a cell, worst first. It judges nothing."""
-    here = workloads(now)
-    new = cells(now)
-    old = {
-        key: info for key, info in cells(then).items() if (info["cell"]["workload"], info["cell"]["lengths"]) in here
-    }
-    rows = sorted((key for key in new if key in old), key=lambda key: -_ratio(new[key], old[key]))
-    lines = [
-        f"Now against {name} of {recorded_at(then):%Y-%m-%d %H:%M} UTC, ms a step, slowest ratio first.",
-        "A plain comparison, no verdict: a few percent between two sessions are noise.",
-    ]
-    lines += [f"warning: {change}" for change in _environment_changes(now, then)]
-    width = max([len("cell"), *map(len, rows)])
-    if rows:
-        lines.append(f"{'cell':<{width}}  {'now':>10}  {'then':>10}  {'ratio':>6}")
-    for key in rows:
-        ratio = _ratio(new[key], old[key])
-        shown = f"{ratio:.3f}" if 0 < ratio < math.inf else "-"
-        times = f"{time_or_word(new[key]):>10}  {time_or_word(old[key]):>10}"
-        lines.append(f"{key:<{width}}  {times}  {shown:>6}")
-    lines += _named("missing now", [key for key in old if key not in new])
-    lines += _named("new, not in the record", [key for key in new if key not in old])
-    return lines
-
-
-def _ratio(now: dict[str, Any], then: dict[str, Any]) -> float:
-    """now / then; infinite where a time was lost, 0 where there is none to compare with."""
-    new, old = step_ms(now), step_ms(then)
-    if old is None:
-        return 0.0
-    return math.inf if new is None else new / old
-
-
-def _named(title: str, keys: list[str]) -> list[str]:
-    return [f"{title} ({len(keys)}): {', '.join(keys)}"] if keys else []
-
-
-def _environment_changes(now: Record, then: Record) -> list[str]:
-    """What differs between the machines of two records, a sentence each."""
-    new, old = now.get("machine_info", {}), then.get("machine_info", {})
-    versions = [(new.get("versions", {}), old.get("versions", {}), key) for key in new.get("versions", {})]
-    settings = (
-        "device",
-        "driver",
-        "cuda_runtime",
-        "power_limit_w",
-        "max_sm_clock_mhz",
-        "max_memory_clock_mhz",
-    )
-    pairs = [*versions, *((new, old, key) for key in settings)]
-    changes = [f"{key} is {a.get(key)} now, was {b.get(key)} then" for a, b, key in pairs if a.get(key) != b.get(key)]
-    for key in ("sm_clock_mhz", "memory_clock_mhz"):
-        # Read once a session, and moving all the time under a power cap: only a large step means anything.
-        a, b = new.get(key), old.get(key)
-        if isinstance(a, int | float) and isinstance(b, int | float) and abs(a - b) > 0.1 * max(a, b):
-            changes.append(f"{key} is {a} now, was {b} then")
-    return changes

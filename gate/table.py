@@ -36,9 +36,9 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
         legend = "ms a step, * the best of its column"
         if any(article_ms(info["cell"]) is not None for info in group):
             legend += "; in brackets the article's ms, and ours as a multiple of it"
-        blocks.append("\n\n".join([title, _render(_step_table(group), width), f"{legend}. {_work(group)}".strip()]))
+        blocks.append("\n\n".join([title, render(_step_table(group), width), f"{legend}. {_work(group)}".strip()]))
     if infos:
-        blocks.append(f"{_machine(record)}\n\n{_render(_cost_table(infos), width)}")
+        blocks.append(f"{_machine(record)}\n\n{render(_cost_table(infos), width)}")
     others = _other_benchmarks(record)
     if others:
         blocks.append("Other benchmarks, median ms:\n" + "\n".join(others))
@@ -51,7 +51,7 @@ def markdown_table(record: Record) -> str:
 
 
 def _step_table(group: Infos) -> Table:
-    table = _table("backend", "collator")
+    table = markdown_box("backend", "collator")
     for mode, execution in COLUMNS:
         table.add_column(f"{mode} {execution}", justify="right")
     rows: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
@@ -89,7 +89,7 @@ def _step_text(info: dict[str, Any] | None, article: float | str | None, best: f
 
 
 def _cost_table(infos: Infos) -> Table:
-    table = _table("cell")
+    table = markdown_box("cell")
     for column in (
         "ms a step",
         "peak GB",
@@ -146,7 +146,8 @@ def _other_benchmarks(record: Record) -> list[str]:
     return [f"- {entry['name']}: {format_ms(entry['stats']['median'] * 1e3)}" for entry in entries]
 
 
-def _table(*ids: str) -> Table:
+def markdown_box(*ids: str) -> Table:
+    """A table whose first columns are `ids`, drawn as Markdown."""
     # The Markdown box reads well in a terminal too, and can be pasted from there.
     table = Table(box=box.MARKDOWN, header_style="")
     for name in ids:
@@ -154,7 +155,7 @@ def _table(*ids: str) -> Table:
     return table
 
 
-def _render(table: Table, width: int) -> str:
+def render(table: Table, width: int) -> str:
     """The table in `width` columns, by wrapping its widest columns; wider where a word would be cut."""
     texts = [[str(text) for text in (column.header, *column.cells)] for column in table.columns]
     widths = [max(map(len, column)) for column in texts]

@@ -1,0 +1,169 @@
+"""The comparison of a pytest session: what with, when, and what it makes of the exit status."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gate.baselines import Baseline, find, load, newest_for, process_of
+from gate.confirming import timed_again
+from gate.records import Record, cell_id, matches, workloads
+from gate.report import lines
+from gate.verdicts import CellVerdict, Comparison, Rule, Verdict
+
+#: Options that only a comparison reads, and the values that stand for not given.
+ONLY_COMPARING: dict[str, Any] = {
+    "gate_strict": False,
+    "gate_threshold_percent": None,
+    "gate_threshold_us": None,
+    "gate_confirm": None,
+}
+
+CONFIRM = 2
+
+
+def add_options(group: Any) -> None:
+    """Add the options of a comparison to pytest's group."""
+    group.addoption(
+        "--gate-strict",
+        action="store_true",
+        default=False,
+        help="Comparing: a cell that is missing or cannot be judged fails too, as does a device without a record.",
+    )
+    group.addoption(
+        "--gate-threshold-percent",
+        type=float,
+        metavar="P",
+        help="Comparing: a smaller slowdown is none. Default: 1 on a GPU, 10 on a CPU.",
+    )
+    group.addoption(
+        "--gate-threshold-us", type=float, metavar="US", help="Comparing: a smaller slowdown is none. Default: 20."
+    )
+    group.addoption(
+        "--gate-confirm",
+        type=int,
+        metavar="N",
+        help=f"Comparing: time cells that seem slower again in N fresh processes, and judge these. Default: {CONFIRM}.",
+    )
+
+
+@dataclass
+class Comparing:
+    """A session's comparison; `value` is what --benchmark-compare was given: False, True (the newest) or a name."""
+
+    config: pytest.Config
+    value: bool | str
+    baselines: list[Baseline] = field(default_factory=list)
+    comparison: Comparison | None = None
+    verdicts: list[CellVerdict] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    def check_options(self) -> None:
+        """ValueError for an option that is out of range, or that nothing reads."""
+        given = {name: self.config.getoption(name) for name in ONLY_COMPARING}
+        if not self.value:
+            idle = [name for name, value in given.items() if value != ONLY_COMPARING[name]]
+            if idle:
+                raise ValueError(f"{_flag(idle[0])} judges a comparison; add --benchmark-compare.")
+        for name in ("gate_threshold_percent", "gate_threshold_us", "gate_confirm"):
+            if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
+                raise ValueError(f"{_flag(name)} {given[name]} is not a number of 0 or more.")
+
+    def find(self, folders: list[Path]) -> None:
+        """Read what can be compared with; ValueError if something of it cannot be read, or is not there."""
+        name = self.value
+        if isinstance(name, str):
+            path = self.config.invocation_params.dir / name.partition("::")[0]
+            if path.is_file() and path.suffix == ".json":
+                self.baselines = [load(path)]
+                return
+            if path.exists():
+                # argparse took the test path that followed --benchmark-compare for its value.
+                given = self.config.args if self.config.args_source is pytest.Config.ArgsSource.ARGS else []
+                self.config.args = [*given, name]
+                self.config.args_source = pytest.Config.ArgsSource.ARGS
+                self.value = name = True
+        self.baselines = find(folders, self.config.rootpath / "baselines")
+        if isinstance(name, str):
+            self.baselines = [baseline for baseline in self.baselines if matches(baseline.path, name)][:1]
+            if not self.baselines:
+                looked = " or ".join(map(str, folders))
+                raise ValueError(
+                    f"--benchmark-compare={name}: no such record in {looked}, nor a test path; "
+                    "without a value it takes the newest record."
+                )
+
+    def chosen(self, record: Record) -> Baseline | None:
+        """What was asked for by name, or else the newest with cells of the workloads that were run."""
+        if isinstance(self.value, str):
+            return self.baselines[0]
+        return newest_for(self.baselines, workloads(record)) if self.value else None
+
+    def finish(self, record: Record, slug: str, width: int, say: Callable[[str], None]) -> None:
+        """Judge what was timed; suspects are timed again first, which `say` announces."""
+        strict = bool(self.config.getoption("gate_strict"))
+        if not record["benchmarks"] and not record["cells_without_time"]:
+            self.told, self.failed = ["Nothing was timed, so nothing is compared."], strict
+            return
+        baseline = self.chosen(record)
+        found = sorted(workloads(record))
+        newer = [b for b in self.baselines if b.regressed and b.workloads & set(found) and b is not baseline]
+        if not isinstance(self.value, str):
+            self.told = [
+                f"Passed over {other.path.name}: {len(other.regressed)} of its cells were slower than before when it "
+                f"was saved. To compare with it all the same: --benchmark-compare={other.path.stem}"
+                for other in newer
+                if baseline is None or other.at > baseline.at
+            ]
+        if baseline is None:
+            names = ", ".join("/".join(pair) for pair in found)
+            advice = "make one: pytest -m performance --benchmark-save=NAME"
+            self.told.append(f"No record of {names} on {slug} yet; {advice}")
+            self.failed = strict
+            return
+        now = process_of(record)
+        scope = [cell for cell in baseline.cell_ids if self._asked_for(baseline.infos(cell)[-1][1], set(found))]
+        percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
+        rule = Rule(percent=percent) if us is None else Rule(percent=percent, microseconds=us)
+        self.comparison = Comparison(now, baseline, scope, rule)
+        confirm = self.config.getoption("gate_confirm")
+        confirm = CONFIRM if confirm is None else confirm
+        suspects = self.comparison.suspects() if confirm else []
+        confirmed: dict[str, list[dict[str, Any]]] = {}
+        if suspects:
+            say(f"{len(suspects)} cells seem slower; timing them again in {confirm} fresh processes ...")
+            confirmed, troubles = timed_again(self.config, suspects, confirm)
+            self.told += troubles
+        self.verdicts = self.comparison.judge(confirmed)
+        self.failed = any(one.fails(strict=strict) for one in self.verdicts)
+        self.told += lines(self.comparison, self.verdicts, strict=strict, width=width)
+
+    def _asked_for(self, info: dict[str, Any], found: set[tuple[str, str]]) -> bool:
+        """Whether this run should have timed a cell of the baseline: no option left it out on purpose."""
+        option, cell = self.config.getoption, info["cell"]
+        if option("keyword", None) or option("deselect", None) or any("::" in str(arg) for arg in self.config.args):
+            return False
+        globs = option("cells", None)
+        return (
+            (cell["workload"], cell["lengths"]) in found
+            and (globs is None or any(fnmatch(cell_id(cell), glob) for glob in globs.split(",")))
+            and cell["backend"] in (option("backend", None) or [cell["backend"]])
+            and cell["collator"] in (option("collator", None) or [cell["collator"]])
+            and not (option("compiled", None) == "none" and cell["execution"] == "compiled")
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What a saved record tells of the comparison it was part of; empty without one."""
+        if self.comparison is None:
+            return {}
+        slower = [one.cell for one in self.verdicts if one.verdict == Verdict.REGRESSED]
+        return {"compared_with": self.comparison.baseline.path.name, "regressed": slower}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,164 @@
+"""How far a new process's time may lie from a baseline's without any change: noise between processes and sessions.
+
+A cell's log time is its mean, plus a session's effect (the machine of that boot), plus a process's (memory layout,
+clocks, what step and round noise leaves in the estimate). The two variances are estimated by the analysis of variance
+of processes nested in sessions, pooled over the cells of a group (a mode and an execution), as a handful of processes
+says little about one cell. What a baseline has too few processes or sessions to show comes from `DEFAULTS`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from gate.estimates import Clock
+
+#: A group of cells that share their noise: clock, mode, execution.
+Group = tuple[Clock, str, str]
+
+#: (session, log_ms) of one process.
+Observation = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One source of noise: the standard deviation of log times, its degrees of freedom, and where it is from."""
+
+    sd: float
+    df: float
+    source: str
+
+    @property
+    def variance(self) -> float:
+        """The square of `sd`."""
+        return self.sd**2
+
+
+#: Fewer degrees of freedom than these measure no variance worth using: the default stands in.
+MIN_DF = 4.0
+
+#: Clock, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
+#: (0.3% in training, 0.6% in evaluation). The wall's: see docs/gate.md.
+PROCESS_DEFAULTS: dict[tuple[Clock, str], float] = {
+    ("device", "train"): 0.003,
+    ("device", "eval"): 0.006,
+    ("wall", "train"): 0.03,
+    ("wall", "eval"): 0.03,
+}
+
+#: Clock -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%.
+SESSION_DEFAULTS: dict[Clock, float] = {"device": 0.015, "wall": 0.05}
+
+#: What the defaults count as: they were measured on few machines, and yours is another one.
+DEFAULT_DF = 30.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a group of cells, and the within-session variance of each of them where it was measured."""
+
+    process: Component
+    session: Component
+    cell_variances: Mapping[str, float]
+
+    def prediction(self, cell: str, *, new: int, shares: Sequence[int], same_session: bool) -> tuple[float, float]:
+        """The standard error and degrees of freedom of: mean of `new` processes - mean of a baseline's.
+
+        `shares` is the number of the baseline's processes in each of its sessions. The new processes are of one
+        session: one of these (`same_session`, then `shares` holds just that one), or another one.
+        """
+        total = sum(shares)
+        process = max(self.process.variance, self.cell_variances.get(cell, 0.0)) * (1 / new + 1 / total)
+        session = 0.0 if same_session else self.session.variance * (1 + sum((n / total) ** 2 for n in shares))
+        variance = process + session
+        if variance == 0:
+            return 0.0, math.inf
+        # Satterthwaite's approximation for a sum of independent variances.
+        df = variance**2 / (process**2 / self.process.df + session**2 / self.session.df)
+        return math.sqrt(variance), df
+
+
+def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> Noise:
+    """The noise of a group from what a baseline holds of its cells; defaults where that is too little."""
+    clock, mode, _ = group
+    process = Component(PROCESS_DEFAULTS[clock, mode], DEFAULT_DF, "default")
+    session = Component(SESSION_DEFAULTS[clock], DEFAULT_DF, "default")
+    names = sorted({name for seen in observations.values() for name, _ in seen})
+    processes = max((len(seen) for seen in observations.values()), default=0)
+    within = _pooled({cell: _within(seen) for cell, seen in observations.items()})
+    variances: dict[str, float] = {}
+    if within.df >= MIN_DF:
+        source = f"measured on {processes} processes"
+        process = Component(math.sqrt(within.variance), within.df, source)
+        variances = {cell: own for cell, seen in observations.items() if (own := _own_variance(seen)) is not None}
+    between = _pooled({cell: _between(seen) for cell, seen in observations.items()})
+    if between.df >= MIN_DF and within.df >= MIN_DF:
+        # A session's mean holds a share of the noise between processes, which is taken off.
+        each = np.mean([_processes_a_session(seen) for seen in observations.values() if len(_by_session(seen)) > 1])
+        variance = max(between.variance - within.variance, 0.0) / each
+        session = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
+    return Noise(process, session, variances)
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    variance: float
+    df: float
+
+
+def _pooled(residuals: Mapping[str, tuple[np.ndarray, int]]) -> _Pooled:
+    """The mean square of residuals over cells, and degrees of freedom that count cells which move together as one."""
+    rows = [(values, df) for values, df in residuals.values() if df > 0]
+    if not rows:
+        return _Pooled(0.0, 0.0)
+    variance = sum(float(values @ values) for values, _ in rows) / sum(df for _, df in rows)
+    # A slow process is slow in all of its cells, so that n cells do not know n times as much. The cells' covariance
+    # has (sum of eigenvalues)^2 / (sum of their squares) directions; from few processes it seems to have fewer.
+    longest = max(len(values) for values, _ in rows)
+    matrix = np.array([values for values, _ in rows if len(values) == longest])
+    products = matrix @ matrix.T
+    squares = float(np.sum(products**2))
+    directions = float(np.trace(products)) ** 2 / squares if squares > 0 else 1.0
+    return _Pooled(variance, directions * max(df for _, df in rows))
+
+
+def _by_session(seen: Sequence[Observation]) -> dict[str, list[float]]:
+    sessions: dict[str, list[float]] = {}
+    for name, value in seen:
+        sessions.setdefault(name, []).append(value)
+    return sessions
+
+
+def _within(seen: Sequence[Observation]) -> tuple[np.ndarray, int]:
+    """What each process differs from the mean of its session, and the degrees of freedom."""
+    sessions = _by_session(seen)
+    means = {name: np.mean(values) for name, values in sessions.items()}
+    return np.array([value - means[name] for name, value in seen]), len(seen) - len(sessions)
+
+
+def _between(seen: Sequence[Observation]) -> tuple[np.ndarray, int]:
+    """What each session's mean differs from the mean of all, times the root of its size; degrees of freedom."""
+    sessions = _by_session(seen)
+    mean = np.mean([value for _, value in seen])
+    values = [math.sqrt(len(sessions[name])) * (np.mean(sessions[name]) - mean) for name in sorted(sessions)]
+    return np.array(values), len(sessions) - 1
+
+
+def _processes_a_session(seen: Sequence[Observation]) -> float:
+    """The effective number of processes a session of an unbalanced design (n0 of the analysis of variance)."""
+    sizes = np.array([len(values) for values in _by_session(seen).values()])
+    return float((sizes.sum() - (sizes**2).sum() / sizes.sum()) / (len(sizes) - 1))
+
+
+def _own_variance(seen: Sequence[Observation]) -> float | None:
+    """A cell's own variance between processes; a cell noisier than its group is judged by that."""
+    values, df = _within(seen)
+    return float(values @ values) / df if df >= 2 else None
+
+
+def family_quantile(df: float, comparisons: int, level: float) -> float:
+    """Student's t such that all of `comparisons` intervals hold at once with probability 1 - `level` (Sidak)."""
+    each = 1 - (1 - level) ** (1 / max(comparisons, 1))
+    return float(stats.t.isf(each / 2, df))

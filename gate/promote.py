@@ -1,0 +1,97 @@
+"""Make a baseline of saved records: a file below baselines/ and its line in the index, for a commit of their own."""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from gate import doubts
+from gate.baselines import Process, file_name, load, process_of, write
+from gate.estimates import estimate
+from gate.records import load_record
+
+#: As many processes as it takes to measure the noise between them.
+ENOUGH = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m gate promote`."""
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="of fresh processes (gate record)")
+    parser.add_argument(
+        "--baselines", type=Path, default=Path("baselines"), metavar="FOLDER", help="default: baselines"
+    )
+    parser.add_argument("--add", action="store_true", help="keep the processes that the baseline has: another session")
+    parser.add_argument("--allow-dirty", action="store_true", help="take records of uncommitted or unknown code too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the baseline; ValueError says which record does not fit."""
+    paths: list[Path] = args.records
+    processes = [process_of(load_record(path)) for path in paths]
+    named = list(zip(map(str, paths), processes, strict=True))
+    workload = _workload(named)
+    slug = str(processes[0].machine.get("device_slug") or "")
+    if not slug:
+        raise ValueError(f"{paths[0]} names no device; record it with this version of the gate.")
+    target: Path = args.baselines / slug / file_name(workload)
+    if args.add:
+        if not target.exists():
+            raise ValueError(f"--add: there is no {target} yet; promote without it.")
+        named = [(str(target), process) for process in load(target).processes] + named
+    check(named, allow_dirty=args.allow_dirty)
+    write(target, args.baselines, [process for _, process in named], workload)
+    sessions = {process.session for _, process in named}
+    print(f"{target}: {len(named)} processes of {len(sessions)} sessions, {len(named[0][1].cells)} cells.")
+    if len(named) < ENOUGH:
+        print(f"Fewer than {ENOUGH} processes do not show the noise between them; defaults stand in (gate/noise.py).")
+    print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
+    return 0
+
+
+def check(named: Sequence[tuple[str, Process]], *, allow_dirty: bool = False) -> None:
+    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid."""
+    first_name, first = named[0]
+    for (name, process), (other_name, other) in itertools.combinations(named, 2):
+        if process.at == other.at:
+            raise ValueError(f"{name} and {other_name} are of one process; give each once.")
+    for name, process in named:
+        if different := doubts.between_processes(process, first):
+            raise ValueError(f"{name} does not fit {first_name}: {different[0]} (now {name}, then {first_name}).")
+        if process.machine.get("versions") != first.machine.get("versions"):
+            raise ValueError(f"{name} has other package versions than {first_name}; a baseline is of one environment.")
+        if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
+            raise ValueError(
+                f"{name} is of uncommitted or unknown code; commit, record again, or promote with --allow-dirty."
+            )
+        if not allow_dirty and process.commit.get("id") != first.commit.get("id"):
+            raise ValueError(
+                f"{name} is of commit {str(process.commit.get('id'))[:10]}, {first_name} of "
+                f"{str(first.commit.get('id'))[:10]}; a baseline is of one commit (or promote with --allow-dirty)."
+            )
+        if wrong := first.cells.keys() ^ process.cells.keys():
+            raise ValueError(
+                f"{name} has other cells than {first_name}: {', '.join(sorted(wrong))}. Record all of them."
+            )
+        for cell, info in process.cells.items():
+            if info.get("verdict") in ("timed", "wrong", "crashed", "failed"):
+                time = estimate(info)
+                if isinstance(time, str):
+                    raise ValueError(
+                        f"{name}: {cell} has no valid time ({time}); a baseline holds none but right cells."
+                    )
+            if others := doubts.foreign_processes(info):
+                raise ValueError(
+                    f"{name}: {cell} was timed beside {others} other processes on the GPU; record it again."
+                )
+
+
+def _workload(named: Sequence[tuple[str, Process]]) -> tuple[str, str]:
+    """The one workload that all processes timed."""
+    found: dict[tuple[str, str], str] = {}
+    for name, process in named:
+        for info in process.cells.values():
+            found.setdefault((info["cell"]["workload"], info["cell"]["lengths"]), name)
+    if len(found) != 1:
+        told = ", ".join(f"{'/'.join(pair)} in {name}" for pair, name in found.items()) or "no cell"
+        raise ValueError(f"a baseline is of one workload; got {told}.")
+    return next(iter(found))

@@ -1,0 +1,99 @@
+"""What a comparison prints: what changed around the code, the noise, a table of cells, and the counts."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from gate.baselines import Process
+from gate.cause import cause
+from gate.records import format_ms
+from gate.table import WIDE, markdown_box, render
+from gate.verdicts import STRICT, THRESHOLD_PERCENT, CellVerdict, Comparison, Verdict
+
+#: Cells that are the same and call for no word are counted, not listed, beyond so many.
+FEW = 4
+
+#: Shown where they differ, and no obstacle to a comparison: the change that is judged may be just that.
+SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_clock_mhz", "max_memory_clock_mhz")
+
+
+def lines(comparison: Comparison, verdicts: Sequence[CellVerdict], *, strict: bool, width: int = WIDE) -> list[str]:
+    """The whole report, the line with the counts last."""
+    baseline = comparison.baseline
+    found = [f"Against {baseline}."]
+    found += [f"changed: {change}" for change in changes(comparison.now, baseline.newest)]
+    if not comparison.same_versions:
+        found.append("Other versions have other exact costs (memory, launches, compilations): only times are judged.")
+    found += _noise(comparison)
+    listed = [one for one in verdicts if one.verdict != Verdict.SAME or one.why]
+    same = [one for one in verdicts if one not in listed]
+    if len(same) <= FEW:
+        listed, same = list(verdicts), []
+    if listed:
+        found += ["", *_table(comparison, listed, width).splitlines(), ""]
+    if same:
+        largest = max((abs(one.change) for one in same if one.change is not None), default=0.0)
+        found.append(f"{len(same)} {'more ' if listed else ''}cells are the same, within {largest:.1%}.")
+    return [*found, counts(verdicts, strict=strict)]
+
+
+def counts(verdicts: Sequence[CellVerdict], *, strict: bool) -> str:
+    """`FAILED: 1 regressed, 2 cannot tell, 21 same`, and what to do about it."""
+    numbers = Counter(one.verdict for one in verdicts)
+    told = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in Verdict if numbers[verdict])
+    if any(one.fails(strict=strict) for one in verdicts):
+        return f"FAILED: {told}"
+    unjudged = any(one.fails(strict=True) for one in verdicts)
+    words = " and ".join(verdict for verdict in reversed(STRICT))
+    return f"passed: {told}" + (f" ({words} fail under --gate-strict)" if unjudged else "")
+
+
+def changes(now: Process, then: Process) -> list[str]:
+    """What differs between two processes besides the code, a sentence each."""
+    versions = now.machine.get("versions") or {}, then.machine.get("versions") or {}
+    pairs = [(key, versions[0].get(key), versions[1].get(key)) for key in {**versions[0], **versions[1]}]
+    pairs += [(key, now.machine.get(key), then.machine.get(key)) for key in SHOWN]
+    return [f"{key} is {new} now, was {old} then" for key, new, old in pairs if new != old]
+
+
+def _noise(comparison: Comparison) -> list[str]:
+    told = []
+    for (clock, mode, execution), noise in comparison.noises.items():
+        process = f"{noise.process.sd:.2%} between processes ({noise.process.source})"
+        session = f", {noise.session.sd:.2%} between sessions ({noise.session.source})"
+        told.append(f"noise, {mode} {execution}: {process}{'' if comparison.same_session else session}")
+        percent = THRESHOLD_PERCENT[clock] if comparison.rule.percent is None else comparison.rule.percent
+    if not told:
+        return []
+    told.append(
+        f"Regressed is slower beyond that noise, and by more than {percent:g}% and {comparison.rule.microseconds:g} us."
+    )
+    if comparison.paced:
+        told.append("Changes are of step times over those of a product timed between steps, so not just now / then.")
+    return told
+
+
+def _table(comparison: Comparison, verdicts: Sequence[CellVerdict], width: int) -> str:
+    table = markdown_box("cell")
+    for column in ("now ms", "then ms", "change (interval)"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    table.add_column("why")
+    for one in verdicts:
+        now, then = ("-" if ms is None else format_ms(ms) for ms in (one.now_ms, one.then_ms))
+        why = "; ".join(filter(None, (one.why, _cause(comparison, one))))
+        table.add_row(one.cell, now, then, _change(one), one.verdict.upper(), why)
+    return render(table, width)
+
+
+def _change(one: CellVerdict) -> str:
+    if one.change is None or one.low is None or one.high is None:
+        return "-"
+    return f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"
+
+
+def _cause(comparison: Comparison, one: CellVerdict) -> str:
+    if one.verdict != Verdict.REGRESSED or one.change is None:
+        return ""
+    now: dict[str, Any] = comparison.now.cells[one.cell]
+    return str(cause(now, comparison.baseline.infos(one.cell)[-1][1]))

@@ -1,0 +1,314 @@
+"""Verdicts: each cell of a run against a baseline, with an interval that holds for all cells at once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gate import doubts
+from gate.baselines import Baseline, Process
+from gate.estimates import Clock, Estimate, estimate
+from gate.exact import FAILS_STRICT, Finding, compare
+from gate.noise import Group, Noise, family_quantile, noise
+from gate.records import NO_TIME_WORDS
+
+#: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
+SESSION_LASTS = timedelta(hours=12)
+
+#: Practical thresholds in percent, by clock: a CPU has neighbours that no step time is free of.
+THRESHOLD_PERCENT: dict[Clock, float] = {"device": 1.0, "wall": 10.0}
+THRESHOLD_US = 20.0
+
+
+class Verdict(StrEnum):
+    """What is said of a cell, the worst first."""
+
+    REGRESSED = "regressed"
+    MISSING = "missing"
+    CANNOT_TELL = "cannot tell"
+    IMPROVED = "improved"
+    NEW = "new"
+    SAME = "same"
+
+
+#: Verdicts that fail a run where nothing may pass unjudged.
+STRICT = (Verdict.CANNOT_TELL, Verdict.MISSING)
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """A cell's verdict; `change` is now / then - 1, with `low` and `high` that hold for all cells at once.
+
+    All three are None, as are the times, where no time was compared.
+    """
+
+    cell: str
+    verdict: Verdict
+    why: str
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    now_ms: float | None = None
+    then_ms: float | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def fails(self, *, strict: bool) -> bool:
+        """Whether the cell fails the run."""
+        kinds = {finding.kind for finding in self.findings}
+        unjudged = self.verdict in STRICT or bool(kinds & set(FAILS_STRICT))
+        return self.verdict == Verdict.REGRESSED or (strict and unjudged)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is a regression: a change beyond noise, by more than both practical thresholds.
+
+    `percent` None takes `THRESHOLD_PERCENT` of the clock. `level` is the probability of at least one false alarm in a
+    run without any change.
+    """
+
+    percent: float | None = None
+    microseconds: float = THRESHOLD_US
+    level: float = 0.05
+
+    def threshold(self, clock: Clock, then_ms: float) -> float:
+        """The practical threshold as a share of a cell's time."""
+        percent = THRESHOLD_PERCENT[clock] if self.percent is None else self.percent
+        return max(percent / 100, self.microseconds / 1e3 / then_ms)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A cell's valid times in some processes."""
+
+    estimates: tuple[Estimate, ...]
+    sessions: tuple[str, ...]
+
+    @property
+    def ms(self) -> float:
+        return math.exp(float(np.mean([one.log_ms for one in self.estimates])))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside a baseline. `scope` are the baseline's cells that the run was asked for."""
+
+    now: Process
+    baseline: Baseline
+    scope: Sequence[str]
+    rule: Rule = field(default_factory=Rule)
+
+    @cached_property
+    def _cells(self) -> list[str]:
+        return [cell for cell in self.now.cells if self.baseline.infos(cell)]
+
+    @cached_property
+    def net(self) -> bool:
+        """Whether wall times are compared without what their steps waited for a core: both sides must tell."""
+        return self._all_have("waited_ms")
+
+    @cached_property
+    def paced(self) -> bool:
+        """Whether wall times are compared in products of the pace beside them: both sides must have it."""
+        return self._all_have("pace_ms") and self.net
+
+    def _all_have(self, key: str) -> bool:
+        infos = [info for cell in self._cells for _, info in self.baseline.infos(cell)]
+        infos += [self.now.cells[cell] for cell in self._cells]
+        timed = [info for info in infos if info.get("verdict") == "timed"]
+        return bool(timed) and all(info.get(key) is not None for info in timed)
+
+    def estimate(self, info: dict[str, Any]) -> Estimate | str:
+        """A cell's time as both sides of this comparison can tell it."""
+        return estimate(info, net=self.net)
+
+    def log(self, one: Estimate) -> float:
+        """What is compared of a time."""
+        return one.paced_log if self.paced and one.paced_log is not None else one.log_ms
+
+    @cached_property
+    def then(self) -> dict[str, _Seen]:
+        """The baseline's valid times of every cell that is compared."""
+        found = {}
+        for cell in self._cells:
+            pairs = [(process, self.estimate(info)) for process, info in self.baseline.infos(cell)]
+            valid = [(process.session, one) for process, one in pairs if isinstance(one, Estimate)]
+            if valid:
+                found[cell] = _Seen(tuple(one for _, one in valid), tuple(session for session, _ in valid))
+        return found
+
+    @cached_property
+    def noises(self) -> dict[Group, Noise]:
+        """The noise of each group of cells."""
+        groups: dict[Group, dict[str, list[tuple[str, float]]]] = {}
+        for cell, seen in self.then.items():
+            pairs = zip(seen.sessions, map(self.log, seen.estimates), strict=True)
+            groups.setdefault(self.group(cell), {})[cell] = list(pairs)
+        return {group: noise(group, observations) for group, observations in groups.items()}
+
+    def group(self, cell: str) -> Group:
+        """The group whose noise the cell shares."""
+        key = self.now.cells[cell]["cell"]
+        return self.then[cell].estimates[0].clock, key["mode"], key["execution"]
+
+    @cached_property
+    def same_session(self) -> bool:
+        """Whether the baseline holds a process of this session that is not long ago."""
+        return any(
+            process.session == self.now.session != "unknown" and abs(self.now.at - process.at) <= SESSION_LASTS
+            for process in self.baseline.processes
+        )
+
+    @cached_property
+    def _timed(self) -> int:
+        """How many cells are compared by time: the family that the interval holds for."""
+        return sum(isinstance(self.estimate(self.now.cells[cell]), Estimate) for cell in self.then)
+
+    def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float]:
+        """The log ratio of new times to the baseline's, and the half-width of its interval."""
+        seen = self.then[cell]
+        olds = list(zip(seen.sessions, map(self.log, seen.estimates), strict=True))
+        if self.same_session and any(session == self.now.session for session, _ in olds):
+            olds = [(session, value) for session, value in olds if session == self.now.session]
+            same = True
+        else:
+            same = False
+        shares = list(_counts([session for session, _ in olds]).values())
+        difference = float(np.mean([self.log(one) for one in news]) - np.mean([value for _, value in olds]))
+        deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
+        return difference, deviation * family_quantile(df, family, level)
+
+    def suspects(self) -> list[str]:
+        """The cells worth timing again before anything is said: slower than the threshold, and than chance alone.
+
+        Each on its own, not all at once: what is said in the end is said of the new times.
+        """
+        found = []
+        for cell in self.then:
+            new = self.estimate(self.now.cells[cell])
+            if isinstance(new, Estimate) and not self._incomparable(cell, new):
+                change, half = self.change(cell, [new], level=0.1, family=1)
+                if change > half and math.expm1(change) > self.rule.threshold(new.clock, self.then[cell].ms):
+                    found.append(cell)
+        return found
+
+    def _incomparable(self, cell: str, new: Estimate) -> list[str]:
+        infos = [info for _, info in self.baseline.infos(cell)]
+        found = doubts.between_processes(self.now, self.baseline.newest)
+        found += dict.fromkeys(doubt for info in infos for doubt in doubts.between_cells(self.now.cells[cell], info))
+        if new.clock != self.then[cell].estimates[0].clock:
+            found.append(f"{new.clock} clock now, {self.then[cell].estimates[0].clock} clock then")
+        return list(dict.fromkeys(found))
+
+    def judge(self, confirmed: Mapping[str, Sequence[dict[str, Any]]] | None = None) -> list[CellVerdict]:
+        """Every verdict, the worst first. `confirmed` holds new `extra_info`s of the suspects, one a fresh process;
+        they are judged by these alone, which the choice of suspects did not favour."""
+        found = [self._cell(cell, (confirmed or {}).get(cell)) for cell in self.now.cells]
+        missing = [cell for cell in self.scope if cell not in self.now.cells]
+        found += [CellVerdict(cell, Verdict.MISSING, "in the record, not run now") for cell in missing]
+        order = list(Verdict)
+        return sorted(found, key=lambda one: (order.index(one.verdict), -(one.change or 0.0)))
+
+    def _cell(self, cell: str, confirmed: Sequence[dict[str, Any]] | None) -> CellVerdict:
+        info = self.now.cells[cell]
+        if not self.baseline.infos(cell):
+            return CellVerdict(cell, Verdict.NEW, "not in the record")
+        newest = self.baseline.infos(cell)[-1][1]
+        new = self.estimate(info)
+        if isinstance(new, str) or cell not in self.then:
+            return self._without_time(cell, new, self.estimate(newest))
+        findings = tuple(compare(info, newest)) if self.same_versions else ()
+        worse = [finding for finding in findings if finding.worse]
+        judged = self._timed_cell(cell, new, confirmed)
+        told = [str(finding) for finding in findings]
+        verdict, why = judged.verdict, judged.why
+        if worse:
+            verdict = Verdict.REGRESSED
+        elif any(finding.kind == "better" for finding in findings):
+            told.append("a new baseline would hold it to that")
+            verdict = Verdict.IMPROVED if verdict == Verdict.SAME else verdict
+        why = "; ".join([*([why] if why else []), *told])
+        return CellVerdict(
+            cell, verdict, why, judged.change, judged.low, judged.high, judged.now_ms, judged.then_ms, findings
+        )
+
+    @cached_property
+    def same_versions(self) -> bool:
+        """Other versions of torch and kernels have other exact costs: only step times are comparable then."""
+        new, old = self.now.machine, self.baseline.newest.machine
+        return all(new.get(key) == old.get(key) for key in ("versions", "device"))
+
+    def _without_time(self, cell: str, new: Estimate | str, old: Estimate | str) -> CellVerdict:
+        if isinstance(new, Estimate):
+            return CellVerdict(cell, Verdict.NEW, f"no time in the record ({old})", now_ms=new.ms)
+        lost = self.now.cells[cell].get("verdict")
+        if cell in self.then:
+            known = lost != "timed"
+            verdict = Verdict.REGRESSED if known else Verdict.CANNOT_TELL
+            return CellVerdict(cell, verdict, f"{_words(new)}; had a time before", then_ms=self.then[cell].ms)
+        if lost != "timed" and lost == self.baseline.infos(cell)[-1][1].get("verdict"):
+            return CellVerdict(cell, Verdict.SAME, f"{_words(str(lost))}, as before")
+        return CellVerdict(cell, Verdict.CANNOT_TELL, f"{_words(new)} now; {old} before")
+
+    def _timed_cell(self, cell: str, new: Estimate, confirmed: Sequence[dict[str, Any]] | None) -> CellVerdict:
+        seen = self.then[cell]
+        if reasons := self._incomparable(cell, new):
+            why = "; ".join(reasons)
+            return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
+        news, note = [new], ""
+        if confirmed is not None:
+            again = [self.estimate(info) for info in confirmed]
+            valid = [one for one in again if isinstance(one, Estimate)]
+            if not valid:
+                why = f"slower, and not confirmed: {again[0] if again else 'no process timed it again'}"
+                return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
+            news, note = valid, f"timed again in {len(valid)} process{'es' * (len(valid) > 1)}"
+        change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
+        threshold = self.rule.threshold(new.clock, seen.ms)
+        verdict, why = _said(change, half, threshold)
+        infos = [info for _, info in self.baseline.infos(cell)]
+        beside = confirmed or [self.now.cells[cell]]
+        moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]
+        control = float(np.mean(moved)) if moved and not self.paced else None
+        if verdict in (Verdict.REGRESSED, Verdict.IMPROVED) and doubts.explained_by_control(change, control):
+            verdict = Verdict.CANNOT_TELL
+            why = f"the machine itself moved: the product and the copy beside it by {math.expm1(control or 0):+.1%}"
+        now_ms = _Seen(tuple(news), ()).ms
+        return CellVerdict(
+            cell,
+            verdict,
+            "; ".join(filter(None, (why, note))),
+            math.expm1(change),
+            math.expm1(change - half),
+            math.expm1(change + half),
+            now_ms,
+            seen.ms,
+        )
+
+
+def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
+    """The verdict on a log ratio with an interval of change +- half, and its reason where it needs one."""
+    size = math.expm1(change)
+    if abs(change) > half:
+        if size > threshold:
+            return Verdict.REGRESSED, ""
+        if size < -threshold:
+            return Verdict.IMPROVED, ""
+        return Verdict.SAME, f"moved, by less than the threshold of {threshold:.1%}"
+    if math.expm1(half) > threshold:
+        return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
+    return Verdict.SAME, ""
+
+
+def _words(reason: str) -> str:
+    verdict, colon, rest = reason.partition(":")
+    return f"{NO_TIME_WORDS.get(verdict, verdict)}{colon}{rest}"
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in dict.fromkeys(names)}
