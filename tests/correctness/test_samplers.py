@@ -284,6 +284,19 @@ def test_a_sampler_shuffles_and_drops_nothing_unless_told_otherwise(make: MakeSa
 
 
 @every_sampler
+def test_an_epoch_is_planned_once(make: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DataLoader asks for the length at every step's progress; the plan of a large data set takes seconds."""
+    sampler = make([3, 14, 8, 1] * 5)
+    plan, planned = sampler._plan, []
+    monkeypatch.setattr(sampler, "_plan", lambda generator: planned.append(sampler.epoch) or plan(generator))
+    for epoch in (1, 1, 0, 2):
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler)
+        assert sampler.dropped == ()
+    assert planned == [1, 0, 2]
+
+
+@every_sampler
 def test_without_shuffling_every_epoch_is_the_same(make: MakeSampler) -> None:
     sampler = make([5, 20, 9, 31] * 10, shuffle=False, num_replicas=3)
     first = list(sampler)
@@ -351,6 +364,14 @@ def test_splitting_cuts_the_batch_of_most_tokens_where_the_halves_are_nearest() 
     assert split_to_multiple([[0, 1], [2, 3, 4]], [1, 1, 2, 3, 6], 3) == ((0, 1), (2, 3), (4,))
     assert split_to_multiple([[0, 1], [2, 3, 4]], [5, 5, 1, 1, 1], 3) == ((0,), (1,), (2, 3, 4))
     assert split_to_multiple([[0, 1, 2, 3], [4, 5]], [6, 6, 6, 6, 5, 5], 4) == ((0,), (1,), (2, 3), (4, 5))
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=8))
+@example(lengths=[1, 2, 3, 1, 1, 1])
+def test_splitting_cuts_a_batch_where_its_halves_are_nearest_and_first_of_equals(lengths: list[int]) -> None:
+    batch = tuple(range(len(lengths)))
+    best = min(range(1, len(lengths)), key=lambda at: abs(sum(lengths[:at]) - sum(lengths[at:])))
+    assert split_to_multiple([batch], lengths, 2) == (batch[:best], batch[best:])
 
 
 @given(epoch=st.integers(0, 50))

@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import json
 import math
+import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,21 +37,15 @@ PACKAGES = ("collators", "model")
 #: Groups of test files, each run in one process, the cheapest and most searching first, and pytest's -k for them.
 #: FlexAttention takes ten times as long on the CPU as any other backend: what it shares with them is tried on them.
 STAGES: dict[str, tuple[tuple[str, ...], str]] = {
-    "collators": (("test_collators", "test_samplers", "test_lengths"), ""),
-    "workloads": (("test_workloads", "test_timing"), ""),
-    "claims": (
-        (
-            "test_declarations",
-            "test_oracle",
-            "test_block_mask",
-            "test_bounds",
-            "test_decoder",
-            "test_bad_batches",
-            "test_tolerance",
-            "test_reference",
-        ),
+    "formulas": (
+        ("test_bounds", "test_decoder", "test_workloads", "test_timing", "test_oracle", "test_block_mask"),
         "",
     ),
+    "claims": (("test_declarations", "test_bad_batches"), ""),
+    "collators": (("test_collators",), ""),
+    "samplers": (("test_samplers",), ""),
+    "lengths": (("test_lengths",), ""),
+    "reference": (("test_reference", "test_tolerance"), ""),
     "attention": (
         ("test_attention", "test_heads", "test_edges", "test_kernels"),
         "not (flex_document_mask and float16)",
@@ -72,12 +69,12 @@ STAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "matrix": (("test_matrix",), ""),
 }
 
-#: Seconds that a stage may take beyond three times its time on the code as it is.
+#: Seconds of a processor that a stage may take beyond three times its own on the code as it is.
 GRACE = 30.0
 
 
 class Stage(NamedTuple):
-    """Arguments of pytest, the seconds it may take, and the lines of each module that its tests run."""
+    """Arguments of pytest, the seconds of a processor it may take, and the lines of each module that its tests run."""
 
     name: str
     arguments: list[str]
@@ -102,6 +99,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--size", type=int, default=200, help="mutants in the sample")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop before a mutant once these have passed")
+    parser.add_argument("--workers", type=int, default=1, help="mutants tried at once, each in a copy of its own")
     parser.add_argument("--session", type=Path, default=Path("mutation.sqlite"), help="where Cosmic Ray's session goes")
     parser.add_argument("--survivors-of", type=Path, help="instead of a sample: those that survived in this session")
     options = parser.parse_args()
@@ -110,25 +108,28 @@ def main() -> int:
     earlier = survivors(options.survivors_of.resolve()) if options.survivors_of else None
     session.unlink(missing_ok=True)
     fork_server.preload()
-    with tempfile.TemporaryDirectory(prefix="mutation-") as place:
-        copy = Path(place).resolve() / "repository"
+    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
+        place = Path(name).resolve()
+        copy = place / "repository"
         copy_repository(copy)
         # Cosmic Ray names modules by where they are from here.
         with contextlib.chdir(copy), use_db(session, WorkDB.Mode.create) as database:
-            mutants = population(database, baseline(copy, Path(place)))
+            mutants = population(database, baseline(copy, place))
             if earlier is None:
                 chosen = drawn(mutants, options.seed, options.size)
             else:
                 chosen = [mutant for mutant in mutants if place_of(mutant.item) in earlier]
             database.clear()
             database.add_work_items(mutant.item for mutant in chosen)
-            for number, (item, stages) in enumerate(chosen, 1):
-                if time.monotonic() - started > options.minutes * 60:
-                    show(f"stopped after {number - 1} mutants")
-                    break
-                result = tried(item, stages, copy, Path(place) / "log")
-                database.set_result(item.job_id, result)
-                show(f"{number}/{len(chosen)} {place_of(item)}: {first_line(result.output)}")
+            deadline = started + options.minutes * 60
+            with ProcessPoolExecutor(options.workers, multiprocessing.get_context("fork")) as workers:
+                tries = workers.map(tried, chosen, [copy] * len(chosen), [deadline] * len(chosen))
+                for number, ((item, _), result) in enumerate(zip(chosen, tries, strict=True), 1):
+                    if result is None:
+                        show(f"{number}/{len(chosen)} {place_of(item)}: not tried, out of time")
+                        continue
+                    database.set_result(item.job_id, result)
+                    show(f"{number}/{len(chosen)} {place_of(item)}: {first_line(result.output)}")
             show(summary([result for _, result in database.results]))
     return 0
 
@@ -231,15 +232,23 @@ def place_of(item: WorkItem) -> tuple[str, int, int, str, int]:
     )
 
 
-def tried(item: WorkItem, stages: Sequence[Stage], copy: Path, log: Path) -> WorkResult:
-    """Run the stages on a mutant until one fails; the first line of the output says how it ended."""
-    (mutation,) = item.mutations
+def tried(mutant: Mutant, copy: Path, deadline: float) -> WorkResult | None:
+    """Run the stages on a mutant until one fails, in this process's own copy of the repository at `copy`.
+
+    The first line of the output says how it ended. None past `deadline`, which is one of `time.monotonic`.
+    """
+    if time.monotonic() > deadline:
+        return None
+    mine = copy.with_name(f"worker-{os.getpid()}")
+    if not mine.exists():
+        shutil.copytree(copy, mine)
+    (mutation,) = mutant.item.mutations
     operator = get_operator(mutation.operator_name)()
-    with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
+    with contextlib.chdir(mine), use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
         difference = _difference(mutation, before, after)
-        for stage in stages:
-            ended = fork_server.run_pytest(copy, stage.arguments, log, limit=stage.limit)
-            if ended.status != 0:
+        for stage in mutant.stages:
+            ended = fork_server.run_pytest(mine, stage.arguments, mine.with_suffix(".log"), limit=stage.limit)
+            if ended.status or ended.late:
                 return _result(TestOutcome.KILLED, difference, f"{_manner(ended)} in {stage.name}\n{ended.output}")
     return _result(TestOutcome.SURVIVED, difference, "survived")
 
@@ -249,8 +258,8 @@ def _result(outcome: TestOutcome, difference: str, output: str) -> WorkResult:
 
 
 def _manner(ended: Ended) -> str:
-    if ended.status is None:
-        return f"timeout ({ended.seconds:.0f} s)"
+    if ended.late:
+        return f"timeout ({ended.late} too long, {ended.seconds:.0f} s of a processor)"
     failed = [line for line in ended.output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return f"killed ({ended.seconds:.0f} s, status {ended.status}, {failed[0] if failed else 'no test failed'})"
 

@@ -1,7 +1,10 @@
 """Runs pytest in forks of a process that has imported torch, which takes longer than most mutants live."""
 
+import contextlib
 import gc
+import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -30,13 +33,22 @@ OPTIONS = (
 )
 
 
+#: A run may wait for a processor, or for what never comes, this many times as long as it may compute.
+PATIENCE = 6
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How a run of pytest ended: its exit status (None: stopped at the limit), the seconds it took, what it said."""
+    """How a run of pytest ended: its exit status, and what it said.
 
-    status: int | None
+    `seconds` are those of a processor: a busy machine neither stops a run nor makes it look slow. `late` says at which
+    limit the run was stopped, of computing or of waiting; it is empty where the run ended by itself.
+    """
+
+    status: int
     seconds: float
     output: str
+    late: str = ""
 
 
 class NoShrinking:
@@ -61,31 +73,41 @@ def preload() -> None:
 def run_pytest(
     root: Path, arguments: Sequence[str], log: Path, *, limit: float, coverage_data: Path | None = None
 ) -> Ended:
-    """Run pytest with `arguments` on the repository at `root` in a fork, for at most `limit` seconds."""
+    """Run pytest with `arguments` on the repository at `root` in a fork, for at most `limit` seconds of a processor."""
     start = time.monotonic()
     child = os.fork()
     if not child:
-        _become_pytest(root, arguments, log, coverage_data)
+        _become_pytest(root, arguments, log, limit, coverage_data)
+    late = ""
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        seconds = time.monotonic() - start
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            code: int | None = os.waitstatus_to_exitcode(status)
             break
-        if seconds > limit:
-            code = None
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        if time.monotonic() - start > PATIENCE * limit:
+            late = "waited"
+            os.kill(child, signal.SIGKILL)
+            _, status, used = os.wait4(child, 0)
             break
         time.sleep(0.05)
-    return Ended(code, seconds, log.read_text(encoding="utf-8", errors="replace"))
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) == signal.SIGXCPU:
+            late = "computed"
+        # What it had started in its turn.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    seconds = used.ru_utime + used.ru_stime
+    return Ended(os.waitstatus_to_exitcode(status), seconds, log.read_text(encoding="utf-8", errors="replace"), late)
 
 
-def _become_pytest(root: Path, arguments: Sequence[str], log: Path, coverage_data: Path | None) -> None:
+def _become_pytest(root: Path, arguments: Sequence[str], log: Path, limit: float, coverage_data: Path | None) -> None:
     """Run pytest and end the process: nothing of the parent may run on in a fork."""
     status = 70
     try:
         os.setsid()
+        if math.isfinite(limit):
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            seconds = math.ceil(before.ru_utime + before.ru_stime + limit)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
