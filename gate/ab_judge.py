@@ -1,0 +1,252 @@
+"""The verdicts of an A/B comparison: screen every cell, confirm the flagged ones, decide on the confirmation alone."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from gate.ab_run import Duel, Pair, failures, log_ratios
+from gate.cause import Cause, cause
+from gate.exact import Finding, compare
+from gate.pairs import (
+    FEWEST_PAIRS,
+    Shift,
+    Spread,
+    Threshold,
+    confirmed,
+    flagged,
+    screened_shift,
+    spreads,
+    visible,
+)
+from gate.records import cells
+from gate.verdicts import CellVerdict, Verdict
+
+#: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
+TO_BE_SEEN = 2.0
+
+CLOCKS = ("device_ms", "wall_ms", "host_ms", "waited_ms", "pace_ms")
+
+
+@dataclass
+class Found:
+    """What came of a comparison: a verdict a cell, and what it rests on."""
+
+    verdicts: list[CellVerdict]
+    warm: Pair
+    screens: list[Pair]
+    confirms: list[Pair]
+    shifts: dict[str, Shift]
+    noise: dict[str, Spread]
+    causes: dict[str, Cause]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Evidence:
+    """All that verdicts are drawn from."""
+
+    duel: Duel
+    threshold: Threshold
+    alpha: float
+    wanted: tuple[int, int]
+    warm: Pair
+    screens: list[Pair]
+    confirms: list[Pair] = field(default_factory=list)
+    shifts: dict[str, Shift] = field(default_factory=dict)
+    noise: dict[str, Spread] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
+
+    def valid(self, pairs: Sequence[Pair], cell: str) -> list[float]:
+        """The log-ratios of a cell in pairs that count."""
+        return [log for log in log_ratios(pairs, cell) if math.isfinite(log)]
+
+    def base_ms(self, cell: str) -> float:
+        """A cell's time on base, in the pairs that its change is from."""
+        pairs = self.confirms if cell in self.chosen and self.valid(self.confirms, cell) else self.screens
+        return math.exp(float(np.mean([both[0] for p in pairs if not p.disturbed and (both := p.times(cell))])))
+
+    def limit(self, cell: str) -> float:
+        """The practical threshold of a cell, as a log-ratio."""
+        times = [both[0] for pair in self.screens if not pair.disturbed and (both := pair.times(cell))]
+        return self.threshold.log(math.exp(float(np.mean(times))))
+
+    def same_versions(self) -> bool:
+        """Whether both sides ran with the same packages: others have other exact costs."""
+        base, head = (record.get("machine_info", {}).get("versions") for record in (self.warm.base, self.warm.head))
+        return bool(base == head)
+
+
+def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:
+    """Run what is needed, and judge every cell of either side."""
+    # Untimed: fills the caches of compiled code, shows which cells there are, and measures the exact costs.
+    warm = duel.pair("warm", None, 1000 * (duel.seed + 1), head_first=False)
+    base, head = cells(warm.base), cells(warm.head)
+    both = [cell for cell in base if cell in head]
+    screens = duel.pairs("screen", both, screen_pairs, [warm])
+    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), warm, screens)
+    logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
+    seen.noise = spreads(logs)
+    seen.chosen = [cell for cell in logs if flagged(float(np.mean(logs[cell])), seen.limit(cell))]
+    seen.shifts = {
+        cell: screened_shift(logs[cell], seen.noise[cell], len(logs), alpha=alpha)
+        for cell in logs
+        if cell not in seen.chosen
+    }
+    if seen.chosen:
+        print(f"to confirm: {', '.join(seen.chosen)}", flush=True)
+        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, [warm, *screens])
+        enough = [cell for cell in seen.chosen if len(seen.valid(seen.confirms, cell)) >= FEWEST_PAIRS]
+        table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
+        seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
+    verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
+    causes = _causes(seen, [found for found in verdicts if found.verdict == Verdict.REGRESSED])
+    order = list(Verdict)
+    verdicts.sort(key=lambda found: (order.index(found.verdict), -(found.change or 0.0)))
+    return Found(
+        verdicts, warm, screens, seen.confirms, seen.shifts, seen.noise, causes, duel.seconds, _notes(seen, verdicts)
+    )
+
+
+def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[str, Any]) -> CellVerdict:
+    if cell not in head:
+        return CellVerdict(cell, Verdict.MISSING, "runs on base, not on head")
+    if cell not in base:
+        return CellVerdict(cell, Verdict.NEW, "runs on head, not on base")
+    findings = tuple(compare(head[cell], base[cell]))
+    if lost := _lost(seen, cell):
+        return CellVerdict(cell, *lost)
+    verdict, why = _by_time(seen, cell)
+    # Of other versions of torch or a kernel other costs are expected; they are told, and judged by time.
+    if seen.same_versions():
+        if any(finding.worse for finding in findings):
+            verdict = Verdict.REGRESSED
+        elif any(finding.kind == "better" for finding in findings) and verdict == Verdict.SAME:
+            verdict = Verdict.IMPROVED
+        kept = findings
+    else:
+        kept = ()
+    why = "; ".join(filter(None, [why, *map(str, findings)]))
+    if cell not in seen.shifts:
+        return CellVerdict(cell, verdict, why, findings=kept)
+    shift, then_ms = seen.shifts[cell], seen.base_ms(cell)
+    change, low, high = (math.expm1(log) for log in (shift.log_ratio, shift.low, shift.high))
+    return CellVerdict(cell, verdict, why, change, low, high, then_ms * (1 + change), then_ms, kept)
+
+
+def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
+    """The verdict on a cell that has no valid time in some process, None where it always has."""
+    pairs = [seen.warm, *seen.screens, *seen.confirms]
+    on_base, on_head = failures(pairs, cell)
+    if not on_base and not on_head:
+        return None
+    runs = sum(cell in cells(pair.head) for pair in pairs)
+    told = [_told(reasons, side, runs) for reasons, side in ((on_base, "base"), (on_head, "head")) if reasons]
+    why = "; ".join(told)
+    if on_base and on_head:
+        kinds = {reason.partition(":")[0] for reason in (*on_base, *on_head)}
+        alike = len(kinds) == 1 and len(on_base) == len(on_head) == runs
+        return (Verdict.SAME if alike else Verdict.CANNOT_TELL), why
+    if len(on_head) == runs:
+        return Verdict.REGRESSED, why
+    if len(on_base) == runs:
+        return Verdict.NEW, f"{why}; it has a time on head"
+    return Verdict.CANNOT_TELL, why
+
+
+def _told(reasons: Sequence[str], side: str, runs: int) -> str:
+    """`crashed on head: killed by SIGSEGV`, and in how many processes where it was not all."""
+    kind, _, detail = reasons[0].partition(": ")
+    often = "" if len(reasons) == runs else f" in {len(reasons)} of {runs} processes"
+    return f"{kind} on {side}{often}{': ' + detail if detail else ''}"
+
+
+def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
+    if cell not in seen.shifts:
+        phase = seen.confirms if cell in seen.chosen else seen.screens
+        wanted = seen.wanted[cell in seen.chosen]
+        reasons = [f"{pair.name}: {pair.disturbed}" for pair in phase if pair.disturbed]
+        if seen.duel.stopped:
+            reasons.append("no time for more within --minutes")
+        valid = len(seen.valid(phase, cell))
+        return Verdict.CANNOT_TELL, f"{valid} of {wanted} pairs count; {'; '.join(reasons) or 'too few'}"
+    shift, noise, limit = seen.shifts[cell], seen.noise[cell], seen.limit(cell)
+    if shift.p_slower is None or shift.p_faster is None:
+        hidden = visible(noise, shift.pairs, limit)
+        return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, "")
+    pairs = f"{shift.pairs} fresh pairs"
+    for p, size, verdict, word in (
+        (shift.p_slower, shift.log_ratio, Verdict.REGRESSED, "slower"),
+        (shift.p_faster, -shift.log_ratio, Verdict.IMPROVED, "faster"),
+    ):
+        if size > limit:
+            if p <= seen.alpha:
+                return verdict, f"{word} in {pairs}, p {p:.3f}"
+            return Verdict.CANNOT_TELL, f"{word} by the mean of {pairs}, but p is {p:.3f}"
+        if p <= seen.alpha:
+            return Verdict.SAME, f"{word}, by less than the threshold of {math.expm1(limit):.1%}"
+    hidden = visible(noise, shift.pairs, limit, share=1.0)
+    return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, f"not confirmed by {pairs}")
+
+
+def _hidden(log_ratio: float) -> tuple[Verdict, str]:
+    return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(log_ratio):.1%}"
+
+
+def _causes(seen: Evidence, regressed: Sequence[CellVerdict]) -> dict[str, Cause]:
+    """Why each regressed cell is slower, with a profile of both sides where there is time for it."""
+    slower = [found.cell for found in regressed if found.change is not None and _slower(seen, found.cell)]
+    profiles: Pair | None = None
+    if slower and (seen.duel.deadline is None or time.monotonic() < seen.duel.deadline):
+        try:
+            profiles = seen.duel.pair("profile", slower, 1000 * (seen.duel.seed + 1), False, "--profile-kernels")
+        except ValueError as error:
+            # A checkout from before that option.
+            print(f"no profile: {error}", flush=True)
+    causes = {}
+    for found in regressed:
+        if found.change is None:
+            continue
+        pairs = seen.confirms if found.cell in slower else seen.screens
+        exact = profiles if profiles and found.cell in slower else seen.warm
+        now, then = (_pooled(pairs, exact, found.cell, side) for side in ("head", "base"))
+        said = cause(now, then)
+        if found.cell in slower or said.kind in ("recompiled", "padding"):
+            causes[found.cell] = said
+    return causes
+
+
+def _slower(seen: Evidence, cell: str) -> bool:
+    return _by_time(seen, cell)[0] == Verdict.REGRESSED
+
+
+def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
+    """A cell's costs as one process measured them, with the step times of all pairs."""
+    infos = [cells(getattr(pair, side))[cell] for pair in pairs if not pair.disturbed and pair.times(cell)]
+    pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
+    for clock in CLOCKS:
+        lists = [times for info in infos if isinstance(times := info.get(clock), list)]
+        pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
+    for clock in ("device", "wall"):
+        times = pooled[f"{clock}_ms"]
+        pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None
+    return pooled
+
+
+def _notes(seen: Evidence, verdicts: Sequence[CellVerdict]) -> list[str]:
+    notes = []
+    better: list[tuple[str, Finding]] = [(v.cell, f) for v in verdicts for f in v.findings if f.kind == "better"]
+    if better:
+        notes.append(
+            f"{len({cell for cell, _ in better})} cells cost less than they did: a new baseline would hold that."
+        )
+    if seen.duel.stopped:
+        notes.append("Stopped at the limit of --minutes before all pairs were run.")
+    if not seen.same_versions():
+        notes.append("The sides have other packages: exact costs are told, and only times are judged.")
+    return notes

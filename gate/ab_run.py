@@ -1,0 +1,153 @@
+"""Runs pairs of processes, base and head in turn, and keeps each on disk when it is finished."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gate.disturbances import control_shifts, disturbance
+from gate.estimates import Estimate, estimate
+from gate.processes import Side, run_cells, write_json
+from gate.records import Record, cells
+
+#: Pairs that replace disturbed ones, at most.
+SPARE_PAIRS = 2
+
+#: A cell that failed so often on a side is not run again: it has its verdict, and each crash costs a process.
+FAILS_TWICE = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One process of each side, one after the other; `disturbed` says why they cannot be compared, "" if they can."""
+
+    name: str
+    base: Record
+    head: Record
+    disturbed: str
+    shifts: Mapping[str, float]
+
+    def times(self, cell: str) -> tuple[float, float] | None:
+        """The logs of a cell's times on base and head; None if one of them has no valid time."""
+        found = [_estimated(record, cell) for record in (self.base, self.head)]
+        if not all(isinstance(one, Estimate) for one in found):
+            return None
+        base, head = (one for one in found if isinstance(one, Estimate))
+        if base.clock != head.clock:
+            return None
+        if base.paced_log is not None and head.paced_log is not None:
+            # Its pace is one for both: the ratio is what counts.
+            return base.log_ms, base.log_ms + head.paced_log - base.paced_log
+        return base.log_ms, head.log_ms
+
+
+def _estimated(record: Record, cell: str) -> Estimate | str:
+    info = cells(record).get(cell)
+    return "not run" if info is None else estimate(info)
+
+
+def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
+    """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
+    times = [pair.times(cell) for pair in pairs if not pair.disturbed]
+    return [math.nan if both is None else both[1] - both[0] for both in times]
+
+
+@dataclass
+class Duel:
+    """Two sides, and the processes that were run on them so far.
+
+    `deadline` is a time of `time.monotonic()` after which no pair shall end.
+    """
+
+    sides: Mapping[str, Side]
+    folder: Path
+    options: Sequence[str]
+    seed: int = 0
+    one_environment: bool = True
+    deadline: float | None = None
+    stall_s: float = 300
+    runs: dict[str, Record] = field(default_factory=dict)
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def process(self, name: str, side: str, ids: Sequence[str] | None, order_seed: int, *options: str) -> Record:
+        """Run one process, or take what an earlier run of it left in the folder."""
+        path = self.folder / "processes" / f"{name}-{side}.json"
+        if not path.exists():
+            begin = time.monotonic()
+            given = [*self.options, f"--order-seed={order_seed}", *options]
+            if ids is not None:
+                # Exact ids take the place of the patterns they were found by.
+                given = [option for option in given if not option.startswith("--cells=")]
+            logs = self.folder / "logs"
+            record = run_cells(self.sides[side], given, logs, f"{name}-{side}", ids=ids, stall_s=self.stall_s)
+            write_json(path, {"seconds": time.monotonic() - begin, "cells": ids, "record": record})
+        kept: dict[str, Any] = _read(path)
+        self.seconds += kept["seconds"]
+        print(f"{name} {side}: {len(cells(kept['record']))} cells in {kept['seconds']:.0f} s", flush=True)
+        self.runs[f"{name}-{side}"] = kept["record"]
+        return kept["record"]
+
+    def pair(self, name: str, ids: Sequence[str] | None, order_seed: int, head_first: bool, *options: str) -> Pair:
+        """Run a process on each side, with the cells in one order."""
+        order = ("head", "base") if head_first else ("base", "head")
+        records = {side: self.process(name, side, ids, order_seed, *options) for side in order}
+        base, head = records["base"], records["head"]
+        return Pair(name, base, head, "", control_shifts(base, head))
+
+    def pairs(self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair]) -> list[Pair]:
+        """Run `wanted` undisturbed pairs, AB BA AB ..., with up to `SPARE_PAIRS` in place of disturbed ones.
+
+        Cells that failed twice on a side, here or in `earlier` pairs, are not run again.
+        """
+        done: list[Pair] = []
+        first, seconds = self.seed + (phase == "confirm"), 0.0
+        while sum(not pair.disturbed for pair in done) < wanted and len(done) < wanted + SPARE_PAIRS:
+            number = len(done) + 1
+            left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
+            if not left:
+                break
+            begun, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
+            finished = all((self.folder / "processes" / f"{name}.json").exists() for name in names)
+            if not finished and self.deadline is not None and time.monotonic() + seconds > self.deadline:
+                self.stopped = True
+                break
+            order_seed = 1000 * (self.seed + 1) + 100 * (phase == "confirm") + number
+            pair = self.pair(f"{phase}-{number}", left, order_seed, (number + first) % 2 == 0, "--no-exact-costs")
+            reason = disturbance(pair.base, pair.head, self._usual([*earlier, *done]))
+            done.append(Pair(pair.name, pair.base, pair.head, reason, pair.shifts))
+            if reason:
+                print(f"{pair.name} does not count: {reason}", flush=True)
+            seconds = self.seconds - begun
+        return done
+
+    def _usual(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """What the control moves by between two environments, as far as the pairs so far tell."""
+        if self.one_environment:
+            return {}
+        kinds = {kind for pair in pairs for kind in pair.shifts}
+        return {kind: statistics.median(p.shifts[kind] for p in pairs if kind in p.shifts) for kind in kinds}
+
+
+def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:
+    """Why a cell that was run has no valid time, a sentence a process: on base, and on head."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for pair in pairs:
+        for reasons, record in zip(found, (pair.base, pair.head), strict=True):
+            if cell in cells(record) and isinstance(reason := _estimated(record, cell), str):
+                reasons.append(reason)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+        cells(kept["record"])
+        float(kept["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a finished process ({type(error).__name__}: {error}); delete it.") from None
+    return kept
