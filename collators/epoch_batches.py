@@ -5,6 +5,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -138,10 +139,7 @@ def split_to_multiple(
 
 def _halves(batch: tuple[int, ...], lengths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cut a batch of two or more in its order, where the two sides differ least in tokens."""
-    total = sum(lengths[index] for index in batch)
-    before, best, least = 0, 1, total
-    for at, index in enumerate(batch[:-1], start=1):
-        before += lengths[index]
-        if abs(total - 2 * before) < least:
-            best, least = at, abs(total - 2 * before)
-    return batch[:best], batch[best:]
+    *before, total = accumulate(lengths[index] for index in batch)
+    apart = [abs(total - 2 * tokens) for tokens in before]
+    cut = apart.index(min(apart)) + 1
+    return batch[:cut], batch[cut:]

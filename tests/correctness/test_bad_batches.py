@@ -114,8 +114,10 @@ def test_a_batch_whose_targets_hold_the_pad_id_is_collated(collator: Collator) -
 
 
 @every_collator
-def test_a_batch_of_the_longest_allowed_sequence_is_collated(collator: Collator) -> None:
-    assert collator.build(OPTIONS)([good(12)]).lengths == (12,)
+@pytest.mark.parametrize("longest", [1, 12, 1000])
+def test_a_batch_of_the_longest_allowed_sequence_is_collated(collator: Collator, longest: int) -> None:
+    options = CollatorOptions(max_length=longest, pad_id=PAD_ID, multiple=1)
+    assert collator.build(options)([good(longest)]).lengths == (longest,)
 
 
 @pytest.mark.parametrize("value", [0, -8])

@@ -458,6 +458,30 @@ def test_a_budget_that_cannot_be_kept_is_refused(
         TokenBudgetBatchSampler(lengths, max_tokens, **options)
 
 
+def test_a_budget_that_every_rank_just_fills_is_kept() -> None:
+    assert list(TokenBudgetBatchSampler([8] * 4, 8, shuffle=False, num_replicas=2)) == [[0], [2]]
+
+
+def test_a_budget_that_only_the_given_order_keeps_is_refused_with_shuffling() -> None:
+    """In order 6 + 4, 6 + 4 and 9 are three batches; 4 + 4, 6, 6 and 9 are four, and three ranks have five examples."""
+    lengths = [6, 4, 6, 4, 9]
+    ranks = ranks_of(
+        lambda rank: TokenBudgetBatchSampler(lengths, 10, shuffle=False, num_replicas=3, rank=rank), num_replicas=3
+    )
+    assert ranks == [[[0, 1]], [[2, 3]], [[4]]]
+    with pytest.raises(ValueError, match=r"got 5 examples that need 4 batches of max_tokens=10\. Raise"):
+        TokenBudgetBatchSampler(lengths, 10, num_replicas=3)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "options"),
+    [(4, 1, {"num_replicas": 2}), (8, 4, {"num_replicas": 2, "drop_last": True}), (1, 1, {"bucket_edges": (1,)})],
+)
+def test_buckets_that_can_just_be_dealt_are(count: int, batch_size: int, options: dict[str, Any]) -> None:
+    sampler = LengthBucketBatchSampler([3] * count, batch_size, shuffle=False, **options)
+    assert list(sampler) == [list(range(at, at + batch_size)) for at in range(0, count, 2 * batch_size)]
+
+
 @pytest.mark.parametrize(
     ("lengths", "batch_size", "options", "message"),
     [
