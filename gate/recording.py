@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from gate.estimates import estimate
 from gate.processes import Side, run_cells, write_json
-from gate.records import Record, cells, step_ms
+from gate.records import Record, cells
 from gate.selecting import ROOT, add_selection, selection
 
 
@@ -36,11 +37,7 @@ def run(args: argparse.Namespace) -> int:
         record = run_cells(side, options, args.storage / "logs", args.name, stall_s=args.stall_seconds)
         path = save(record, args.storage, args.name)
         found = cells(record)
-        without_time |= {
-            cell: f"{info.get('verdict')}: {info.get('reason')}"
-            for cell, info in found.items()
-            if step_ms(info) is None
-        }
+        without_time |= {cell: reason for cell, info in found.items() if isinstance(reason := estimate(info), str)}
         print(f"[{number + 1}/{args.processes}] {len(found)} cells in {path}", flush=True)
     for cell, reason in without_time.items():
         print(f"no time: {cell} ({reason})")
