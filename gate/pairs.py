@@ -4,6 +4,7 @@ Everything is a log of head / base, one number a pair. Two families are judged, 
 family-wise error of at most `alpha`: the first is the alarm, and no speedup takes from its power.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -155,6 +156,11 @@ def _shift(
     logs: Floats, noise: Spread, level: float, slower: float | None = None, faster: float | None = None
 ) -> Shift:
     """A mean with a t interval that leaves out `level` of its errors."""
-    half = float(stats.t.ppf(1 - level / 2, noise.freedom)) * noise.sd / math.sqrt(len(logs))
+    half = _quantile(1 - level / 2, noise.freedom) * noise.sd / math.sqrt(len(logs))
     mean = float(logs.mean())
     return Shift(mean, mean - half, mean + half, len(logs), slower, faster)
+
+
+@functools.cache
+def _quantile(probability: float, freedom: float) -> float:
+    return float(stats.t.ppf(probability, freedom))
