@@ -24,6 +24,7 @@ from model.attention import (
     Requirement,
     backend_named,
 )
+from model.attention.backend import first_line
 
 pytestmark = pytest.mark.correctness
 
@@ -364,6 +365,23 @@ def test_a_backend_that_trained_no_more_would_refuse_training(backend: Backend) 
     for case in replace(entry, modes=MODES).cases():
         refused = [reason for reason in narrowed.undeclared_reasons(case) if reason == "does eval only; got train"]
         assert bool(refused) == (case.mode == "train"), case
+
+
+@every_backend
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_backend_that_did_one_mask_only_would_say_which(backend: Backend, causal: bool) -> None:
+    entry = next(entry for entry in MINIMUM if entry.backend == backend.name)
+    narrowed = replace(backend, causal=(causal,))
+    wanted = f"is {'causal' if causal else 'not causal'} only; got causal={not causal}"
+    for case in replace(entry, causal=BOTH, heads=entry.heads[:1], head_dims=(64,)).cases():
+        assert (wanted in narrowed.undeclared_reasons(case)) == (case.causal != causal), case
+
+
+def test_a_backend_that_does_not_load_says_why_in_one_line() -> None:
+    assert first_line(OSError("libcudart.so.12: cannot open shared object file\nNo such file")) == (
+        "libcudart.so.12: cannot open shared object file"
+    )
+    assert first_line(ImportError()) == "ImportError"
 
 
 @every_backend
