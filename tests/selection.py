@@ -2,7 +2,7 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from tests.known_failures import KNOWN_FAILURES
 
 #: A collator of every way to fill a layout: padding on either side, and packed with and without a filler.
 ONE_OF_EACH_FILLING = ("pad_longest", "pad_left", "packed", "packed_multiple", "nested")
+
+#: The value of `--require` without names.
+EVERY = "every backend"
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
 
@@ -68,7 +71,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "looks for its rootdir in a path that follows a blank",
     )
     group.addoption(
-        "--require", action="store_true", help="a cell that is unavailable here fails instead of being skipped"
+        "--require",
+        nargs="?",
+        const=EVERY,
+        metavar="NAME,NAME",
+        help="a cell that is unavailable here fails instead of being skipped; --require=NAME,NAME: only those of these "
+        "backends",
     )
     group.addoption(
         "--profile-kernels", action="store_true", help="keep with each step time how long each kernel of a step took"
@@ -83,6 +91,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SEED",
         help="time cells in a random order that follows from SEED",
     )
+
+
+def required_backends(config: pytest.Config) -> frozenset[str]:
+    """Return the names of the backends whose cells `--require` does not allow to be unavailable."""
+    value = config.getoption("require")
+    if value == EVERY:
+        return frozenset(backend.name for backend in BACKENDS)
+    return frozenset(value.split(",")) if value is not None else frozenset()
 
 
 def matches(cell_id: str, patterns: str | None) -> bool:
@@ -128,6 +144,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def checked_workload(config: pytest.Config) -> Workload:
     """Return the run's workload; UsageError for an unknown backend, collator or workload, or for bad lengths."""
+    try:
+        for name in required_backends(config):
+            backend_named(name)
+    except ValueError as error:
+        # pytest takes a path that follows --require for its value.
+        raise pytest.UsageError(f"--require={config.getoption('require')}: {error}") from None
     try:
         for name in config.getoption("backend") or ():
             backend_named(name)
@@ -199,8 +221,13 @@ def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device)
     return [cell for cell in attention_cells(cells) if adds(cell)]
 
 
-def parameters(cells: Iterable[Cell], config: DecoderConfig, device: Device, test: str, *, require: bool) -> list[Any]:
-    """Return pytest parameters, one a cell: to run, to skip with its reasons, or strictly expected to fail."""
+def parameters(
+    cells: Iterable[Cell], config: DecoderConfig, device: Device, test: str, *, require: Collection[str]
+) -> list[Any]:
+    """Return pytest parameters, one a cell: to run, to skip with its reasons, or strictly expected to fail.
+
+    `require` names the backends whose unavailable cells are run all the same, and fail.
+    """
     params = []
     for cell in cells:
         found = standing(cell, config, device, test)
@@ -208,7 +235,7 @@ def parameters(cells: Iterable[Cell], config: DecoderConfig, device: Device, tes
         marks: list[pytest.MarkDecorator] = []
         if found.state == "undeclared":
             continue
-        if found.state == "unavailable" and not require:
+        if found.state == "unavailable" and cell.backend.name not in require:
             marks.append(pytest.mark.skip(reason=f"{cell.backend.name} {reason}"))
         if found.state == "known failure":
             marks.append(pytest.mark.xfail(reason=reason, strict=True))
@@ -241,7 +268,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     axes = dict(marker.kwargs)
     variants, distinct = axes.pop("variants", ("plain",)), axes.pop("distinct", False)
     where = axes.pop("where", lambda cell: True)
-    pattern, require = config.getoption("cells"), config.getoption("require")
+    pattern, require = config.getoption("cells"), required_backends(config)
 
     def chosen(cells: list[Cell]) -> list[Cell]:
         return [
