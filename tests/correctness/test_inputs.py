@@ -1,5 +1,7 @@
 """A batch's inputs may lie in memory as users have them: slices, transposed storage, stride 0, NaN beside them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def test_a_batch_never_reads_what_lies_beside_it(attention: AttentionBench, give
 @given(given=attention_inputs(gradient_forms=("heads_first", "expanded")))
 @example(given=AttentionInput((3, 65), gradient_form="expanded"))
 def test_a_batch_takes_upstream_gradients_of_any_strides(attention: AttentionBench, given: AttentionInput) -> None:
-    attention.check(given)
+    check_after_a_contiguous_one(attention, given)
 
 
 @pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
@@ -65,4 +67,10 @@ def test_a_batch_takes_upstream_gradients_of_any_strides(attention: AttentionBen
 @given(given=attention_inputs(gradient_forms=("sliced", "shifted")))
 @example(given=AttentionInput((3, 2), gradient_form="shifted"))
 def test_a_batch_takes_a_part_of_a_longer_upstream_gradient(attention: AttentionBench, given: AttentionInput) -> None:
+    check_after_a_contiguous_one(attention, given)
+
+
+def check_after_a_contiguous_one(attention: AttentionBench, given: AttentionInput) -> None:
+    """What was planned for a contiguous gradient must not serve the one that is given after it."""
+    attention.check(replace(given, gradient_form="contiguous"))
     attention.check(given)
