@@ -1,4 +1,4 @@
-"""torch 2.11 with cuDNN 9.19, H100: one upstream gradient in two layouts gives two gradients through SDPA's cuDNN kernel.
+"""torch 2.11, cuDNN 9.19, H100: one upstream gradient in two layouts gives two gradients through SDPA's cuDNN kernel.
 
 The same numbers, once with stride 0 over the heads and then contiguous, in one process: the gradients differ by as much
 as they are large, without an error. The plan of the first backward seems to be used again for the second.
