@@ -23,7 +23,7 @@ ONLY_COMPARING: dict[str, Any] = {
     "gate_confirm": None,
 }
 
-CONFIRM = 2
+CONFIRM = 3
 
 
 def add_options(group: Any) -> None:

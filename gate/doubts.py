@@ -64,7 +64,7 @@ def between_cells(now: Info, then: Info) -> list[str]:
     if all(map(_number, clocks)) and abs(math.log(clocks[0] / clocks[1])) > CLOCK_WANDERS:
         found.append(f"other clocks: {clocks[0]:g} MHz now, {clocks[1]:g} MHz then")
     if (work := _work(now)) and (before := _work(then)) and work != before:
-        found.append(f"other batches: {len(work)} of {sum(work):,} tokens now, {len(before)} of {sum(before):,} then")
+        found.append(f"other batches: sizes of {sum(work):,} tokens in all now, of {sum(before):,} then")
     return found
 
 
@@ -109,9 +109,9 @@ def _clock(info: Info) -> Any:
 
 
 def _work(info: Info) -> list[int] | None:
-    # The timer may start with any batch.
+    # The timer may start with any batch, and run each more than once.
     tokens = info.get("tokens")
-    return sorted(tokens) if isinstance(tokens, list) and tokens else None
+    return sorted(set(tokens)) if isinstance(tokens, list) and tokens else None
 
 
 def _list(reasons: set[str]) -> str:

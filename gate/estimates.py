@@ -97,7 +97,7 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float
 
 def location(logs: Sequence[float]) -> float:
     """The mean of what is left when `TRIMMED` of the values are left out at each end."""
-    return float(stats.trim_mean(np.asarray(logs), TRIMMED))
+    return float(stats.trim_mean(logs, TRIMMED))
 
 
 def session_of(record: Record) -> str:

@@ -36,8 +36,9 @@ class Component:
         return self.sd**2
 
 
-#: Fewer degrees of freedom than these measure no variance worth using: the default stands in.
-MIN_DF = 4.0
+#: Fewer degrees of freedom than these measure no variance worth using: the default stands in. Five processes of one
+#: session have 4, up to rounding, if all of their cells move together.
+MIN_DF = 3.9
 
 #: Clock, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
 #: (0.3% in training, 0.6% in evaluation). The wall's: see docs/gate.md.

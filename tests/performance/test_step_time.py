@@ -13,7 +13,7 @@ from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
 from tests.performance.bench import Shared, cell_bench, release_memory
-from tests.performance.pace import Pace
+from tests.performance.pace import PASSES, Pace
 from tests.selection import required_backends
 
 pytestmark = pytest.mark.performance
@@ -46,18 +46,19 @@ def test_a_batch_is_timed(
             for batch in batches:
                 timer(batch)
             info["warmup_ms"] = timer.forget().wall_ms
-            rounds = iter(batches)
+            order = [number for _ in range(PASSES[shared.device]) for number in range(len(batches))]
+            rounds = iter(order)
             pace = Pace() if shared.device == "cpu" else None
 
             def setup() -> tuple[tuple[Batch], dict[str, Any]]:
                 if pace:
                     pace.tick()
-                return (next(rounds),), {}
+                return (batches[next(rounds)],), {}
 
-            benchmark.pedantic(timer, setup=setup, rounds=len(batches))
+            benchmark.pedantic(timer, setup=setup, rounds=len(order))
             if pace:
                 pace.tick()
-                info["pace_ms"] = pace.steps_ms()
+                info |= {"pace_ms": pace.steps_ms(), "batches": order}
             info["gpu_after"], after = gpu_state(), shared.control.times()
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(timer.samples)

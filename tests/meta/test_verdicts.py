@@ -1,0 +1,239 @@
+"""Each cell gets the verdict that its times deserve, and no doubt passes for a verdict."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from gate.records import cell_id
+from gate.verdicts import Comparison, Rule, Verdict
+from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
+
+pytestmark = pytest.mark.meta
+
+CELL = key()
+ID = cell_id(CELL)
+LOG = math.log(100)
+
+
+def judged(now, then, *, rule=None, session="s0", scope=None, confirmed=None, machine=MACHINE):
+    """The verdict on one cell: `now` and `then` are infos, the latter of five processes."""
+    olds = baseline([process([then], hours=number) for number in range(5)])
+    comparison = Comparison(
+        process([now], session=session, hours=6, machine=machine), olds, scope or [], rule or Rule()
+    )
+    (found,) = [one for one in comparison.judge(confirmed) if one.cell == cell_id(now["cell"])]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [(0.0, "same"), (0.005, "same"), (0.05, "regressed"), (-0.05, "improved")],
+)
+def test_a_change_beyond_noise_and_threshold_is_told(change, verdict):
+    olds = baseline([process([timed(CELL)], hours=number) for number in range(2)])
+    (found,) = Comparison(process([timed(CELL, LOG + math.log1p(change))], hours=3), olds, []).judge()
+    assert found.verdict == verdict
+    assert found.change == pytest.approx(change)
+    assert found.low < change < found.high
+
+
+def test_what_cannot_be_told_says_what_could_be_seen():
+    olds = baseline([process([timed(CELL)])])
+    (found,) = Comparison(process([timed(CELL)], session="s1"), olds, []).judge()
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.why == f"noise hides what is below {found.high:.1%}"
+    assert 0.03 < found.high < 0.06
+
+
+def test_a_real_but_meaningless_change_passes():
+    assert judged(timed(CELL, LOG + 0.008), timed(CELL)).verdict == Verdict.SAME
+    assert judged(timed(CELL, LOG + 0.008), timed(CELL), rule=Rule(percent=0.5)).verdict == Verdict.REGRESSED
+    short = math.log(0.1)
+    assert judged(timed(CELL, short + math.log1p(0.15)), timed(CELL, short)).verdict == Verdict.SAME
+    assert judged(timed(CELL, short + math.log1p(0.25)), timed(CELL, short)).verdict == Verdict.REGRESSED
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict", "why"),
+    [
+        ({"verdict": "out of memory"}, "regressed", "OOM; had a time before"),
+        ({"verdict": "wrong", "reason": "logits"}, "regressed", "wrong: logits; had a time before"),
+        ({"verdict": "crashed"}, "regressed", "crashed; had a time before"),
+        ({"device_ms": [math.nan] * 24}, "cannot tell", "a step time is nan, "),
+        ({"device_ms": []}, "cannot tell", "no step was timed (zero rounds)"),
+        ({"median_device_ms": 1.0}, "cannot tell", "median_device_ms is 1.0, which its device_ms do not have"),
+    ],
+)
+def test_a_time_that_was_lost_is_no_pass(lost, verdict, why):
+    found = judged(timed(CELL) | lost, timed(CELL))
+    assert found.verdict == verdict
+    assert found.why.startswith(why)
+    assert found.fails(strict=True)
+    assert found.change is None
+
+
+def test_a_time_that_was_won_is_new():
+    found = judged(timed(CELL), timed(CELL) | {"verdict": "out of memory"})
+    assert (found.verdict, found.why) == (Verdict.NEW, "no time in the record (out of memory)")
+    lost = timed(CELL) | {"verdict": "out of memory"}
+    assert judged(lost, lost).verdict == Verdict.SAME
+    broken = timed(CELL) | {"device_ms": [math.nan]}
+    assert judged(broken, broken).verdict == Verdict.CANNOT_TELL
+
+
+def test_a_renamed_cell_is_missing_and_new():
+    renamed = key("renamed")
+    comparison = Comparison(process([timed(renamed)]), baseline([process([timed(CELL)])]), [ID])
+    missing, new = comparison.judge()
+    assert (missing.cell, missing.verdict) == (ID, Verdict.MISSING)
+    assert (new.cell, new.verdict) == (cell_id(renamed), Verdict.NEW)
+    assert missing.fails(strict=True)
+    assert not missing.fails(strict=False)
+
+
+def gpu(**state):
+    return {"gpu_before": state, "gpu_after": state}
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "why"),
+    [
+        (
+            gpu(throttle_reasons=["hw_thermal_slowdown"]),
+            {},
+            "throttled in another way: hw_thermal_slowdown now, not then",
+        ),
+        ({}, gpu(throttle_reasons=["hw_slowdown"]), "throttled in another way: not now, hw_slowdown then"),
+        (gpu(other_processes=1), {}, "1 other process on the GPU now"),
+        ({}, gpu(other_processes=2), "2 other processes on the GPU then"),
+        (gpu(sm_clock_mhz=1000), gpu(sm_clock_mhz=1980), "other clocks: 1000 MHz now, 1980 MHz then"),
+        ({"tokens": [5] * 24}, {}, "other batches: sizes of 5 tokens in all now, of 24,276 then"),
+        ({"device_ms": [100.0] * 4, "median_device_ms": 100.0}, {}, "too few samples: 4 steps now"),
+    ],
+)
+def test_a_time_under_other_conditions_is_not_judged(now, then, why):
+    found = judged(timed(CELL, LOG + 0.5) | now, timed(CELL) | then)
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.why.startswith(why)
+
+
+def test_a_power_cap_that_is_touched_is_no_throttling():
+    capped = gpu(throttle_reasons=["sw_power_cap", "gpu_idle"])
+    assert judged(timed(CELL) | capped, timed(CELL)).verdict == Verdict.SAME
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"device": "NVIDIA A100"}, "another device: NVIDIA A100 now, NVIDIA H100 80GB HBM3 then"),
+        ({"power_limit_w": 500.0}, "power limit (W) is 500 now, was 700 then"),
+    ],
+)
+def test_another_device_or_setting_is_not_judged(change, why):
+    found = judged(timed(CELL), timed(CELL), machine=MACHINE | change)
+    assert (found.verdict, found.why) == (Verdict.CANNOT_TELL, why)
+
+
+def test_a_machine_that_is_slower_itself_is_not_the_code():
+    slow = {"matmul_ms": [0.208] * 12, "copy_ms": [0.104] * 12}
+    found = judged(timed(CELL, LOG + math.log(1.05), control=slow), timed(CELL))
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.why == "the machine itself moved: the product and the copy beside it by +4.0%"
+    fast = {"matmul_ms": [0.192] * 12, "copy_ms": [0.096] * 12}
+    assert judged(timed(CELL, LOG + math.log(1.05), control=fast), timed(CELL)).verdict == Verdict.REGRESSED
+
+
+def test_exact_costs_fail_and_ask_for_a_new_baseline():
+    now, then = timed(CELL, compilations=3), timed(CELL, compilations=2)
+    worse = judged(now, then)
+    assert (worse.verdict, worse.why) == (Verdict.REGRESSED, "compilations 3, was 2 (+50.0%)")
+    better = judged(then, now)
+    assert better.verdict == Verdict.IMPROVED
+    assert better.why.endswith("a new baseline would hold it to that")
+    other = MACHINE | {"versions": {"torch": "2.14.0"}}
+    assert judged(now, then, machine=other).verdict == Verdict.SAME
+
+
+def test_suspects_are_judged_by_their_new_times():
+    now, then = timed(CELL, LOG + 0.05), timed(CELL)
+    assert judged(now, then, confirmed={ID: [timed(CELL, LOG)] * 2}).verdict == Verdict.SAME
+    again = judged(now, then, confirmed={ID: [timed(CELL, LOG + 0.06)] * 2})
+    assert again.verdict == Verdict.REGRESSED
+    assert again.change == pytest.approx(math.expm1(0.06))
+    assert again.why == "timed again in 2 processes"
+    lost = judged(now, then, confirmed={ID: [timed(CELL) | {"verdict": "crashed"}]})
+    assert (lost.verdict, lost.why) == (Verdict.CANNOT_TELL, "slower, and not confirmed: crashed")
+    assert judged(now, then, confirmed={ID: []}).why == "slower, and not confirmed: no process timed it again"
+
+
+def test_only_cells_that_seem_slower_are_suspects():
+    faster, slower = key("backend1"), key("backend2")
+    then = baseline([process([timed(CELL), timed(faster), timed(slower)])])
+    now = process([timed(CELL), timed(faster, LOG - 0.1), timed(slower, LOG + 0.1)])
+    assert Comparison(now, then, []).suspects() == [cell_id(slower)]
+
+
+def wall(log_ms, *, pace=3.0, waited=0.0, **changes):
+    times = [ms + waited for ms in timed(CELL, log_ms)["device_ms"]]
+    return (
+        timed(CELL)
+        | {
+            "device_ms": None,
+            "host_ms": None,
+            "wall_ms": times,
+            "median_wall_ms": float(np.median(times)),
+            "waited_ms": [waited] * len(times),
+            "pace_ms": [pace] * len(times),
+        }
+        | changes
+    )
+
+
+def test_a_cpu_is_compared_in_its_own_pace():
+    then = wall(LOG)
+    assert judged(wall(LOG + 0.7, pace=3 * math.exp(0.7), waited=40.0), then).verdict == Verdict.SAME
+    assert judged(wall(LOG + 0.2), then).verdict == Verdict.REGRESSED
+    assert judged(wall(LOG + 0.7, pace=3 * math.exp(0.5), waited=40.0), then).change == pytest.approx(math.expm1(0.2))
+    # A record from before either was kept is compared without.
+    assert judged(wall(LOG + 0.2), then | {"pace_ms": None, "waited_ms": None}).change == pytest.approx(math.expm1(0.2))
+
+
+@pytest.mark.parametrize(("sessions", "session_sd"), [(1, 0.0), (3, 0.015)])
+def test_unchanged_code_is_called_slower_in_at_most_one_run_of_twenty(sessions, session_sd):
+    rng = np.random.default_rng(7)
+    alarms, runs = 0, 60
+    for _ in range(runs):
+        # A session's effects are its own: one draw for its processes, and for the new one where it is of the last.
+        olds = [simulated(rng, 5, session=f"s{number}", session_sd=session_sd) for number in range(sessions)]
+        new = "s0" if sessions == 1 else "new"
+        (now,) = simulated(rng, 1, session=new, hours=1, session_sd=0.0 if sessions == 1 else session_sd)
+        comparison = Comparison(now, baseline([one for some in olds for one in some]), [])
+        alarms += any(one.verdict == Verdict.REGRESSED for one in comparison.judge())
+    assert alarms / runs <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_a_slower_cell_is_found_and_no_other():
+    rng = np.random.default_rng(8)
+    found, others, runs = 0, 0, 20
+    for _ in range(runs):
+        olds = baseline(simulated(rng, 5, session="s0"))
+        slower = cell_id(key("backend3"))
+        (now,) = simulated(rng, 1, session="s0", hours=1, slower={slower: math.log1p(0.05)})
+        (again,) = simulated(rng, 1, session="s0", hours=1, slower={slower: math.log1p(0.05)})
+        comparison = Comparison(now, olds, [])
+        suspects = {cell: [again.cells[cell]] for cell in comparison.suspects()}
+        named = {one.cell for one in comparison.judge(suspects) if one.verdict == Verdict.REGRESSED}
+        found += slower in named
+        others += bool(named - {slower})
+    assert found == runs
+    assert others / runs <= 0.05
+
+
+def test_the_worst_comes_first():
+    then = baseline([process([timed(key(backend)) for backend in ("backend1", "backend2", "backend3")])])
+    now = process([timed(key("backend1")), timed(key("backend2"), LOG + 0.1), timed(key("backend3"), LOG + 0.3)])
+    found = Comparison(now, then, [ID]).judge()
+    assert [one.cell.partition("-")[0] for one in found] == ["backend3", "backend2", "backend0", "backend1"]
+    assert dataclasses.asdict(found[0])["verdict"] == "regressed"
