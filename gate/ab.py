@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,9 @@ from gate.ab_run import Duel
 from gate.processes import Side
 from gate.selecting import ROOT, add_selection
 from gate.worktrees import checkout
+
+#: What shells give a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,23 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time, judge and report; 0 nothing regressed, 1 something did (with --gate-strict: or cannot be told)."""
+    """Time, judge and report: 0 nothing regressed, 1 something did (or cannot be told, if strict), 130 interrupted."""
     plan, folder = resumed(args) if args.resume else planned(args)
-    deadline = None if args.minutes is None else time.monotonic() + args.minutes * 60
-    with _stoppable(), _sides(plan, folder) as sides:
-        print(
-            f"{plan.asked[0]} against {plan.asked[1]}; go on after an interruption: python -m gate ab --resume {folder}"
-        )
-        duel = Duel(
-            sides,
-            folder,
-            plan.options,
-            seed=plan.seed,
-            one_environment=plan.one_environment,
-            deadline=deadline,
-            stall_s=plan.stall_s,
-        )
-        found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha)
+    again = f"python -m gate ab --resume {folder}"
+    try:
+        with _stoppable(), _sides(plan, folder) as sides:
+            print(f"{plan.asked[0]} against {plan.asked[1]}; after an interruption, go on with: {again}", flush=True)
+            duel = Duel(
+                sides,
+                folder,
+                plan.options,
+                seed=plan.seed,
+                one_environment=plan.one_environment,
+                deadline=None if args.minutes is None else time.monotonic() + args.minutes * 60,
+                stall_s=plan.stall_s,
+            )
+            found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished processes are kept, go on with: {again}")
+        return INTERRUPTED
     print(write_report(found, asdict(plan), folder, strict=args.gate_strict))
     return int(any(verdict.fails(strict=args.gate_strict) for verdict in found.verdicts))
 
@@ -89,6 +95,9 @@ def _stoppable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

@@ -179,17 +179,15 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
     if shift.p_slower is None or shift.p_faster is None:
         hidden = visible(noise, shift.pairs, limit)
         return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, "")
-    pairs = f"{shift.pairs} fresh pairs"
-    for p, size, verdict, word in (
-        (shift.p_slower, shift.log_ratio, Verdict.REGRESSED, "slower"),
-        (shift.p_faster, -shift.log_ratio, Verdict.IMPROVED, "faster"),
-    ):
-        if size > limit:
-            if p <= seen.alpha:
-                return verdict, f"{word} in {pairs}, p {p:.3f}"
-            return Verdict.CANNOT_TELL, f"{word} by the mean of {pairs}, but p is {p:.3f}"
-        if p <= seen.alpha:
-            return Verdict.SAME, f"{word}, by less than the threshold of {math.expm1(limit):.1%}"
+    pairs, shown, p = f"{shift.pairs} fresh pairs", shift.shown(alpha=seen.alpha), min(shift.p_slower, shift.p_faster)
+    word = "slower" if shift.log_ratio > 0 else "faster"
+    if abs(shift.log_ratio) > limit:
+        if shown:
+            verdict = Verdict.REGRESSED if shown == "slower" else Verdict.IMPROVED
+            return verdict, f"{word} in {pairs}, p {p:.3f}"
+        return Verdict.CANNOT_TELL, f"{word} by the mean of {pairs}, but noise may be all of it (p {p:.3f})"
+    if shown:
+        return Verdict.SAME, f"{word}, by less than the threshold of {math.expm1(limit):.1%}"
     hidden = visible(noise, shift.pairs, limit, share=1.0)
     return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, f"not confirmed by {pairs}")
 

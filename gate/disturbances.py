@@ -38,10 +38,13 @@ def disturbance(base: Record, head: Record, usual: Mapping[str, float]) -> str:
 
     That is nothing between two versions of one code, and unknown between two environments, whose cuBLAS may differ.
     """
-    device = "cuda" if any(info.get("device_ms") for info in cells(head).values()) else "cpu"
+    infos = cells(head).values()
+    device = "cuda" if any(info.get("device_ms") for info in infos) else "cpu"
+    # A time in units of the product beside each step is compared as such: that product is the better control.
+    paced = bool(infos) and all(info.get("pace_ms") for info in infos if info.get("verdict") == "timed")
     for work, shift in control_shifts(base, head).items():
         moved = shift - usual.get(work, 0.0)
-        if abs(moved) > LIMITS[device]:
+        if abs(moved) > LIMITS[device] and not paced:
             return f"the control moved ({work.removesuffix('_ms')} {math.expm1(moved):+.1%})"
     for words, seen in (("other processes on the GPU", _company), ("throttled", _throttled)):
         then, now = seen(cells(base).values()), seen(cells(head).values())

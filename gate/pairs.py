@@ -29,8 +29,9 @@ MOST_PAIRS = 16
 #: How many degrees of freedom the noise of all cells adds to what the pairs of one cell say about its own.
 PRIOR_FREEDOM = 4
 
-#: A share of `alpha` for each set of intervals: those of the screening and those of the confirmation.
-INTERVAL_SETS = 2
+#: The share of `alpha` for intervals of the confirmation; those of the screening, where nothing is decided, have the
+#: rest, so that all of a report hold at once.
+CONFIRMED_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class Shift:
     pairs: int
     p_slower: float | None = None
     p_faster: float | None = None
+
+    def shown(self, *, alpha: float) -> str:
+        """ "slower" or "faster" where the signs of fresh pairs show it and the interval leaves out no change, else "".
+
+        The signs need no normality, and hold the family-wise error; with it alone a cell of much noise would be called
+        slower while its interval, which knows how large the noise is, still holds no change at all.
+        """
+        if self.p_slower is not None and self.p_slower <= alpha and self.low > 0:
+            return "slower"
+        return "faster" if self.p_faster is not None and self.p_faster <= alpha and self.high < 0 else ""
 
 
 def spreads(screened: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
@@ -112,7 +123,7 @@ def confirmed(pairs: Mapping[str, Sequence[float]], noise: Mapping[str, Spread],
     sd = np.array([noise[cell].sd for cell in pairs])
     scaled = np.nan_to_num(table) / sd / np.sqrt(counts)
     slower, faster = sign_flip_p(scaled), sign_flip_p(-scaled)
-    level = alpha / INTERVAL_SETS / len(pairs)
+    level = alpha * CONFIRMED_SHARE / len(pairs)
     shifts = {}
     for index, (cell, column) in enumerate(zip(pairs, table.T, strict=True)):
         logs = column[np.isfinite(column)]
@@ -122,7 +133,7 @@ def confirmed(pairs: Mapping[str, Sequence[float]], noise: Mapping[str, Spread],
 
 def screened_shift(logs: Sequence[float], noise: Spread, cells: int, *, alpha: float) -> Shift:
     """The change of a cell by its screening pairs, with an interval for one of `cells`."""
-    return _shift(np.array(logs), noise, alpha / INTERVAL_SETS / cells)
+    return _shift(np.array(logs), noise, alpha * (1 - CONFIRMED_SHARE) / cells)
 
 
 def sign_flip_p(scaled: Floats) -> Floats:

@@ -24,7 +24,8 @@ def option(name: str) -> str | None:
 def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
     backend, collator, mode, mask, dtype, execution, workload = cell.split("-")
     # What a process shares, and what is the cell's own.
-    shared, own = random.Random(f"{os.getcwd()} {seed}"), random.Random(f"{os.getcwd()} {seed} {cell}")
+    side = Path.cwd().name
+    shared, own = random.Random(f"{side} {seed}"), random.Random(f"{side} {seed} {cell}")
     ms *= math.exp(fake.get("noise", 0.002) * (shared.gauss() + own.gauss()) / math.sqrt(2))
     times = [ms * (1 + step / 100) for step in range(STEPS)]
     control = 1.1 if seed in fake.get("disturbed", []) else 1.0

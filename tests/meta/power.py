@@ -73,9 +73,10 @@ def decide(
     }
     judged = confirmed({cell: fresh[:, int(cell)] for cell in chosen}, noise, alpha=alpha)
     significant = {cell for cell, shift in judged.items() if shift.p_slower is not None and shift.p_slower <= alpha}
-    faster = {cell for cell, shift in judged.items() if shift.p_faster is not None and shift.p_faster <= alpha}
+    slower = {cell for cell, shift in judged.items() if shift.shown(alpha=alpha) == "slower"}
+    faster = {cell for cell, shift in judged.items() if shift.shown(alpha=alpha) == "faster"}
     return Decision(
-        frozenset(int(cell) for cell in significant if judged[cell].log_ratio > threshold),
+        frozenset(int(cell) for cell in slower if judged[cell].log_ratio > threshold),
         frozenset(int(cell) for cell in faster if judged[cell].log_ratio < -threshold),
         frozenset(map(int, significant)),
         len(chosen),
@@ -93,7 +94,7 @@ def rates(world: World, effect: float, runs: int, seed: int, **pairs: int) -> di
     return {
         "detected": float(np.mean([bool(one.slower & target) for one in found])),
         "false alarm": float(np.mean([bool(one.slower - target) for one in found])),
-        "false alarm without thresholds": float(np.mean([bool(one.significant - target) for one in found])),
+        "false alarm by signs alone": float(np.mean([bool(one.significant - target) for one in found])),
         "false speedup": float(np.mean([bool(one.faster) for one in found])),
         "confirmed cells": float(np.mean([one.confirmed for one in found])),
         "intervals hold": float(np.mean([one.covered for one in found])),

@@ -1,0 +1,395 @@
+"""A against B: processes take turns, a change is found in its cell, and nothing that goes wrong ends the run."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gate import ab, ab_plan, ab_run, worktrees
+from gate.__main__ import main
+from gate.processes import run_cells
+from tests.meta.fake_sides import CELLS, checkout, python
+
+pytestmark = pytest.mark.meta
+
+COSTS = {"peak_bytes": 100, "compilations": 1, "kernel_launches": 7}
+
+
+class Arena:
+    """Two folders that pass for checkouts, and the command that compares them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, folder / "run"
+        self.python = python(folder)
+        self.set()
+
+    def set(self, *, base: dict[str, Any] | None = None, head: dict[str, Any] | None = None) -> None:
+        for name, fake in (("base", base), ("head", head)):
+            checkout(self.folder / name, **{"calls": str(self.folder / "calls")} | (fake or {}))
+
+    def ab(self, *options: str) -> int:
+        sides = [f"--{name}={self.folder / name}" for name in ("base", "head")]
+        environments = [f"--{name}-env={self.python}" for name in ("base", "head")]
+        return main(["ab", *sides, *environments, f"--folder={self.runs}", *options])
+
+    @property
+    def calls(self) -> list[list[str]]:
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def order(self) -> str:
+        """Which side each process was of: `bhbhhb`."""
+        return "".join(Path(call[0]).name[0] for call in self.calls)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return json.loads((self.runs / "report.json").read_text())
+
+    @property
+    def cells(self) -> dict[str, dict[str, Any]]:
+        return {cell["cell"]: cell for cell in self.report["cells"]}
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        return {cell: found["verdict"] for cell, found in self.cells.items()}
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Arena:
+    return Arena(tmp_path)
+
+
+def slower(cell: str = CELLS[2], share: float = 0.05, **more: Any) -> dict[str, Any]:
+    return {"cells": dict.fromkeys(CELLS, 30.0) | {cell: 30.0 * (1 + share)}} | more
+
+
+def test_unchanged_code_passes(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    assert arena.ab() == 0
+    assert set(arena.verdicts.values()) == {"same"}
+    assert "passed: 4 same" in capsys.readouterr().out
+
+
+def test_processes_take_turns(arena: Arena):
+    arena.set(head=slower())
+    arena.ab("--screen-pairs=4")
+    warm, screen, confirm = arena.order[:2], arena.order[2:10], arena.order[10:22]
+    assert warm == "bh"
+    assert screen in ("bhhbbhhb", "hbbhhbbh")
+    assert confirm in ("bhhbbhhbbhhb", "hbbhhbbhhbbh")
+
+
+def test_both_sides_of_a_pair_time_the_cells_in_one_order(arena: Arena):
+    arena.ab()
+    seeds = [argument for call in arena.calls for argument in call if argument.startswith("--order-seed")]
+    pairs = [set(seeds[index : index + 2]) for index in range(0, len(seeds), 2)]
+    assert [len(pair) for pair in pairs] == [1] * len(pairs)
+    assert len(set.union(*pairs)) == len(pairs), "another order in each pair"
+
+
+def test_who_starts_follows_from_the_seed(arena: Arena, tmp_path: Path):
+    starts = set()
+    for seed in (0, 1):
+        other = Arena(tmp_path / str(seed)) if (tmp_path / str(seed)).mkdir() is None else arena
+        other.ab(f"--seed={seed}")
+        starts.add(other.order[2])
+    assert starts == {"b", "h"}
+
+
+def test_a_slowdown_is_found_in_its_cell(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(head=slower(share=0.02))
+    assert arena.ab() == 1
+    assert arena.verdicts == {cell: "regressed" if cell == CELLS[2] else "same" for cell in CELLS}
+    found = arena.cells[CELLS[2]]
+    assert found["low"] < 0.02 < found["high"]
+    assert found["p_slower"] <= 0.05
+    assert len(found["confirm_log_ratios"]) == 6
+    printed = capsys.readouterr().out
+    assert "FAILED: 1 regressed, 3 same" in printed
+    assert (arena.runs / "report.md").read_text() in printed
+
+
+def test_only_flagged_cells_are_timed_again(arena: Arena):
+    arena.set(head=slower())
+    arena.ab()
+    confirmed = [call for call in arena.calls if f"--cells={CELLS[2]}" in call and "--no-exact-costs" in call]
+    assert len(confirmed) == 12
+
+
+def test_a_speedup_is_told_and_passes(arena: Arena):
+    arena.set(head=slower(share=-0.05))
+    assert arena.ab() == 0
+    assert arena.verdicts[CELLS[2]] == "improved"
+
+
+def test_a_real_change_below_the_threshold_passes(arena: Arena):
+    arena.set(base={"noise": 0.0005}, head=slower(share=0.009, noise=0.0005))
+    assert arena.ab() == 0
+    found = arena.cells[CELLS[2]]
+    assert (found["verdict"], found["why"]) == ("same", "slower, by less than the threshold of 1.0%")
+
+
+def test_microseconds_count_as_well_as_percent(arena: Arena):
+    tiny = dict.fromkeys(CELLS, 0.2)
+    arena.set(base={"cells": tiny}, head={"cells": tiny | {CELLS[0]: 0.21}})
+    assert arena.ab() == 0
+    assert arena.verdicts[CELLS[0]] == "same"
+
+
+def test_noise_that_hides_a_slowdown_is_told(arena: Arena):
+    arena.set(base={"noise": 0.02}, head={"noise": 0.02})
+    assert arena.ab() == 0
+    assert set(arena.verdicts.values()) == {"cannot tell"}
+    whys = " ".join(found["why"] for found in arena.cells.values())
+    assert "noise hides what is below" in whys
+    assert "but noise may be all of it" in whys
+
+
+@pytest.mark.parametrize(
+    ("does", "word"), [("crash", "crashed"), ("out of memory", "out of memory"), ("fail", "failed")]
+)
+def test_a_cell_that_head_cannot_run_has_regressed(arena: Arena, does: str, word: str):
+    arena.set(head={"does": {CELLS[1]: does}})
+    assert arena.ab() == 1
+    assert arena.verdicts == {cell: "regressed" if cell == CELLS[1] else "same" for cell in CELLS}
+    assert arena.cells[CELLS[1]]["why"].startswith(f"{word} on head")
+
+
+def test_a_cell_that_base_cannot_run_is_new(arena: Arena):
+    arena.set(base={"does": {CELLS[1]: "out of memory"}})
+    assert arena.ab() == 0
+    assert arena.cells[CELLS[1]]["why"] == "out of memory on base: said so; it has a time on head"
+    assert arena.verdicts[CELLS[1]] == "new"
+
+
+def test_a_cell_that_neither_can_run_is_the_same(arena: Arena):
+    fake = {"does": {CELLS[1]: "out of memory"}}
+    arena.set(base=fake, head=fake)
+    assert arena.ab("--gate-strict") == 0
+    assert arena.verdicts[CELLS[1]] == "same"
+
+
+def test_a_crashing_cell_is_not_run_for_ever(arena: Arena):
+    arena.set(head={"does": {CELLS[1]: "crash"}})
+    arena.ab("--screen-pairs=6")
+    tried = [call for call in arena.calls if Path(call[0]).name == "head" and CELLS[1] in " ".join(call)]
+    assert len(tried) <= 3
+
+
+@pytest.mark.parametrize(("gone", "verdict"), [("head", "missing"), ("base", "new")])
+def test_cells_of_one_side_are_named(arena: Arena, gone: str, verdict: str):
+    arena.set(**{gone: {"cells": dict.fromkeys(CELLS[1:], 30.0)}})
+    assert arena.ab() == 0
+    assert arena.verdicts[CELLS[0]] == verdict
+
+
+def test_a_missing_cell_fails_where_nothing_may_pass_unjudged(arena: Arena):
+    arena.set(head={"cells": dict.fromkeys(CELLS[1:], 30.0)})
+    assert arena.ab("--gate-strict") == 1
+
+
+@pytest.mark.parametrize(("cost", "status", "verdict"), [("kernel_launches", 1, "regressed"), ("none", 0, "same")])
+def test_exact_costs_are_compared(arena: Arena, cost: str, status: int, verdict: str):
+    now = {key: value + (key == cost) for key, value in COSTS.items()}
+    arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: now}})
+    assert arena.ab() == status
+    assert arena.verdicts[CELLS[0]] == verdict
+
+
+def test_a_recompilation_is_named_as_the_cause(arena: Arena):
+    arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: COSTS | {"compilations": 2}}})
+    assert arena.ab() == 1
+    assert arena.cells[CELLS[0]]["cause"] == "recompiled"
+
+
+def test_other_packages_may_have_other_costs(arena: Arena):
+    arena.set(
+        base={"costs": {CELLS[0]: COSTS}, "versions": {"torch": "1"}},
+        head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}, "versions": {"torch": "2"}},
+    )
+    assert arena.ab() == 0
+    assert "kernel launches 9, was 7" in arena.cells[CELLS[0]]["why"]
+
+
+def test_a_pair_in_another_state_of_the_machine_is_replaced(arena: Arena):
+    arena.set(head={"disturbed": [1001]})
+    assert arena.ab() == 0
+    pairs = {pair["name"]: pair["disturbed"] for pair in arena.report["pairs"]}
+    assert pairs == {
+        "warm": "",
+        "screen-1": "the control moved (matmul +10.0%)",
+        "screen-2": "",
+        "screen-3": "",
+    }
+
+
+def test_a_machine_that_never_settles_tells_nothing(arena: Arena):
+    arena.set(head={"disturbed": list(range(1000, 1010))})
+    assert arena.ab("--gate-strict") == 1
+    assert set(arena.verdicts.values()) == {"cannot tell"}
+    assert arena.cells[CELLS[0]]["why"].startswith("0 of 2 pairs count; screen-1: the control moved (matmul +10.0%)")
+
+
+def test_the_time_limit_leaves_cells_untold_and_a_run_to_go_on_with(arena: Arena):
+    assert arena.ab("--minutes=0", "--gate-strict") == 1
+    assert set(arena.verdicts.values()) == {"cannot tell"}
+    assert "no time for more within --minutes" in arena.cells[CELLS[0]]["why"]
+    assert main(["ab", f"--resume={arena.runs}", "--gate-strict"]) == 0
+    assert arena.order[:2] == "bh"
+    assert len(arena.order) == 6
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    arena.set(head=slower())
+    calls = 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        return run_cells(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ab_run, "run_cells", interrupted)
+        assert arena.ab() == 130
+    assert f"go on with: python -m gate ab --resume {arena.runs}" in capsys.readouterr().out.splitlines()[-1]
+    done = len(arena.calls)
+    assert done == 8
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert arena.verdicts[CELLS[2]] == "regressed"
+    # 2 warm, 4 screening, 12 confirming and 2 profiled processes, none of them twice.
+    assert len(arena.calls) == 20
+
+
+def test_a_report_is_made_again_without_any_process(arena: Arena):
+    arena.set(head=slower())
+    arena.ab()
+    report, calls = (arena.runs / "report.md").read_text(), len(arena.calls)
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert (arena.runs / "report.md").read_text() == report
+    assert len(arena.calls) == calls
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two commits, the second with a slower cell, tagged `old` and `new`."""
+    folder = tmp_path / "repository"
+    for name, fake in (("old", {}), ("new", slower())):
+        checkout(folder, **fake)
+        for command in (
+            ["init", "-q"],
+            ["add", "."],
+            ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", name],
+            ["tag", name],
+        ):
+            subprocess.run(["git", *command], cwd=folder, check=True)
+    for module in (ab, ab_plan):
+        monkeypatch.setattr(module, "ROOT", folder)
+    monkeypatch.setattr(ab_plan.sys, "executable", str(python(tmp_path)))
+    return folder
+
+
+def trees(repository: Path) -> int:
+    listed = subprocess.run(["git", "worktree", "list"], cwd=repository, check=True, capture_output=True, text=True)
+    return len(listed.stdout.splitlines())
+
+
+def test_two_commits_are_compared_in_checkouts_that_go_again(repository: Path, tmp_path: Path):
+    assert main(["ab", "--base=old", "--head=new", f"--folder={tmp_path / 'run'}"]) == 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [cell["cell"] for cell in report["cells"] if cell["verdict"] == "regressed"] == [CELLS[2]]
+    assert trees(repository) == 1
+    assert not list((tmp_path / "run" / "worktrees").iterdir())
+
+
+def test_checkouts_go_when_a_run_is_interrupted(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: Any, **options: Any) -> Any:
+        assert trees(repository) == 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ab_run, "run_cells", interrupted)
+    assert main(["ab", "--base=old", "--head=new", f"--folder={tmp_path / 'run'}"]) == 130
+    assert trees(repository) == 1
+
+
+def test_what_a_killed_run_left_is_no_obstacle(repository: Path, tmp_path: Path):
+    with worktrees.checkout("old", tmp_path / "tree", repository):
+        (tmp_path / "tree" / "dirt").write_text("left behind")
+        with worktrees.checkout("new", tmp_path / "tree", repository) as again:
+            assert not (again / "dirt").exists()
+    assert trees(repository) == 1
+
+
+def test_one_environment_shares_what_is_compiled(repository: Path, tmp_path: Path):
+    def caches(*pythons: str) -> list[Path]:
+        plan = ab_plan.Plan(("old", "new"), (pythons[0], pythons[1]), ("old", "new"), [])
+        with ab._sides(plan, tmp_path / "run") as sides:
+            return [side.cache for side in sides.values()]
+
+    base, head = caches("/env/bin/python", "/env/bin/python")
+    assert base == head
+    base, head = caches("/env/bin/python", "/other/bin/python")
+    assert base != head
+
+
+USAGE = {
+    "nothing": ([], "nothing to compare: give --base and --head"),
+    "one_side": (["--base=HEAD"], "--base needs --head"),
+    "one_environment": (["--head-env=/x"], "--head-env needs --base-env"),
+    "no_commit": (["--base=HEAD", "--head=no-such-ref"], "'no-such-ref' is neither a commit"),
+    "option_for_a_commit": (["--base=HEAD", "--head=--all"], "'--all' is neither a commit"),
+    "no_environment": (["--base-env=/nowhere", "--head-env=/nowhere"], "'/nowhere' holds no python"),
+    "few_pairs": (["--base=HEAD", "--head=HEAD", "--confirm-pairs=4"], "--confirm-pairs 4 is not between 5 and 14"),
+    "one_screen": (["--base=HEAD", "--head=HEAD", "--screen-pairs=1"], "--screen-pairs 1 is not between 2"),
+    "alpha": (["--base=HEAD", "--head=HEAD", "--alpha=0.01"], "--alpha 0.01 is not between 0.015625"),
+    "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is no plan to go on with"),
+    "resume_and_more": (["--resume=/nowhere", "--cells=*"], "--resume goes on with the run as it was planned"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_bad_command_is_told_in_one_line(
+    case: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options, told = USAGE[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["ab", *options])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_folder_is_not_used_twice(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.ab()
+    with pytest.raises(SystemExit):
+        arena.ab()
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", '{"schema": 99}', '{"schema": 1}'])
+def test_a_broken_plan_is_told(tmp_path: Path, kept: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "plan.json").write_text(kept)
+    with pytest.raises(SystemExit):
+        main(["ab", f"--resume={tmp_path}"])
+    assert "is no plan to go on with" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_broken_process_is_told_and_named(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.ab()
+    (arena.runs / "processes" / "screen-1-head.json").write_text('{"seconds": 1, "rec')
+    with pytest.raises(SystemExit):
+        main(["ab", f"--resume={arena.runs}"])
+    assert "screen-1-head.json is not a finished process" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_side_that_pytest_refuses_is_told(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(head={"usage": "unrecognized arguments: --order-seed=1"})
+    with pytest.raises(SystemExit):
+        arena.ab()
+    assert "head: pytest ended before a cell did" in capsys.readouterr().err.splitlines()[-1]
