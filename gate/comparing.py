@@ -1,7 +1,7 @@
 """The comparison of a pytest session: what with, when, and what it makes of the exit status."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -115,8 +115,8 @@ class Comparing:
         newer = [b for b in self.baselines if b.regressed and b.workloads & set(found) and b is not baseline]
         if not isinstance(self.value, str):
             self.told = [
-                f"Passed over {other.path.name}: {len(other.regressed)} of its cells were slower than before when it "
-                f"was saved. To compare with it all the same: --benchmark-compare={other.path.stem}"
+                f"Passed over {other.path.name}: {len(other.regressed)} cell{_were(other.regressed)} slower than before "
+                f"when it was saved. To compare with it all the same: --benchmark-compare={other.path.stem}"
                 for other in newer
                 if baseline is None or other.at > baseline.at
             ]
@@ -136,7 +136,8 @@ class Comparing:
         suspects = self.comparison.suspects() if confirm else []
         confirmed: dict[str, list[dict[str, Any]]] = {}
         if suspects:
-            say(f"{len(suspects)} cells seem slower; timing them again in {confirm} fresh processes ...")
+            number = "1 cell seems" if len(suspects) == 1 else f"{len(suspects)} cells seem"
+            say(f"{number} slower; timing again in {confirm} fresh process{'es' * (confirm > 1)} ...")
             confirmed, troubles = timed_again(self.config, suspects, confirm)
             self.told += troubles
         self.verdicts = self.comparison.judge(confirmed)
@@ -163,6 +164,10 @@ class Comparing:
             return {}
         slower = [one.cell for one in self.verdicts if one.verdict == Verdict.REGRESSED]
         return {"compared_with": self.comparison.baseline.path.name, "regressed": slower}
+
+
+def _were(cells: Sequence[str]) -> str:
+    return " was" if len(cells) == 1 else "s were"
 
 
 def _flag(name: str) -> str:

@@ -1,0 +1,142 @@
+"""A session that compares: what it exits with, what it says, and what it will not let pass."""
+
+import re
+
+import pytest
+
+from gate import comparing
+from gate.__main__ import main
+from tests.meta.test_records import FA2, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
+
+pytestmark = pytest.mark.meta
+
+OLD = "2026-03-01T00:00:00+00:00"
+
+
+@pytest.fixture
+def against(session, pytester):  # noqa: F811
+    """Compares a run of cells, without timing any again, with a record of others."""
+
+    def run(infos, then, *args):
+        place(pytester, "0001_then.json", OLD, then)
+        return session("--benchmark-compare", "--gate-confirm=0", *args, infos=infos)
+
+    return run
+
+
+def last_words(result):
+    return [line for line in result.outlines if line.startswith(("passed:", "FAILED:"))]
+
+
+def test_a_slower_cell_fails_the_run(against):
+    result = against([info(ms=40.0), info("xformers_auto")], [info(), info("xformers_auto")])
+    assert result.ret == 1
+    result.stdout.re_match_lines([rf"\| {FA2} +\| +40\.0 \| +31\.0 \| +\+29\.\d% \(.*\) \| REGRESSED "])
+    assert last_words(result) == ["FAILED: 1 regressed, 1 cannot tell"]
+
+
+def test_unchanged_cells_pass_and_are_counted(against):
+    backends = [f"backend{number}" for number in range(6)]
+    cells = [info(backend) for backend in backends]
+    result = against(cells, cells, "--gate-threshold-percent=10")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["6 cells are the same, within 0.0%."])
+    assert last_words(result) == ["passed: 6 same"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_strict_fails_what_was_not_judged(against, strict):
+    option = ["--gate-strict"] if strict else []
+    result = against([info()], [info(), info("gone")], "--gate-threshold-percent=10", *option)
+    assert result.ret == strict
+    told = "FAILED: 1 missing, 1 same" if strict else "passed: 1 missing, 1 same (missing and cannot tell fail under"
+    assert last_words(result)[0].startswith(told)
+    result.stdout.re_match_lines([r"\| gone-packed-\S+ +\| .* MISSING +\| in the record, not run now"])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_device_without_a_record_is_told_how_to_make_one(session, strict):  # noqa: F811
+    result = session("--benchmark-compare", *(["--gate-strict"] if strict else []))
+    assert result.ret == strict
+    result.stdout.fnmatch_lines([f"No record of article/uniform on {SLUG} yet; make one: pytest -m performance *"])
+
+
+def test_cells_left_out_on_purpose_are_not_missing(against):
+    both = [info(), info("xformers_auto")]
+    result = against(both, both, "-k", "fa2", "--gate-threshold-percent=10", "--gate-strict")
+    assert result.ret == 0
+    assert last_words(result) == ["passed: 1 same"]
+
+
+def test_nothing_timed_is_no_pass_when_strict(against):
+    assert against([info()], [info()], "-k", "nothing", "--gate-strict").ret == 1
+
+
+def test_another_device_is_not_judged(session, pytester):  # noqa: F811
+    other = {"device": "NVIDIA A100", "device_slug": "NVIDIA-A100"}
+    place(pytester, "a100.json", OLD, [info(ms=10.0)], machine_info=other, folder="elsewhere")
+    result = session("--benchmark-compare=elsewhere/a100.json")
+    result.stdout.re_match_lines([r".* CANNOT TELL +\| another device: NVIDIA H100 80GB HBM3 now, NVIDIA A100 then"])
+    assert session("--benchmark-compare=elsewhere/a100.json", "--gate-strict").ret == 1
+
+
+def test_suspects_are_timed_again_before_they_fail(session, pytester, monkeypatch):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+    asked = []
+
+    def timed_again(config, suspects, processes):
+        asked.append((suspects, processes))
+        return {cell: [info(ms=31.0)] * processes for cell in suspects}, []
+
+    monkeypatch.setattr(comparing, "timed_again", timed_again)
+    now = [info(ms=40.0), info("xformers_auto")]
+    result = session("--benchmark-compare", "--gate-threshold-percent=10", infos=now)
+    assert (result.ret, asked) == (0, [([FA2], 3)])
+    result.stdout.fnmatch_lines(
+        ["1 cell seems slower; timing again in 3 fresh processes ...", "*timed again in 3 processes*"]
+    )
+    assert session("--benchmark-compare", "--gate-confirm=0", infos=now).ret == 1
+    assert len(asked) == 1
+
+
+def test_a_slower_run_that_is_saved_is_no_record_to_compare_with(session, pytester):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info()])
+    slow = [info(ms=40.0)]
+    result = session("--benchmark-compare", "--benchmark-save=slow", "--gate-confirm=0", infos=slow)
+    assert result.ret == 1
+    assert saved(pytester)[1].name == "0002_slow.json"
+    again = session("--benchmark-compare", "--gate-confirm=0", infos=slow)
+    assert again.ret == 1
+    again.stdout.fnmatch_lines(["Passed over 0002_slow.json: 1 cell was slower*", "Against record 0001_then*"])
+    assert session("--benchmark-compare=slow", "--gate-confirm=0", infos=slow).ret == 0
+
+
+def test_a_promoted_baseline_is_compared_with_until_it_is_lost(session, pytester):  # noqa: F811
+    place(pytester, "0001_x.json", OLD, [info()], commit_info={"id": "c0ffee", "dirty": False}, folder="records")
+    assert main(["promote", "records/0001_x.json"]) == 0
+    session("--benchmark-compare").stdout.fnmatch_lines(["Against baseline article.json of 2026-03-01*"])
+    (pytester.path / "baselines" / SLUG / "article.json").unlink()
+    result = session("--benchmark-compare")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in result.errlines if line.startswith("ERROR")]
+    assert len(errors) == 1
+    assert re.search(r"article\.json is gone, though \S+index\.json names it\. Restore it \(git checkout", errors[0])
+    assert session().ret == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--gate-strict"], "--gate-strict judges a comparison; add --benchmark-compare."),
+        (["--gate-confirm=2"], "--gate-confirm judges a comparison; add --benchmark-compare."),
+        (["--benchmark-compare", "--gate-threshold-percent=nan"], "--gate-threshold-percent nan is not a number of 0"),
+        (["--benchmark-compare", "--gate-threshold-us=-1"], "--gate-threshold-us -1.0 is not a number of 0 or more."),
+        (["--benchmark-compare", "--gate-confirm=-1"], "--gate-confirm -1 is not a number of 0 or more."),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(session, options, reason):  # noqa: F811
+    result = session(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (error,) = [line for line in result.errlines if line.startswith("ERROR")]
+    assert error.startswith(f"ERROR: {reason}")
+    assert "passed" not in result.stdout.str()
