@@ -115,8 +115,8 @@ class Comparing:
         newer = [b for b in self.baselines if b.regressed and b.workloads & set(found) and b is not baseline]
         if not isinstance(self.value, str):
             self.told = [
-                f"Passed over {other.path.name}: {len(other.regressed)} cell{_were(other.regressed)} slower than before "
-                f"when it was saved. To compare with it all the same: --benchmark-compare={other.path.stem}"
+                f"Passed over {other.path.name}: {len(other.regressed)} cell{_were(other.regressed)} slower than "
+                f"before when it was saved. To compare with it all the same: --benchmark-compare={other.path.stem}"
                 for other in newer
                 if baseline is None or other.at > baseline.at
             ]
