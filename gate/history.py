@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="FOLDER|RECORD",
-        help="records and baselines, or folders of them (default: .benchmarks and baselines)",
+        help="records and baselines, or folders of them or of device folders (default: .benchmarks and baselines)",
     )
     parser.add_argument("--cells", metavar="PATTERN", default="*", help="only cells whose id matches the glob")
 
@@ -125,7 +125,8 @@ def read(paths: Iterable[Path]) -> tuple[list[Process], list[str]]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist: name a record, a baseline, or a folder of them.")
-        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        # No deeper: there are the files of `gate ab`, and records that were put aside.
+        files = sorted([*path.glob("*.json"), *path.glob("*/*.json")]) if path.is_dir() else [path]
         for file in (file for file in files if file.name != baselines.INDEX):
             try:
                 processes = baselines.load(file).processes

@@ -132,7 +132,13 @@ def test_the_same_code_costs_the_same_in_every_process(tmp_path: Path, pytestcon
     records = []
     for seed in (0, 1):
         path = tmp_path / f"{seed}.json"
-        options = (f"--cells={cells_run}", f"--order-seed={seed}", f"--benchmark-json={path}", "--workload=smoke")
+        options = (
+            f"--cells={cells_run}",
+            f"--order-seed={seed}",
+            f"--benchmark-json={path}",
+            "--workload=smoke",
+            "--steps=4",
+        )
         storage = f"--benchmark-storage=file://{tmp_path / 'store'}"
         command = [sys.executable, "-m", "pytest", "-m", "performance", "-n0", "-p", "no:cacheprovider"]
         run = subprocess.run(

@@ -191,6 +191,7 @@ def test_a_folder_of_records_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     record(tmp_path / "h100", "0001", 0, 100)
     record(tmp_path / "h100", "0002", 1, 110)
     record(tmp_path / "a100", "0003", 2, 300, device="NVIDIA A100")
+    record(tmp_path / "h100" / "incomplete", "0004", 3, 900)
     assert main(["history", str(tmp_path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert f"{H100}, article workload, uniform lengths: 1 session, 2026-01-01 to 2026-01-02" in lines
