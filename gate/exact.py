@@ -80,18 +80,19 @@ def compare(now: dict[str, Any], then: dict[str, Any]) -> list[Finding]:
         return []
     if work := _other_work(now, then):
         return [Finding("tokens", None, None, "other work", work)]
-    found = (_finding(cost, now.get(cost), then.get(cost)) for cost in EXACT)
+    why = str(now.get("unmeasured") or "")
+    found = (_finding(cost, now.get(cost), then.get(cost), why) for cost in EXACT)
     return [finding for finding in found if finding is not None]
 
 
-def _finding(cost: str, now: Any, then: Any) -> Finding | None:
+def _finding(cost: str, now: Any, then: Any, why: str) -> Finding | None:
     for side, value in (("now", now), ("in the record", then)):
         if value is not None and not _is_cost(value):
             return Finding(cost, None, None, "lost", f"{value!r} {side} is not a number of it")
     if now == then:
         return None
     if now is None:
-        return Finding(cost, None, then, "lost")
+        return Finding(cost, None, then, "lost", f"not measured now, as {why}" if why else "")
     if then is None:
         return Finding(cost, now, None, "new")
     return Finding(cost, now, then, "worse" if now > then else "better")

@@ -58,6 +58,12 @@ def test_a_key_that_is_missing_is_a_cost_that_is_lacking() -> None:
     assert [finding.kind for finding in compare(without, info())] == ["lost"]
 
 
+def test_a_cost_that_could_not_be_measured_says_why() -> None:
+    (lost,) = compare(info(kernel_launches=None, unmeasured="the profiler saw no launch of a kernel"), info())
+    assert lost.kind == "lost"
+    assert str(lost) == "kernel launches: not measured now, as the profiler saw no launch of a kernel"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "1024", True, [1024]])
 def test_a_cost_that_is_no_number_is_not_compared_in_silence(value: object) -> None:
     for now, then in ((info(kernel_launches=value), info()), (info(), info(kernel_launches=value))):
