@@ -29,7 +29,8 @@ from gate.verdicts import CellVerdict, Verdict
 #: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
 TO_BE_SEEN = 2.0
 
-CLOCKS = ("device_ms", "wall_ms", "host_ms", "waited_ms", "pace_ms")
+#: The step times that a cause is looked for in.
+CLOCKS = ("device_ms", "wall_ms", "host_ms")
 
 
 @dataclass
@@ -224,12 +225,17 @@ def _slower(seen: Evidence, cell: str) -> bool:
 
 
 def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
-    """A cell's costs as one process measured them, with the step times of all pairs."""
-    infos = [cells(getattr(pair, side))[cell] for pair in pairs if not pair.disturbed and pair.times(cell)]
+    """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
+    valid = [pair for pair in pairs if not pair.disturbed and pair.times(cell)]
+    infos = [cells(getattr(pair, side))[cell] for pair in valid]
     pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
     for clock in CLOCKS:
         lists = [times for info in infos if isinstance(times := info.get(clock), list)]
         pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
+    if pooled["device_ms"] is None:
+        # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
+        which = 0 if side == "base" else 1
+        pooled["wall_ms"] = [math.exp(both[which]) for pair in valid if (both := pair.times(cell))] or None
     for clock in ("device", "wall"):
         times = pooled[f"{clock}_ms"]
         pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None
