@@ -104,8 +104,8 @@ class Comparing:
             return self.baselines[0]
         return newest_for(self.baselines, workloads(record)) if self.value else None
 
-    def finish(self, record: Record, slug: str, width: int, say: Callable[[str], None]) -> None:
-        """Judge what was timed; suspects are timed again first, which `say` announces."""
+    def finish(self, record: Record, slug: str, width: int, say: Callable[[str], None] | None) -> None:
+        """Judge what was timed; suspects are timed again first, which `say` announces (None: they are not)."""
         strict = bool(self.config.getoption("gate_strict"))
         if not record["benchmarks"] and not record["cells_without_time"]:
             self.told, self.failed = ["Nothing was timed, so nothing is compared."], strict
@@ -133,9 +133,9 @@ class Comparing:
         self.comparison = Comparison(now, baseline, scope, rule)
         confirm = self.config.getoption("gate_confirm")
         confirm = CONFIRM if confirm is None else confirm
-        suspects = self.comparison.suspects() if confirm else []
+        suspects = self.comparison.suspects() if confirm and say else []
         confirmed: dict[str, list[dict[str, Any]]] = {}
-        if suspects:
+        if suspects and say:
             number = "1 cell seems" if len(suspects) == 1 else f"{len(suspects)} cells seem"
             say(f"{number} slower; timing again in {confirm} fresh process{'es' * (confirm > 1)} ...")
             confirmed, troubles = timed_again(self.config, suspects, confirm)

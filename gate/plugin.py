@@ -244,7 +244,9 @@ def _compare(gate: Gate, session: pytest.Session) -> None:
             reporter.write_line(line)
 
     record = gate.record()
-    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say)
+    # Who interrupts a run does not want to wait for more of it.
+    whole = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
     compared = gate.comparing.chosen(record)
     if compared is not None and not compared.committed:
         by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}

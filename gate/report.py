@@ -32,9 +32,19 @@ def lines(comparison: Comparison, verdicts: Sequence[CellVerdict], *, strict: bo
     if listed:
         found += ["", *_table(comparison, listed, width).splitlines(), ""]
     if same:
-        largest = max((abs(one.change) for one in same if one.change is not None), default=0.0)
-        found.append(f"{len(same)} {'more ' if listed else ''}cells are the same, within {largest:.1%}.")
+        found.append(f"{len(same)} {'more ' if listed else ''}cells are the same{_seen(same)}.")
     return [*found, counts(verdicts, strict=strict)]
+
+
+def _seen(same: Sequence[CellVerdict]) -> str:
+    """How far cells moved that are the same, and from where on a change would not have been missed in any of them."""
+    changes = [
+        (abs(one.change), one.high - one.change) for one in same if one.change is not None and one.high is not None
+    ]
+    if not changes:
+        return ""
+    moved, hidden = (max(column) for column in zip(*changes, strict=True))
+    return f": none moved by more than {moved:.1%}, and noise hides no more than {hidden:.1%}"
 
 
 def counts(verdicts: Sequence[CellVerdict], *, strict: bool) -> str:

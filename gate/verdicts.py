@@ -24,6 +24,10 @@ SESSION_LASTS = timedelta(hours=12)
 THRESHOLD_PERCENT: dict[Clock, float] = {"device": 1.0, "wall": 10.0}
 THRESHOLD_US = 20.0
 
+#: *Same* promises that no change of so many thresholds hides in the noise. One would be no more than the noise of five
+#: fresh processes on a quiet GPU, where all cells are to hold at once.
+PROMISE = 3.0
+
 
 class Verdict(StrEnum):
     """What is said of a cell, the worst first."""
@@ -300,7 +304,7 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
         if size < -threshold:
             return Verdict.IMPROVED, ""
         return Verdict.SAME, f"moved, by less than the threshold of {threshold:.1%}"
-    if math.expm1(half) > threshold:
+    if math.expm1(half) > PROMISE * threshold:
         return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
     return Verdict.SAME, ""
 
