@@ -61,7 +61,7 @@ def cause(now: Info, then: Info) -> Cause:
         return Cause("unclear", f"unclear: no slower by the median step{_also(now, then)}")
     if _times(now, "device_ms") is None or _times(then, "device_ms") is None:
         return _of_cpu(now, then)
-    return _of_gpu(now, then, slowdown)
+    return _of_gpu(now, then)
 
 
 def host_bound(info: Info) -> bool | None:
@@ -74,17 +74,19 @@ def host_bound(info: Info) -> bool | None:
     return _distance(host[1:], device[1:]) < FOLLOWS * _distance(host[1:], device[:-1])
 
 
-def _of_gpu(now: Info, then: Info, slowdown: float) -> Cause:
-    busy = _busy_change(now, then)
-    device_did = None if busy is None else busy >= EXPLAINS * slowdown
+def _of_gpu(now: Info, then: Info) -> Cause:
     rise_ms = _median(now, "device_ms") - _median(then, "device_ms")
+    busy_ms = _busy_change_ms(now, then)
+    device_did = None if busy_ms is None else busy_ms >= EXPLAINS * rise_ms
     host_now, host_then = _times(now, "host_ms"), _times(then, "host_ms")
     host_known = host_now is not None and host_then is not None
     host_did = host_known and _median(now, "host_ms") - _median(then, "host_ms") >= EXPLAINS * rise_ms
     bound = host_bound(now)
     told = _levels(now, then)
-    # A step that waits for the device in its midst keeps the host as long as the device: then the kernels tell.
-    if bound and host_did and not device_did:
+    had_slack = host_known and _median(then, "host_ms") < HOST_BUSY * _median(then, "device_ms")
+    # A step that waits for the device in its midst keeps the host as long as the device: then the kernels tell. Not
+    # where the host had time to spare and has none now.
+    if bound and host_did and (had_slack or not device_did):
         return Cause("host", f"host: {told}; the device waits for it{_also(now, then)}")
     if device_did or bound is False:
         return Cause("device", f"device: {_movers(now, then) or told}{_also(now, then)}")
@@ -112,15 +114,16 @@ def _slowdown(now: Info, then: Info) -> float | None:
     return None
 
 
-def _busy_change(now: Info, then: Info) -> float | None:
-    """The log of how much longer the device was at work in a step: by the kernels where profiled, else as it was
-    traced for the exact costs."""
+def _busy_change_ms(now: Info, then: Info) -> float | None:
+    """How much longer the device was at work in a step, in ms: by the kernels where profiled, else as it was traced
+    for the exact costs."""
     new, old = from_data(now.get("kernels")), from_data(then.get("kernels"))
     if new and old:
-        pair = sum(k.total_us for k in new.values()), sum(k.total_us for k in old.values())
-    else:
-        pair = now.get("device_busy_ms") or 0, then.get("device_busy_ms") or 0
-    return math.log(pair[0] / pair[1]) if pair[0] > 0 and pair[1] > 0 else None
+        return (sum(k.total_us for k in new.values()) - sum(k.total_us for k in old.values())) / 1e3
+    busy = now.get("device_busy_ms"), then.get("device_busy_ms")
+    if all(isinstance(ms, int | float) and ms > 0 for ms in busy):
+        return float(busy[0] - busy[1])  # type: ignore[operator]
+    return None
 
 
 def _movers(now: Info, then: Info) -> str:

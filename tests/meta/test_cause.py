@@ -123,10 +123,12 @@ def kernels(**total_us: float) -> list[dict[str, object]]:
 
 def test_a_changed_kernel_is_named_with_its_times() -> None:
     for seed, recorded in enumerate(CELLS.values()):
-        then = with_costs(recorded) | {"kernels": kernels(flash_fwd_kernel=12_000, gemm=8_000, copy=300)}
+        step_us = 1e3 * float(np.median(recorded["device_ms"]))
+        then = with_costs(recorded) | {"kernels": kernels(flash_fwd_kernel=0.2 * step_us, gemm=0.1 * step_us, copy=9)}
         now = device_slower(another_process(then, seed), 0.05)
-        now["kernels"] = kernels(flash_fwd_kernel=14_100, gemm=8_020, copy=290)
-        assert cause(now, then) == Cause("device", "device: flash_fwd_kernel +2.10 ms (12.00 -> 14.10)")
+        now["kernels"] = kernels(flash_fwd_kernel=0.25 * step_us, gemm=0.101 * step_us, copy=8)
+        times = f"+{step_us * 5e-5:.2f} ms ({step_us * 2e-4:.2f} -> {step_us * 2.5e-4:.2f})"
+        assert cause(now, then) == Cause("device", f"device: flash_fwd_kernel {times}")
 
 
 def test_a_sleeping_device_is_a_kernel_that_was_not_there() -> None:
