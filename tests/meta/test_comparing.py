@@ -40,7 +40,7 @@ def test_unchanged_cells_pass_and_are_counted(against):
     cells = [info(backend) for backend in backends]
     result = against(cells, cells, "--gate-threshold-percent=10")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["6 cells are the same: none moved by more than 0.0%, and noise hides no more than ?.?%."])
+    result.stdout.fnmatch_lines(["6 cells are the same: none moved by more than 0.0%, and noise hides *"])
     assert last_words(result) == ["passed: 6 same"]
 
 
