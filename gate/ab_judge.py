@@ -1,16 +1,15 @@
 """The verdicts of an A/B comparison: screen every cell, confirm the flagged ones, decide on the confirmation alone."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from gate.ab_causes import costlier_causes, slower_causes
 from gate.ab_run import Duel, Pair, failures, log_ratios
-from gate.cause import Cause, cause
+from gate.cause import Cause
 from gate.exact import Finding, compare
 from gate.pairs import (
     FEWEST_PAIRS,
@@ -28,9 +27,6 @@ from gate.verdicts import CellVerdict, Verdict
 
 #: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
 TO_BE_SEEN = 2.0
-
-#: The step times that a cause is looked for in.
-CLOCKS = ("device_ms", "wall_ms", "host_ms")
 
 
 @dataclass
@@ -106,7 +102,10 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
         table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
     verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
-    causes = _causes(seen, [found for found in verdicts if found.verdict == Verdict.REGRESSED])
+    told = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and found.change is not None]
+    slower = [cell for cell in told if _slower(seen, cell)]
+    causes = slower_causes(duel, slower, seen.confirms, seen.warm)
+    causes |= costlier_causes([cell for cell in told if cell not in slower], screens, seen.warm)
     order = list(Verdict)
     verdicts.sort(key=lambda found: (order.index(found.verdict), -(found.change or 0.0)))
     return Found(
@@ -197,49 +196,8 @@ def _hidden(log_ratio: float) -> tuple[Verdict, str]:
     return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(log_ratio):.1%}"
 
 
-def _causes(seen: Evidence, regressed: Sequence[CellVerdict]) -> dict[str, Cause]:
-    """Why each regressed cell is slower, with a profile of both sides where there is time for it."""
-    slower = [found.cell for found in regressed if found.change is not None and _slower(seen, found.cell)]
-    profiles: Pair | None = None
-    if slower and (seen.duel.deadline is None or time.monotonic() < seen.duel.deadline):
-        try:
-            profiles = seen.duel.pair("profile", slower, 1000 * (seen.duel.seed + 1), False, "--profile-kernels")
-        except ValueError as error:
-            # A checkout from before that option.
-            print(f"no profile: {error}", flush=True)
-    causes = {}
-    for found in regressed:
-        if found.change is None:
-            continue
-        pairs = seen.confirms if found.cell in slower else seen.screens
-        exact = profiles if profiles and found.cell in slower else seen.warm
-        now, then = (_pooled(pairs, exact, found.cell, side) for side in ("head", "base"))
-        said = cause(now, then)
-        if found.cell in slower or said.kind in ("recompiled", "padding"):
-            causes[found.cell] = said
-    return causes
-
-
 def _slower(seen: Evidence, cell: str) -> bool:
     return _by_time(seen, cell)[0] == Verdict.REGRESSED
-
-
-def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
-    """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
-    valid = [pair for pair in pairs if not pair.disturbed and pair.times(cell)]
-    infos = [cells(getattr(pair, side))[cell] for pair in valid]
-    pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
-    for clock in CLOCKS:
-        lists = [times for info in infos if isinstance(times := info.get(clock), list)]
-        pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
-    if pooled["device_ms"] is None:
-        # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
-        which = 0 if side == "base" else 1
-        pooled["wall_ms"] = [math.exp(both[which]) for pair in valid if (both := pair.times(cell))] or None
-    for clock in ("device", "wall"):
-        times = pooled[f"{clock}_ms"]
-        pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None
-    return pooled
 
 
 def _notes(seen: Evidence, verdicts: Sequence[CellVerdict]) -> list[str]:

@@ -1,0 +1,56 @@
+"""Why cells regressed in an A/B comparison: a profile of both sides, beside the times that were compared."""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from gate.ab_run import Duel, Pair
+from gate.cause import Cause, cause
+from gate.records import cells
+
+#: The step times that a cause is looked for in.
+CLOCKS = ("device_ms", "wall_ms", "host_ms")
+
+
+def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], warm: Pair) -> dict[str, Cause]:
+    """Why each cell takes longer; profiles both sides where there is time, and keeps that in the duel's folder."""
+    profiled: Pair | None = None
+    if slower and (duel.deadline is None or time.monotonic() < duel.deadline):
+        try:
+            profiled = duel.pair("profile", slower, 1000 * (duel.seed + 1), False, "--profile-kernels")
+        except ValueError as error:
+            # A checkout from before that option.
+            print(f"no profile: {error}", flush=True)
+    return {cell: _said(confirms, profiled or warm, cell) for cell in slower}
+
+
+def costlier_causes(regressed: Sequence[str], screens: Sequence[Pair], warm: Pair) -> dict[str, Cause]:
+    """What exact costs tell of cells that take no longer: that they are compiled more often, or padded more."""
+    said = {cell: _said(screens, warm, cell) for cell in regressed}
+    return {cell: found for cell, found in said.items() if found.kind in ("recompiled", "padding")}
+
+
+def _said(pairs: Sequence[Pair], exact: Pair, cell: str) -> Cause:
+    return cause(_pooled(pairs, exact, cell, "head"), _pooled(pairs, exact, cell, "base"))
+
+
+def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
+    """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
+    valid = [pair for pair in pairs if not pair.disturbed and pair.times(cell)]
+    infos = [cells(getattr(pair, side))[cell] for pair in valid]
+    pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
+    for clock in CLOCKS:
+        lists = [times for info in infos if isinstance(times := info.get(clock), list)]
+        pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
+    if pooled["device_ms"] is None:
+        # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
+        which = 0 if side == "base" else 1
+        pooled["wall_ms"] = [math.exp(both[which]) for pair in valid if (both := pair.times(cell))] or None
+    for clock in ("device", "wall"):
+        times = pooled[f"{clock}_ms"]
+        pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None
+    return pooled
