@@ -5,11 +5,11 @@ the short ones cancel out between two of them.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from scipy import stats
 
 from gate.records import Record, cell_id
@@ -65,7 +65,7 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
     if bad is not None:
         return f"a step time is {bad!r}, not a positive number of milliseconds"
     stored = info.get(f"median_{clock}_ms")
-    if stored is not None and not (_is_time(stored) and math.isclose(stored, np.median(times), rel_tol=1e-6)):
+    if stored is not None and not (_is_time(stored) and math.isclose(stored, statistics.median(times), rel_tol=1e-6)):
         return f"median_{clock}_ms is {stored!r}, which its {clock}_ms do not have: the record was edited"
     batches = info.get("batches") or list(range(len(times)))
     if len(batches) != len(times):
@@ -92,7 +92,7 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float
     passes: dict[int, list[float]] = {}
     for batch, ms in zip(batches, times_ms, strict=True):
         passes.setdefault(batch, []).append(math.log(ms))
-    return tuple(float(np.median(passes[batch])) for batch in sorted(passes))
+    return tuple(statistics.median(passes[batch]) for batch in sorted(passes))
 
 
 def location(logs: Sequence[float]) -> float:
