@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gate import comparing
+from gate import comparing, confirming
 from gate.__main__ import main
 from tests.meta.test_records import FA2, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
 
@@ -140,3 +140,25 @@ def test_bad_options_are_refused_in_one_line(session, options, reason):  # noqa:
     (error,) = [line for line in result.errlines if line.startswith("ERROR")]
     assert error.startswith(f"ERROR: {reason}")
     assert "passed" not in result.stdout.str()
+
+
+def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeypatch):
+    calls = []
+
+    def run_cells(side, options, folder, name, *, ids):
+        calls.append((side.checkout, options, ids))
+        if len(calls) == 2:
+            raise ValueError("again: pytest ended before a cell did")
+        entry = {"fullname": name, "extra_info": info(ms=31.0)}
+        return {"benchmarks": [], "cells_without_time": [entry]}
+
+    monkeypatch.setattr(confirming, "run_cells", run_cells)
+    monkeypatch.setattr(pytestconfig.option, "steps", 6)
+    monkeypatch.setattr(pytestconfig.option, "plugins", ["no:cacheprovider", "tests.meta.planted.host_sleep"])
+    found, troubles = confirming.timed_again(pytestconfig, [FA2], 3)
+    assert [one["median_device_ms"] for one in found[FA2]] == [31.0, 31.0]
+    assert troubles == ["again: pytest ended before a cell did"]
+    checkout, options, ids = calls[0]
+    assert (checkout, ids) == (pytestconfig.rootpath, [FA2])
+    assert options[-4:] == ["-p", "tests.meta.planted.host_sleep", "--no-exact-costs", "--order-seed=0"]
+    assert "--steps=6" in options
