@@ -1,0 +1,255 @@
+"""This project's packed backends as attention implementations of transformers.
+
+`registered(backend)` gives transformers a pair of functions under one name: one for the mask, which a model calls once
+a forward, and one for its layers. Both are needed: for a name without a mask function transformers makes no mask at
+all, and sequences of a flattened row see each other in silence. Needs transformers 4.53 or newer.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collators.batch import PackedBatch
+from model.attention import Backend, Case
+from model.huggingface.masks import MaskFunction, Prepared, Unprepared, case_of, refuse
+from model.huggingface.segments import segments_between, told_segments
+
+PREFIX = "varlen_gate_"
+
+#: Arguments of layers that do not change what attention computes once the segments are known.
+WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "cu_seq_lens_k",
+        "cu_seq_lens_q",
+        "deterministic",
+        "layer_idx",
+        "logits_to_keep",
+        "max_length_k",
+        "max_length_q",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "seq_idx",
+        "shift_labels",
+        "training",
+        "use_cache",
+    }
+)
+
+#: What the arguments of layers are called that no backend here does.
+NEEDS = {
+    "softcap": "soft-capped scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias of its positions",
+    "head_mask": "a mask of heads",
+    "layer_head_mask": "a mask of heads",
+    "indices": "attention to chosen tokens",
+    "block_indices": "attention to chosen blocks",
+    "output_attentions": "the attention weights as an output",
+}
+
+
+@dataclass
+class Attention:
+    """A backend as the two functions that transformers calls.
+
+    For the forward that comes, the mask function uses `segments` of the row, or what was `given` as it is.
+    """
+
+    backend: Backend
+    segments: PackedBatch | None = None
+    given: Prepared | None = None
+    checked: set[Case] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """What transformers knows it by: it takes any name with "flash" in it for its own FlashAttention."""
+        return PREFIX + self.backend.name.replace("flash", "fa")
+
+    def mask(
+        self,
+        batch_size: int,
+        kv_length: int,
+        mask_function: MaskFunction,
+        q_length: int | None = None,
+        cache_position: Tensor | None = None,
+        q_offset: int | Tensor = 0,
+        attention_mask: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        local_size: int | None = None,
+        use_vmap: bool = False,
+        **unused: Any,
+    ) -> Prepared | Unprepared:
+        """Return what this forward's layers are handed in place of a mask (transformers' AttentionMaskInterface).
+
+        A mask of padding that hides nothing, and a cache that is empty, change nothing: neither says where sequences
+        begin.
+        """
+        if self.given is not None:
+            return self.given
+        # Before version 5, transformers gave the positions in the cache in place of the length.
+        length = kv_length if q_length is None and cache_position is None else q_length or len(cache_position or ())
+        if batch_size != 1:
+            refuse(self.name, f"takes sequences flattened into one row; got a batch of {batch_size} rows")
+        if length != kv_length or q_offset:
+            refuse(
+                self.name, f"takes whole sequences, not steps from a cache; got {length} queries on {kv_length} keys"
+            )
+        if use_vmap:
+            refuse(self.name, "is causal or full; this model adds a mask function of its own")
+        if attention_mask is not None and not bool(attention_mask.all()):
+            refuse(self.name, "takes no padding; got an attention_mask with zeros. Flatten the sequences without it")
+        kind = torch.device(device).type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        row = Unprepared(self.backend, self.name, mask_function, kv_length, local_size, dtype)
+        return row if self.segments is None else row.prepare(self.segments)
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """Attend in one layer (transformers' AttentionInterface): (1, H, T, D) in, (1, T, H, D) out.
+
+        ValueError names what the layer needs and the backend does not do.
+        """
+        mask, layer = attention_mask, type(module).__name__
+        if isinstance(mask, Unprepared):
+            mask = mask.prepared(others)
+        if not isinstance(mask, Prepared):
+            got = "none" if mask is None else f"one of type {type(mask).__name__}"
+            refuse(self.name, f"needs the mask of its own mask function; {layer} was handed {got}")
+        if dropout:
+            refuse(self.name, f"has no dropout; {layer} asks for {dropout}. Set it to 0 in the config, or call eval()")
+        if query.shape[-1] != value.shape[-1]:
+            refuse(self.name, f"takes one head dim; got {query.shape[-1]} of queries and {value.shape[-1]} of values")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if mask.causal is not None and causal != mask.causal:
+            refuse(self.name, f"was given a mask with causal={mask.causal}; {layer} asks for {causal}")
+        if sliding_window is not None and mask.longest > sliding_window:
+            refuse(
+                self.name,
+                f"has no sliding window; {layer} asks for one of {sliding_window}, and the longest sequence has "
+                f"{mask.longest} tokens",
+            )
+        for name, asked in others.items():
+            if name not in WITHOUT_EFFECT and asked is not None and asked is not False:
+                refuse(self.name, f"does not do {NEEDS.get(name, name)}, which {layer} asks for ({name})")
+        if not torch.compiler.is_compiling():
+            self._check(query, key, mask)
+        # Autocast leaves rotated queries and keys, and norms of them, in float32.
+        q, k, v = (tensor.to(mask.dtype).transpose(1, 2) for tensor in (query, key, value))
+        return self.backend.attend(q, k, v, mask.context, scale=scaling), None
+
+    def _check(self, query: Tensor, key: Tensor, mask: Prepared) -> None:
+        """Refuse what the backend does not do here of these shapes, looked up once for each."""
+        heads = (query.shape[1], key.shape[1], query.shape[-1])
+        case = case_of(self.backend, mask.dtype, query.device, causal=mask.causal is not False, heads=heads)
+        if case not in self.checked:
+            if reasons := self.backend.unsupported_reasons(case):
+                refuse(self.name, "; ".join(reasons))
+            self.checked.add(case)
+
+    @contextmanager
+    def registered(self) -> Iterator[str]:
+        """Let transformers know both functions under `name`, until the end."""
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface
+
+        functions: tuple[tuple[Any, Callable[..., Any]], ...] = (
+            (AttentionInterface, self.attend),
+            (AttentionMaskInterface, self.mask),
+        )
+        before = [interface._global_mapping.get(self.name) for interface, _ in functions]
+        for interface, function in functions:
+            interface.register(self.name, function)
+        try:
+            yield self.name
+        finally:
+            # transformers has no public way to take a name back.
+            for (interface, _), earlier in zip(functions, before, strict=True):
+                interface._global_mapping.pop(self.name, None)
+                if earlier is not None:
+                    interface.register(self.name, earlier)
+
+
+def attention_of(backend: Backend) -> Attention:
+    """Return the two functions of `backend`; ValueError where it does not take flattened rows."""
+    if backend.layout != "packed":
+        raise ValueError(
+            f"{backend.name} takes {backend.layout} batches; registered backends take flattened rows. Choose a packed "
+            "one (pytest --matrix lists them), or for padded rows transformers' own sdpa."
+        )
+    return Attention(backend)
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[str]:
+    """Register `backend` with transformers' AttentionInterface and AttentionMaskInterface; yield its name there.
+
+    A model whose `attn_implementation` is that name then attends within the sequences of a flattened row, which its
+    layers' `cu_seq_lens_q`, `seq_idx` or `position_ids` tell. One whose layers get none of them, and one whose blocks
+    are compiled, runs inside `attending`.
+    """
+    with attention_of(backend).registered() as name:
+        yield name
+
+
+@contextmanager
+def attending(model: torch.nn.Module, backend: Backend) -> Iterator[str]:
+    """Switch a PreTrainedModel over to `backend`, and back at the end.
+
+    The segments are taken from what the model itself is called with, before its layers run: whatever they are handed,
+    and outside of what is compiled of them. Without `cu_seq_lens_q`, `seq_idx` and `position_ids` a row is one segment.
+    """
+    from transformers import PreTrainedModel
+
+    attention = attention_of(backend)
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    hooks = [
+        model.register_forward_pre_hook(_told_by(attention, inspect.signature(model.forward)), with_kwargs=True),
+        model.register_forward_hook(lambda *_: setattr(attention, "segments", None), always_call=True),
+    ]
+    with attention.registered() as name:
+        try:
+            model.set_attn_implementation(name)  # type: ignore[operator]
+            yield name
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for config, implementation in before:
+                config._attn_implementation = implementation
+
+
+def _told_by(attention: Attention, signature: inspect.Signature) -> Callable[..., None]:
+    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(signature.parameters, args, strict=False)) | kwargs
+        tokens: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+        rows, length = tokens.shape[:2]
+        attention.segments = None
+        if rows == 1:
+            whole = torch.tensor([0, length], dtype=torch.int32, device=tokens.device)
+            attention.segments = told_segments(given, (1, length)) or segments_between(whole, length)
+
+    return before

@@ -1,0 +1,278 @@
+"""A flattened row in transformers, attended by a backend of this project, equals each of its sequences alone."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from model.attention import BACKENDS, Backend, backend_named
+from model.attention.case import Case
+from model.huggingface.attention import PREFIX, attending, registered
+from tests.huggingface.tiny_models import (
+    LENGTHS,
+    alone,
+    computed,
+    differing,
+    flattened,
+    gpt2,
+    llama,
+    mistral,
+    sequences,
+)
+
+pytestmark = pytest.mark.huggingface
+
+Make = Callable[..., nn.Module]
+
+PACKED = [backend for backend in BACKENDS if backend.layout == "packed"]
+
+
+def runs_here(backend: Backend, dtype: torch.dtype, mode: Any) -> bool:
+    case = Case("cpu", "packed", None, mode, True, dtype, "eager", 4, 2, 16)
+    return not backend.unsupported_reasons(case)
+
+
+TRAINING = [backend for backend in PACKED if runs_here(backend, torch.float64, "train")]
+EVALUATING = [backend for backend in PACKED if runs_here(backend, torch.float32, "eval")]
+
+#: What the collator may give, and what people give besides; none of it may change a result.
+GIVEN: dict[str, tuple[dict[str, bool], dict[str, Any]]] = {
+    "positions": ({}, {}),
+    "flash_attn_kwargs": ({"return_flash_attn_kwargs": True}, {}),
+    "seq_idx": ({"return_seq_idx": True}, {}),
+    "without_cache": ({}, {"use_cache": False}),
+    "redundant_mask": ({}, {"attention_mask": torch.ones(1, sum(LENGTHS), dtype=torch.long)}),
+    "everything": (
+        {"return_flash_attn_kwargs": True, "return_seq_idx": True},
+        {"attention_mask": torch.ones(1, sum(LENGTHS), dtype=torch.bool), "use_cache": True},
+    ),
+}
+
+
+def named(backend: Backend) -> str:
+    return backend.name
+
+
+@pytest.fixture(scope="module", params=[gpt2, llama], ids=lambda make: make.__name__)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    made = request.param()
+    made.set_attn_implementation("eager")
+    return made
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("backend", TRAINING, ids=named)
+def test_a_flattened_row_equals_each_sequence_alone(model: nn.Module, backend: Backend, given: str) -> None:
+    options, more = GIVEN[given]
+    ids = sequences()
+    expected = alone(model, ids)
+    with attending(model, backend):
+        found = computed(model, flattened(ids, **options) | more)
+    assert differing(found, expected) == []
+
+
+@pytest.mark.parametrize("backend", EVALUATING, ids=named)
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_an_evaluated_row_equals_each_sequence_alone(make: Make, backend: Backend) -> None:
+    made, ids = make(torch.float32), sequences()
+    made.set_attn_implementation("eager")
+    expected = alone(made, ids, backward=False)
+    with attending(made, backend):
+        found = computed(made, flattened(ids), backward=False)
+    assert differing(found, expected) == []
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_name_alone_is_enough_where_layers_are_told_the_segments(make: Make, given: str) -> None:
+    options, more = GIVEN[given]
+    ids = sequences()
+    made = make(attn_implementation="eager")
+    expected = alone(made, ids)
+    with registered(backend_named("sdpa_loop")) as name:
+        found = computed(make(attn_implementation=name), flattened(ids, **options) | more)
+    assert differing(found, expected) == []
+
+
+def test_one_sequence_is_a_row_of_one_segment(model: nn.Module) -> None:
+    ids = sequences((7,))
+    expected = alone(model, ids)
+    with attending(model, backend_named("sdpa_loop")):
+        found = computed(model, {"input_ids": ids[0][None], "labels": ids[0][None]})
+    assert differing(found, expected) == []
+
+
+def test_a_sequence_does_not_see_another(model: nn.Module) -> None:
+    ids = sequences()
+    changed = [ids[0], *sequences(LENGTHS[1:], seed=1)]
+    with attending(model, backend_named("sdpa_document_mask")):
+        before, after = (computed(model, flattened(row), backward=False)["logits"] for row in (ids, changed))
+    assert torch.equal(before[: LENGTHS[0]], after[: LENGTHS[0]])
+    assert not torch.equal(before, after)
+
+
+def test_attention_registered_without_its_mask_leaks_and_is_seen_to(model: nn.Module) -> None:
+    """What one gets who registers transformers' own attention under a name of one's own, and no mask."""
+    ids = sequences()
+    expected = alone(model, ids)
+    AttentionInterface.register("planted", AttentionInterface._global_mapping["sdpa"])
+    try:
+        model.set_attn_implementation("planted")
+        found = computed(model, flattened(ids) | {"use_cache": False})
+    finally:
+        model.set_attn_implementation("eager")
+        AttentionInterface._global_mapping.pop("planted")
+    assert {"logits", "loss"} <= set(differing(found, expected))
+
+
+def test_layers_without_the_mask_of_the_backend_refuse(model: nn.Module) -> None:
+    with attending(model, backend_named("sdpa_loop")) as name:
+        AttentionMaskInterface._global_mapping.pop(name)
+        with pytest.raises(ValueError, match=r"needs the mask of its own mask function; .*Attention was handed none"):
+            computed(model, flattened(sequences()))
+
+
+def moved(segments: Any, case: Case) -> Any:
+    """Context of a row whose first two segments are taken for one."""
+    backend, lengths = backend_named("sdpa_loop"), segments.lengths
+    return backend.prepare(replace(segments, lengths=(sum(lengths[:2]), *lengths[2:])), case)
+
+
+def test_segments_that_are_off_by_one_are_seen(model: nn.Module) -> None:
+    ids = sequences()
+    expected = alone(model, ids)
+    with attending(model, replace(backend_named("sdpa_loop"), prepare=moved)):
+        found = computed(model, flattened(ids))
+    assert "logits" in differing(found, expected)
+
+
+def test_nothing_is_left_when_a_backend_is_done_with(model: nn.Module) -> None:
+    mappings = (AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping)
+    before = [dict(mapping) for mapping in mappings]
+    hooks = len(model._forward_pre_hooks), len(model._forward_hooks)
+    # It stops in the middle: no labels are no loss.
+    with pytest.raises(AttributeError), attending(model, backend_named("sdpa_loop")):
+        computed(model, {"input_ids": sequences((3,))[0][None]})
+    assert [dict(mapping) for mapping in mappings] == before
+    assert model.config._attn_implementation == "eager"
+    assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == hooks
+
+
+def test_a_backend_registered_twice_is_there_until_the_first_ends() -> None:
+    backend = backend_named("sdpa_loop")
+    with registered(backend) as name:
+        first = AttentionInterface._global_mapping[name]
+        with registered(backend):
+            assert AttentionInterface._global_mapping[name] != first
+        assert AttentionInterface._global_mapping[name] == first
+    assert name not in AttentionInterface._global_mapping
+
+
+@pytest.mark.parametrize("backend", PACKED, ids=named)
+def test_transformers_takes_no_name_for_its_own_flash_attention(backend: Backend) -> None:
+    with registered(backend) as name:
+        assert name.startswith(PREFIX)
+        assert "flash" not in name
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.layout != "packed"], ids=named)
+def test_a_backend_of_another_layout_is_refused(backend: Backend) -> None:
+    with (
+        pytest.raises(ValueError, match=f"^{backend.name} takes {backend.layout} batches; .*packed"),
+        registered(backend),
+    ):
+        pass
+
+
+# What backends do not do -------------------------------------------------------------------------
+
+
+def refusal(made: nn.Module, inputs: dict[str, Any], backend: str = "sdpa_loop") -> str:
+    """Return what running `made` says, which is one line of a ValueError."""
+    with attending(made, backend_named(backend)) as name, pytest.raises(ValueError) as caught:  # noqa: PT011
+        computed(made, inputs)
+    text = str(caught.value)
+    assert text.startswith(name)
+    assert "\n" not in text
+    return text
+
+
+def test_a_sliding_window_shorter_than_a_sequence_is_refused() -> None:
+    text = refusal(mistral(), flattened(sequences()))
+    assert "this model's layers see 4 tokens" in text
+    assert "the longest sequence has 9" in text
+
+
+def test_a_sliding_window_that_hides_nothing_is_none() -> None:
+    made, ids = mistral(sliding_window=9), sequences()
+    made.set_attn_implementation("eager")
+    expected = alone(made, ids)
+    with attending(made, backend_named("sdpa_loop")):
+        assert differing(computed(made, flattened(ids)), expected) == []
+
+
+def test_dropout_is_refused_in_training_and_only_there() -> None:
+    made, inputs = gpt2(attn_pdrop=0.1), flattened(sequences())
+    assert "has no dropout; GPT2Attention asks for 0.1" in refusal(made.train(), inputs)
+    with attending(made.eval(), backend_named("sdpa_loop")):
+        computed(made, inputs)
+
+
+def test_padded_rows_are_refused() -> None:
+    ids = torch.stack(sequences((6, 6)))
+    assert "got a batch of 2 rows" in refusal(gpt2(), {"input_ids": ids, "labels": ids})
+    mask = torch.ones(1, sum(LENGTHS), dtype=torch.long)
+    mask[0, -1] = 0
+    assert "takes no padding" in refusal(gpt2(), flattened(sequences()) | {"attention_mask": mask})
+
+
+def test_steps_from_a_cache_are_refused() -> None:
+    made, ids = gpt2(), sequences((6,))[0][None]
+    with attending(made, backend_named("sdpa_loop")) as name:
+        cache = made(input_ids=ids).past_key_values
+        with pytest.raises(
+            ValueError, match=f"^{name} takes whole sequences, not steps from a cache; got 6 .* 12 keys"
+        ):
+            made(input_ids=ids, past_key_values=cache)
+
+
+def test_other_needs_of_a_layer_are_refused_by_name() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Gemma2Config(vocab_size=61, head_dim=16, intermediate_size=96, pad_token_id=0, **sizes)
+    text = refusal(Gemma2ForCausalLM(config), flattened(sequences()))
+    assert "does not do soft-capped scores, which Gemma2Attention asks for (softcap)" in text
+
+
+def test_full_attention_over_a_causal_mask_is_refused() -> None:
+    made = gpt2()
+    for block in made.transformer.h:
+        block.attn.is_causal = False
+    assert "was given a mask with causal=True; GPT2Attention asks for False" in refusal(made, flattened(sequences()))
+
+
+def test_what_a_backend_does_not_do_here_is_refused() -> None:
+    text = refusal(gpt2(torch.float32), flattened(sequences()), "flex_document_mask")
+    assert "no backward on the CPU" in text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 17])}, "must rise from 0 to the 18 tokens of the row; got [0, 5, 17]"),
+        ({"cu_seq_lens_q": torch.tensor([0, 9, 5, 18])}, "must rise from 0 to the 18 tokens"),
+        ({"position_ids": torch.arange(9).expand(2, 9)}, "position_ids of a flattened row of 18 tokens are (1, 18)"),
+    ],
+)
+def test_segments_that_do_not_fit_the_row_are_refused(inputs: dict[str, Any], says: str) -> None:
+    made = gpt2()
+    row = {"input_ids": flattened(sequences())["input_ids"]}
+    with attending(made, backend_named("sdpa_loop")), pytest.raises(ValueError, match=re.escape(says)):
+        made(**row, **inputs)
