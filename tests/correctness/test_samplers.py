@@ -488,6 +488,7 @@ def test_buckets_that_can_just_be_dealt_are(count: int, batch_size: int, options
         ([3], 0, {}, r"batch_size needs to be 1 or more; got 0\."),
         ([3], 1, {"bucket_edges": ()}, r"bucket_edges needs rising lengths of 1 or more; got \(\)\."),
         ([3], 1, {"bucket_edges": (8, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(8, 8\)\."),
+        ([3], 1, {"bucket_edges": (16, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(16, 8\)\."),
         ([3], 1, {"bucket_edges": (0, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(0, 8\)\."),
         ([3, 3, 3], 1, {"num_replicas": 2}, r"equal number of batches; got 3 examples in 3 batches\. Raise"),
         (

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from collators import collator_named
 from collators.batch import PaddedBatch
 from collators.lengths import distribution_named
+from model.attention import MODES, REFERENCE
 from model.cells import all_cells
+from model.decoder import Decoder, DecoderConfig
+from model.flops import step_flops
 from model.workloads import ARTICLE, ARTICLE_MODES, SMOKE, WORKLOADS, Row, Workload, workload_named
 
 pytestmark = pytest.mark.correctness
@@ -74,6 +78,21 @@ def test_a_workload_times_the_cells_of_its_rows_in_its_modes_and_dtype() -> None
         ("sdpa_padded", "pad_left", "compiled"),
     ]
     assert found == {(*row, mode, causal, torch.float32) for row in rows for mode, causal in ARTICLE_MODES}
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(1, 1, 3), (3, 1, 5), (6, 2, 7), (5, 5, 12)])
+@pytest.mark.parametrize("lengths", [(1,), (7,), (2, 4, 3)], ids=str)
+def test_a_step_counts_two_operations_for_each_weight_and_token_and_those_of_attention(
+    heads: int, kv_heads: int, head_dim: int, lengths: tuple[int, ...]
+) -> None:
+    config = DecoderConfig(13, 9, num_layers=3, num_heads=heads, head_dim=head_dim, num_kv_heads=kv_heads)
+    maps = [each for each in Decoder(config, REFERENCE.attend).modules() if isinstance(each, nn.Linear)]
+    products = 2 * sum(each.weight.numel() for each in maps) * sum(lengths)
+    # Queries with keys, and probabilities with values: a multiplication and an addition for each pair of tokens.
+    attention = 3 * heads * sum(2 * 2 * head_dim * length * length for length in lengths)
+    for mode, passes in zip(MODES, (1, 3), strict=True):
+        assert step_flops(config, lengths, mode=mode, causal=False) == passes * (products + attention)
+        assert step_flops(config, lengths, mode=mode, causal=True) == passes * (products + attention / 2)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
