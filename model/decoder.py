@@ -28,10 +28,12 @@ class DecoderConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_heads % self.kv_heads:
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}."
             )
+        if self.positions not in ("learned", "rotary"):
+            raise ValueError(f"positions are learned or rotary; got {self.positions!r}.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim; got {self.head_dim}.")
 

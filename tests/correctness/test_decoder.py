@@ -162,8 +162,11 @@ def test_a_decoder_embeds_padding_as_zeros() -> None:
 
 
 def test_a_decoder_of_other_sizes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"num_heads must be a multiple of num_kv_heads; got 4 and 3\."):
-        replace(CONFIG, num_kv_heads=3)
+    for kv_heads in (3, 0, -1):
+        with pytest.raises(ValueError, match=rf"num_heads must be a multiple of num_kv_heads; got 4 and {kv_heads}\."):
+            replace(CONFIG, num_kv_heads=kv_heads)
+    with pytest.raises(ValueError, match=r"positions are learned or rotary; got 'alibi'\."):
+        replace(CONFIG, positions="alibi")
     with pytest.raises(ValueError, match=r"rotary positions need an even head_dim; got 5\."):
         replace(CONFIG, head_dim=5, positions="rotary")
     assert replace(CONFIG, head_dim=5).hidden_size == 20
