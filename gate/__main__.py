@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "history": "gate.history",
     "promote": "gate.promote",
     "record": "gate.recording",
+    "replay": "gate.replay",
 }
 
 

@@ -1,0 +1,88 @@
+"""How much step times scatter, and where: between steps, rounds, processes and sessions, of recorded processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gate.estimates import Estimate, estimate
+from gate.noise import Component, Group, noise
+from gate.replay_data import Data
+from gate.replay_effects import step_ms
+
+Floats = NDArray[np.float64]
+
+
+def components(data: Data) -> list[dict[str, Any]]:
+    """A row for each clock, mode and execution: standard deviations of log times, as shares, and what they rest on.
+
+    *step*: all timed steps of a cell in one process, whose batches differ in length. *round*: one timed step about its
+    batch's and its process's level. *process* and *session*: of the gate's estimate of a cell's time (gate/noise.py),
+    None where these records cannot show it.
+    """
+    groups: dict[Group, list[str]] = {}
+    for cell in data.cells:
+        key = data.recordings[0].process.cells[cell]["cell"]
+        groups.setdefault(("device" if data.is_gpu else "wall", key["mode"], key["execution"]), []).append(cell)
+    return [_row(data, group, cells) for group, cells in sorted(groups.items())]
+
+
+def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
+    estimates = {cell: _estimates(data, cell) for cell in cells}
+    # As gate/verdicts.py compares them.
+    paced = all(one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs))
+    found = noise(group, {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()})
+    step, round_ = _within(data, cells)
+    return {
+        "clock": group[0] + (", in products of the pace" if paced else ""),
+        "mode": group[1],
+        "execution": group[2],
+        "cells": len(cells),
+        "step": step,
+        "round": round_,
+        "process": _measured(found.process),
+        "session": _measured(found.session),
+    }
+
+
+def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
+    pairs = [(each.process.session, estimate(each.process.cells[cell])) for each in data.recordings]
+    return [(session, one) for session, one in pairs if isinstance(one, Estimate)]
+
+
+def _log(one: Estimate, paced: bool) -> float:
+    return one.paced_log if paced and one.paced_log is not None else one.log_ms
+
+
+def _measured(component: Component) -> Mapping[str, Any]:
+    default = component.source == "default"
+    return {"sd": None if default else component.sd, "assumed": component.sd if default else None, "df": component.df}
+
+
+def _within(data: Data, cells: list[str]) -> tuple[float, float]:
+    """The standard deviations of steps, and of rounds, pooled over cells."""
+    squares, free = np.zeros(2), np.zeros(2)
+    for cell in cells:
+        infos = [recording.process.cells[cell] for recording in data.recordings]
+        logs: list[Floats] = [np.log(step_ms(info)) for info in infos]
+        orders = [np.array(info.get("batches") or range(len(row))) for info, row in zip(infos, logs, strict=True)]
+        for row in logs:
+            squares[0] += float(np.sum((row - row.mean()) ** 2))
+            free[0] += len(row) - 1
+        every, batches = np.concatenate(logs), np.concatenate(orders)
+        processes = np.repeat(np.arange(len(logs)), [len(row) for row in logs])
+        # All processes time the same batches equally often, so that their means can be taken off one after the other.
+        rest = _centred(_centred(every, batches), processes)
+        squares[1] += float(rest @ rest)
+        free[1] += len(every) - len(set(batches.tolist())) - len(logs) + 1
+    step, round_ = np.sqrt(squares / free)
+    return float(step), float(round_)
+
+
+def _centred(values: Floats, groups: NDArray[np.int64]) -> Floats:
+    """The values less the mean of their group."""
+    centred = values.copy()
+    for group in np.unique(groups):
+        centred[groups == group] -= values[groups == group].mean()
+    return centred

@@ -1,0 +1,175 @@
+"""Recorded fresh processes of unchanged code: what a replay draws its comparisons from."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from gate import baselines, doubts
+from gate.baselines import Infos, Process
+from gate.estimates import Estimate, estimate
+from gate.records import Record, cell_id, load_record
+
+Info = dict[str, Any]
+
+#: Fewer processes of a session than these make few comparisons that differ.
+FEWEST = 6
+
+#: Records that are further apart were not made one right after the other.
+LONGEST_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded process; `rounds_s` is what pytest-benchmark timed itself: seconds of each round, by cell."""
+
+    name: str
+    process: Process
+    rounds_s: Mapping[str, tuple[float, ...]]
+
+    def record(self, infos: Infos) -> Record:
+        """A record of this process that holds these cells alone."""
+        entries = [{"extra_info": info} for info in infos.values()]
+        machine = self.process.machine | {"session": self.process.session}
+        return {
+            "machine_info": machine,
+            "datetime": self.process.at.isoformat(),
+            "benchmarks": [],
+            "cells_without_time": entries,
+        }
+
+
+@dataclass(frozen=True)
+class Data:
+    """Recordings of one device, one version of the code and its packages, by time, and the cells to compare.
+
+    `left_out` says of each other cell why it is none of them.
+    """
+
+    recordings: tuple[Recording, ...]
+    cells: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+    @cached_property
+    def sessions(self) -> dict[str, list[Recording]]:
+        """The recordings of each session that has enough to form comparisons of."""
+        found: dict[str, list[Recording]] = {}
+        for recording in self.recordings:
+            found.setdefault(recording.process.session, []).append(recording)
+        return {name: group for name, group in found.items() if len(group) >= FEWEST}
+
+    @cached_property
+    def is_gpu(self) -> bool:
+        """Whether the device's clock was read."""
+        return self.recordings[0].process.cells[self.cells[0]].get("device_ms") is not None
+
+    @cached_property
+    def process_s(self) -> float | None:
+        """What one process of all cells took, from start to start: the median time between records made in a row."""
+        gaps = [
+            (later.process.at - earlier.process.at).total_seconds()
+            for group in self.sessions.values()
+            for earlier, later in pairwise(group)
+        ]
+        near = [gap for gap in gaps if gap <= LONGEST_S]
+        return statistics.median(near) if near else None
+
+    @cached_property
+    def cell_s(self) -> dict[str, float]:
+        """What is known of each cell's own seconds: its warm-up, its timed steps and what it compiled."""
+        found = {}
+        for cell in self.cells:
+            each = []
+            for recording in self.recordings:
+                info = recording.process.cells[cell]
+                steps_ms = math.fsum([*(info.get("warmup_ms") or ()), *info["wall_ms"], *(info.get("waited_ms") or ())])
+                each.append(steps_ms / 1e3 + float(info.get("compile_s") or 0))
+            found[cell] = statistics.median(each)
+        return found
+
+    def seconds(self, cells: Sequence[str]) -> float:
+        """At most so long takes a process of these cells: all that is not known to be a cell's counts as its start."""
+        known = math.fsum(self.cell_s.values())
+        start = max((self.process_s or 0.0) - known, 0.0)
+        return start + math.fsum(self.cell_s[cell] for cell in cells)
+
+
+def read(paths: Sequence[Path]) -> list[Recording]:
+    """Every process in these records, baselines and folders of them, by time; ValueError for a file that is neither."""
+    found: dict[tuple[str, str], Recording] = {}
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: name records, or a folder of them (python -m gate record).")
+        files = sorted([*path.glob("*.json"), *path.glob("*/*.json")]) if path.is_dir() else [path]
+        for file in (file for file in files if file.name != baselines.INDEX):
+            for recording in _recordings(file):
+                # A process is both in its record, with its rounds, and in the baseline that was promoted from it.
+                key = (recording.process.at.isoformat(), recording.process.session)
+                if key not in found or not found[key].rounds_s:
+                    found[key] = recording
+    return sorted(found.values(), key=lambda recording: recording.process.at)
+
+
+def _recordings(path: Path) -> list[Recording]:
+    baseline = baselines.load(path)
+    if baseline.committed:
+        return [
+            Recording(f"{path.name}[{number}]", process, {}) for number, process in enumerate(baseline.processes, 1)
+        ]
+    rounds = {
+        cell_id(entry["extra_info"]["cell"]): tuple(entry["stats"].get("data") or ())
+        for entry in load_record(path)["benchmarks"]
+        if "cell" in entry["extra_info"]
+    }
+    return [Recording(path.name, baseline.processes[0], rounds)]
+
+
+def comparable(recordings: Sequence[Recording], wanted: Sequence[str] | None = None) -> Data:
+    """The recordings as data of one A/A experiment, with the cells of `wanted` (None: all) that each has a time of.
+
+    ValueError for too few of them, for other devices, versions or code among them, and without a common cell.
+    """
+    if len(recordings) < FEWEST:
+        raise ValueError(
+            f"a replay needs at least {FEWEST} fresh processes; got {len(recordings)}. Record some: "
+            "python -m gate record --processes 16"
+        )
+    first = recordings[0]
+    for other in recordings[1:]:
+        if different := doubts.between_processes(other.process, first.process):
+            raise ValueError(f"{other.name} does not fit {first.name}: {different[0]}; replay one device at a time.")
+        if other.process.machine.get("versions") != first.process.machine.get("versions"):
+            raise ValueError(f"{other.name} has other package versions than {first.name}; a difference may be real.")
+        if other.process.commit.get("id") != first.process.commit.get("id"):
+            raise ValueError(f"{other.name} is of another commit than {first.name}; a difference may be real.")
+    names = dict.fromkeys(cell for recording in recordings for cell in recording.process.cells)
+    reasons = {cell: _reason(recordings, cell) for cell in names}
+    cells = [cell for cell, reason in reasons.items() if not reason and (wanted is None or cell in wanted)]
+    if not cells:
+        told = next((f": {cell}: {reason}" for cell, reason in reasons.items() if reason), "")
+        raise ValueError(f"no cell of these records has a valid time in each of {len(recordings)} processes{told}")
+    data = Data(tuple(recordings), tuple(cells), {cell: reason for cell, reason in reasons.items() if reason})
+    if not data.sessions:
+        raise ValueError(f"a replay needs at least {FEWEST} processes of one session; no session of these has so many.")
+    return data
+
+
+def _reason(recordings: Sequence[Recording], cell: str) -> str:
+    """Why a cell cannot be compared, "" if it can."""
+    infos = [recording.process.cells.get(cell) for recording in recordings]
+    absent = sum(info is None for info in infos)
+    if absent:
+        return f"not in {absent} of {len(recordings)} processes"
+    times = [estimate(info) for info in infos if info is not None]
+    wrong = next((time for time in times if isinstance(time, str)), None)
+    if wrong is not None:
+        return wrong
+    clocks = {time.clock for time in times if isinstance(time, Estimate)}
+    if len(clocks) > 1:
+        return "of two clocks"
+    work = {tuple(sorted(set(info.get("tokens") or ()))) for info in infos if info is not None}
+    return "timed on other batches in some" if len(work) > 1 else ""
