@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from collators import CollatorOptions, Example, collator_named
 from collators.batch import Batch, PaddedBatch
 from model.attention import REFERENCE, Backend, Case
 from model.attention.sdpa import SdpaContext
 from model.decoder import Decoder
+from model.models import Model
 from model.steps import forward
 
 REFERENCE_COLLATOR = collator_named("pad_longest")
@@ -46,13 +47,30 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def outcome(model: Decoder, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Outcome:
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Let nothing be dropped inside; a model that drops nothing is left as it is."""
+    training = model.training
+    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+    # Only then: a compiled model is compiled again for the other mode.
+    if drops:
+        model.eval()
+    try:
+        yield
+    finally:
+        if drops:
+            model.train(training)
+
+
+def outcome(model: Model, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Outcome:
     """Run one forward, and in training one backward, and collect what came out; the model is left as it was.
+
+    Nothing is dropped at random.
 
     `num_targets` is the number in all micro-batches where `batch` is one of several.
     """
     training = case.mode == "train"
-    with full_precision(), torch.set_grad_enabled(training):
+    with full_precision(), without_dropout(model), torch.set_grad_enabled(training):
         result = forward(model, backend, batch, case, num_targets)
         gradients = {}
         if training:
@@ -77,7 +95,7 @@ def reference_case(case: Case, dtype: torch.dtype) -> Case:
     return replace(case, layout=layout, padding_side=side, dtype=dtype, execution="eager")
 
 
-def summed(model: Decoder, backend: Backend, examples: Sequence[Example], case: Case, *, sequences: int) -> Outcome:
+def summed(model: Model, backend: Backend, examples: Sequence[Example], case: Case, *, sequences: int) -> Outcome:
     """Return the outcome of `examples` computed `sequences` at a time: losses and gradients are summed."""
     collate = REFERENCE_COLLATOR.build(CollatorOptions(model.config.max_length, model.config.pad_id))
     batches = [collate(examples[start : start + sequences]) for start in range(0, len(examples), sequences)]
@@ -97,15 +115,20 @@ def summed(model: Decoder, backend: Backend, examples: Sequence[Example], case: 
 
 
 def padded_reference(
-    model: Decoder, examples: Sequence[Example], case: Case, *, sequences: int | None = None
+    model: Model,
+    examples: Sequence[Example],
+    case: Case,
+    *,
+    sequences: int | None = None,
+    backend: Backend = REFERENCE,
 ) -> Outcome:
     """Return what the reference backend computes of `examples`, padded to the longest, in `case.dtype`.
 
-    `model` is one made by `with_backend(..., REFERENCE, ...)`. The math kernel holds all scores: a large model
-    takes its batch `sequences` at a time.
+    `model` is one made by `with_backend(..., REFERENCE, ...)`, or another whose reference is `backend`. The math
+    kernel holds all scores: a large model takes its batch `sequences` at a time.
     """
     reference = reference_case(case, case.dtype)
-    return summed(model, REFERENCE, examples, reference, sequences=sequences or len(examples))
+    return summed(model, backend, examples, reference, sequences=sequences or len(examples))
 
 
 def solo_oracle(model: Decoder, examples: Sequence[Example], case: Case) -> Outcome:

@@ -11,7 +11,7 @@ from collators.batch import Batch
 from collators.example import IGNORE_INDEX
 from model.attention.backend import Backend
 from model.attention.case import Case
-from model.decoder import Decoder
+from model.models import Model
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ def loss_of(batch: Batch, logits: Tensor, num_targets: int | None = None) -> Ten
     return total / max(batch.num_targets if num_targets is None else num_targets, 1)
 
 
-def forward(model: Decoder, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Result:
+def forward(model: Model, backend: Backend, batch: Batch, case: Case, num_targets: int | None = None) -> Result:
     """Prepare the backend's context and compute logits and loss; `num_targets` as in `loss_of`."""
     with autocast(case):
         logits = model(batch, backend.prepared(batch, case))
         return Result(logits, loss_of(batch, logits, num_targets))
 
 
-def eval_step(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Result:
+def eval_step(model: Model, backend: Backend, batch: Batch, case: Case) -> Result:
     """Compute logits and loss without gradients."""
     with torch.no_grad():
         return forward(model, backend, batch, case)
 
 
-def train_step(model: Decoder, backend: Backend, batch: Batch, case: Case, optimizer: torch.optim.Optimizer) -> Result:
+def train_step(model: Model, backend: Backend, batch: Batch, case: Case, optimizer: torch.optim.Optimizer) -> Result:
     """Compute the loss and its gradients, and step the optimizer; gradients are dropped after it."""
     result = forward(model, backend, batch, case)
     result.loss.backward()

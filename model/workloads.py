@@ -100,12 +100,14 @@ SMOKE = Workload(
         Row("sdpa_nested", "nested"),
         Row("xformers_auto", "packed", EAGER),
         Row("flex_document_mask", "packed"),
+        Row("gpt2_hf_sdpa_padded", "pad_longest", EAGER),
+        Row("gpt2_sdpa_document_mask", "packed", EAGER),
     ),
 )
 
 ARTICLE = Workload(
     name="article",
-    summary="the article's decoder and lengths, 302 million parameters",
+    summary="the article's decoder and lengths, 305 million parameters",
     config=DecoderConfig(vocab_size=1024, max_length=1024, num_layers=24, num_heads=16, head_dim=64),
     batch_size=32,
     lengths=distribution_named("uniform"),
@@ -129,6 +131,16 @@ ARTICLE = Workload(
         Row("xformers_auto", "packed"),
         Row("xformers_cutlass", "packed", EAGER),
         Row("flex_document_mask", "packed", COMPILED),
+        # GPT-2 of transformers, causal as it always is: these are trained only, as in the article.
+        Row("gpt2_hf_sdpa_padded", "pad_longest"),
+        Row("gpt2_hf_fa2_padded", "pad_longest", EAGER),
+        Row("gpt2_hf_sdpa", "packed", EAGER),
+        Row("gpt2_hf_fa2", "packed"),
+        Row("gpt2_hf_flex", "packed", COMPILED),
+        Row("gpt2_torch_varlen", "packed"),
+        Row("gpt2_fa2_varlen", "packed"),
+        Row("gpt2_xformers_auto", "packed"),
+        Row("gpt2_flex_document_mask", "packed", COMPILED),
     ),
 )
 

@@ -18,9 +18,10 @@ from rich.text import Text
 
 from gate.environment import PACKAGES, device_name
 from gate.table import WIDE
-from model.attention import BACKENDS, EXECUTIONS, MODES, Device, Execution, Mode, default_device, this_machine
+from model.attention import EXECUTIONS, MODES, Device, Execution, Mode, default_device, this_machine
 from model.cells import Cell
 from model.decoder import DecoderConfig
+from model.models import ALL_BACKENDS
 from model.workloads import WORKLOADS, Workload
 from tests.correctness.drawn import DRAWN
 from tests.known_failures import KNOWN_FAILURES
@@ -122,7 +123,7 @@ def overall(cell: Cell, config: DecoderConfig, device: Device) -> Standing:
 def machine_facts(device: Device) -> dict[str, Any]:
     """Return what states depend on: device, compute capability, and the versions of packages (None: missing)."""
     machine = this_machine()
-    required = [requirement.package for backend in BACKENDS for requirement in backend.requires]
+    required = [requirement.package for backend in ALL_BACKENDS for requirement in backend.requires]
     versions = {name: machine.version_of(name) for name in dict.fromkeys((*PACKAGES, *required))}
     packages = {name: version and str(version) for name, version in versions.items()}
     return {

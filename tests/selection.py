@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from collators import COLLATORS, collator_named
-from model.attention import BACKENDS, Device, backend_named, default_device, this_machine
+from model.attention import BACKENDS, Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
+from model.models import ALL_BACKENDS, any_backend_named
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, VARIANTS, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
@@ -97,7 +98,7 @@ def required_backends(config: pytest.Config) -> frozenset[str]:
     """Return the names of the backends whose cells `--require` does not allow to be unavailable."""
     value = config.getoption("require")
     if value == EVERY:
-        return frozenset(backend.name for backend in BACKENDS)
+        return frozenset(backend.name for backend in ALL_BACKENDS)
     return frozenset(value.split(",")) if value is not None else frozenset()
 
 
@@ -115,7 +116,9 @@ def pytest_configure(config: pytest.Config) -> None:
     workload = checked_workload(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
     if patterns is not None:
-        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY), *timed_candidates(config, workload))]
+        ids = [
+            cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *timed_candidates(config, workload))
+        ]
         for pattern in patterns.split(","):
             if not fnmatch.filter(ids, pattern):
                 raise pytest.UsageError(
@@ -146,13 +149,13 @@ def checked_workload(config: pytest.Config) -> Workload:
     """Return the run's workload; UsageError for an unknown backend, collator or workload, or for bad lengths."""
     try:
         for name in required_backends(config):
-            backend_named(name)
+            any_backend_named(name)
     except ValueError as error:
         # pytest takes a path that follows --require for its value.
         raise pytest.UsageError(f"--require={config.getoption('require')}: {error}") from None
     try:
         for name in config.getoption("backend") or ():
-            backend_named(name)
+            any_backend_named(name)
         for name in config.getoption("collator") or ():
             collator_named(name)
         return chosen_workload(config)
@@ -166,16 +169,20 @@ def chosen_workload(config: pytest.Config) -> Workload:
 
 
 def candidates(
-    config: pytest.Config, workload: str, lengths: str, dtypes: Sequence[torch.dtype] = DTYPES
+    config: pytest.Config,
+    workload: str,
+    lengths: str,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    of: Sequence[Backend] = ALL_BACKENDS,
 ) -> list[Cell]:
-    """Return every combination that `--backend` and `--collator` leave, in the order of the matrix."""
+    """Return every combination that `--backend` and `--collator` leave of `of`, in the order of the matrix."""
     backends, collators = config.getoption("backend"), config.getoption("collator")
     return list(
         all_cells(
             workload,
             lengths,
             dtypes=dtypes,
-            backends=[backend for backend in BACKENDS if not backends or backend.name in backends],
+            backends=[backend for backend in of if not backends or backend.name in backends],
             collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
         )
     )
@@ -198,7 +205,7 @@ def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[tor
     wanted = config.getoption("compiled")
     return [
         cell
-        for cell in candidates(config, DRAWN, DRAWN, dtypes)
+        for cell in candidates(config, DRAWN, DRAWN, dtypes, BACKENDS)
         if cell.execution == "eager" or wanted == "all" or (wanted == "default" and compiled_by_default(cell, device))
     ]
 
@@ -247,7 +254,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
     """Return why the cells asked for are all refused, or None where one is not."""
     device, workload, pattern = default_device(), chosen_workload(config), config.getoption("cells")
     asked = [
-        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN, ANY)),
+        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN, ANY, BACKENDS)),
         *((cell, workload.config) for cell in candidates(config, workload.name, workload.lengths.name)),
     ]
     reason = None

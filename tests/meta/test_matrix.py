@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from collators import COLLATORS
-from model.attention import BACKENDS, EXECUTIONS, MODES, default_device
+from model.attention import EXECUTIONS, MODES, default_device
 from model.cells import DTYPES, Cell, all_cells
+from model.models import ALL_BACKENDS
 from model.workloads import workload_named
 from tests import matrix, selection
 from tests.known_failures import KnownFailure
@@ -62,7 +63,7 @@ def data(as_json: subprocess.CompletedProcess[str]) -> dict:
 
 
 def cells_of(pattern: str) -> list[Cell]:
-    every = all_cells(WORKLOAD.name, WORKLOAD.lengths.name)
+    every = all_cells(WORKLOAD.name, WORKLOAD.lengths.name, backends=ALL_BACKENDS)
     return [cell for cell in every if fnmatch.fnmatch(cell.id, pattern)]
 
 
@@ -88,9 +89,9 @@ def test_json_is_all_that_a_run_prints_and_it_writes_no_file(
 
 def test_every_combination_is_in_the_json_once(data: dict) -> None:
     ids = [cell["id"] for cell in data["cells"]]
-    axes = (BACKENDS, COLLATORS, MODES, (False, True), DTYPES, EXECUTIONS)
+    axes = (ALL_BACKENDS, COLLATORS, MODES, (False, True), DTYPES, EXECUTIONS)
     assert len(ids) == len(set(ids)) == math.prod(len(axis) for axis in axes)
-    assert {cell["backend"] for cell in data["cells"]} == {backend.name for backend in BACKENDS}
+    assert {cell["backend"] for cell in data["cells"]} == {backend.name for backend in ALL_BACKENDS}
     assert {cell["collator"] for cell in data["cells"]} == {collator.name for collator in COLLATORS}
 
 
@@ -130,7 +131,7 @@ def test_the_machine_is_named_with_its_versions(data: dict) -> None:
 def test_the_table_holds_what_the_options_leave(as_table: subprocess.CompletedProcess[str]) -> None:
     assert as_table.returncode == 0, as_table.stderr
     lines = as_table.stdout.splitlines()
-    rows = {tuple(line.split()[:2]) for line in lines if line.startswith(tuple(b.name for b in BACKENDS))}
+    rows = {tuple(line.split()[:2]) for line in lines if line.startswith(tuple(b.name for b in ALL_BACKENDS))}
     assert rows == {("sdpa_nested", "nested")}
     assert any(line.startswith("Not in the table: 16 combinations ") for line in lines)
     assert lines[-1].startswith("32 combinations: ")
@@ -141,7 +142,7 @@ def test_the_table_has_every_backend_on_every_collator_of_its_layout() -> None:
     entries = [(cell, overall(cell, WORKLOAD.config, DEVICE)) for cell in cells_of("*")]
     text = printed(entries)
     rows = {tuple(line.split()[:2]) for line in text.splitlines()}
-    for backend in BACKENDS:
+    for backend in ALL_BACKENDS:
         for collator in COLLATORS:
             assert ((backend.name, collator.name) in rows) == (backend.layout == collator.layout)
     for cell, found in entries:
@@ -193,7 +194,7 @@ def test_a_narrow_terminal_cuts_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [(cell, Standing("supported")) for cell in cells_of("*")]
     text = printed(entries, Terminal())
     assert "…" not in text
-    for backend in BACKENDS:
+    for backend in ALL_BACKENDS:
         collators = [collator for collator in COLLATORS if collator.layout == backend.layout]
         # A table a mode.
         assert sum(f"{backend.name} " in line for line in text.splitlines()) >= len(MODES) * len(collators)

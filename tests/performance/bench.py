@@ -11,13 +11,14 @@ import torch
 from collators import Collator, Example
 from collators.batch import Batch
 from gate.timing import Samples, StepTimer, matmul_tflops, median
-from model.attention import REFERENCE, Device, Mode
+from model.attention import Device, Mode
 from model.cells import Cell
 from model.compilation import Compiler
-from model.decoder import Decoder, seeded_decoder
 from model.equivalence import differences
 from model.flops import step_flops
-from model.reference import Outcome, outcome, padded_reference, with_backend
+from model.huggingface.gpt2 import Gpt2
+from model.models import Model, reference_of, seeded_model
+from model.reference import Outcome, outcome, padded_reference
 from model.steps import eval_step, train_step
 from model.tolerance import Mismatch
 from model.workloads import Workload
@@ -64,21 +65,22 @@ class Shared:
         return self._batches[collator.name]
 
     @functools.cached_property
-    def _references(self) -> dict[tuple[Mode, bool, torch.dtype], tuple[Outcome, Outcome]]:
+    def _references(self) -> dict[tuple[str, Mode, bool, torch.dtype], tuple[Outcome, Outcome]]:
         return {}
 
     def references(self, cell: Cell) -> tuple[Outcome, Outcome]:
         """Return the truth of the first batch, and the reference in the cell's dtype, computed once for all cells."""
-        key = (cell.mode, cell.causal, cell.dtype)
+        backend = reference_of(cell.backend)
+        key = (backend.name, cell.mode, cell.causal, cell.dtype)
         if key not in self._references:
             case = cell.case(self.device, self.workload.config)
             wide = torch.float64 if cell.dtype == torch.float32 else torch.float32
-            seeded = seeded_decoder(self.workload.config, REFERENCE.attend, device=self.device)
             few = self.workload.reference_sequences
             outcomes = []
             for parameters, dtype in ((wide, wide), (torch.float32, cell.dtype)):
-                model = with_backend(seeded, REFERENCE, parameters)
-                outcomes.append(padded_reference(model, self.examples[0], replace(case, dtype=dtype), sequences=few))
+                model = seeded_model(self.workload.config, backend, device=self.device, dtype=parameters)
+                in_dtype = replace(case, dtype=dtype)
+                outcomes.append(padded_reference(model, self.examples[0], in_dtype, sequences=few, backend=backend))
             self._references[key] = (outcomes[0], outcomes[1])
         return self._references[key]
 
@@ -89,7 +91,7 @@ class CellBench:
 
     shared: Shared
     cell: Cell
-    model: Decoder
+    model: Model
     base_bytes: int
     compiler: Compiler
 
@@ -142,7 +144,7 @@ class CellBench:
             "tokens_per_s": median(tokens) / step_ms * 1e3,
             "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
             "matmul_tflops": self.shared.matmul_tflops,
-        }
+        } | ({"dropout": self.model.dropout} if isinstance(self.model, Gpt2) else {})
 
     def exact_costs(self, timer: StepTimer, *, kernels: bool = False) -> dict[str, Any]:
         """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
@@ -167,7 +169,7 @@ def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     _ = shared.control
     release_memory(shared.device)
     base = requested_bytes(shared.device)
-    model = seeded_decoder(shared.workload.config, cell.backend.attend, device=shared.device)
+    model = seeded_model(shared.workload.config, cell.backend, device=shared.device)
     if cell.execution == "compiled":
         model.compile_blocks()
     return CellBench(shared, cell, model, base, compiler)
