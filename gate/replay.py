@@ -24,11 +24,9 @@ from gate.remembering import remembered
 from gate.replay_components import components
 from gate.replay_data import Data, comparable, read
 from gate.replay_effects import KINDS, Kind
-from gate.replay_rivals import RUNS, installed, judged, remembering, rivals
-from gate.replay_rules import BASELINE, CONFIRM_PAIRS, SCREEN_PAIRS, Outcome, Planted, Rule, ab, against_baseline
+from gate.replay_rivals import RUNS, installed, judged, pairs_wanted, remembering, rivals
+from gate.replay_rules import BASELINE, CONFIRM_PAIRS, SCREEN_PAIRS, Outcome, Planted, rules
 from gate.replay_tables import figures_path, markdown, written
-
-RULES: dict[str, Rule] = {"gate ab": ab, "against a baseline": against_baseline}
 
 #: Slowdowns, as shares: those of the power curve, and those that every kind of slowdown is tried with.
 CURVE, SIZES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05), (0.01, 0.02, 0.05)
@@ -91,22 +89,23 @@ def figures(
     data: Data, comparisons: int, redraws: int, *, seed: int = 0, command: str = "", others: bool = True
 ) -> dict[str, Any]:
     """Everything that the tables show, as JSON has it."""
+    ways = rules(data)
     with ExitStack() as stack:
         stack.enter_context(remembered(estimates, "location"))
         stack.enter_context(remembering())
         alarms, sensitivity = [], []
-        for number, (how, rule) in enumerate(RULES.items()):
+        for number, (how, rule) in enumerate(ways.items()):
             _say(f"{how}: {comparisons} comparisons without a change")
             outcomes = _drawn(rule, data, [None] * comparisons, [seed, number])
             alarms.append({"how": how} | _false_alarms(data, outcomes))
         for kind in KINDS if redraws else ():
             for size in CURVE if kind is KINDS[0] else SIZES:
-                for number, (how, rule) in enumerate(RULES.items()):
+                for number, (how, rule) in enumerate(ways.items()):
                     _say(f"{how}: {kind.name}, {size:.1%}")
                     planted = [Planted(cell, kind, size) for cell in data.cells for _ in range(redraws)]
                     outcomes = _drawn(rule, data, planted, [seed, number, 1])
                     sensitivity.append({"how": how} | _sensitivity(data, kind, size, planted, outcomes))
-        sensitivity.sort(key=lambda row: list(RULES).index(row["how"]))
+        sensitivity.sort(key=lambda row: list(ways).index(row["how"]))
         side_by_side = _side_by_side(data, comparisons, seed) if others else []
     return {
         "kind": KIND,
@@ -116,7 +115,7 @@ def figures(
             "seed": seed,
             "redraws": redraws,
             "how": _how(data),
-            "rivals": _rivals_said(),
+            "rivals": _rivals_said(len(data.cells)),
         },
         "data": _described(data),
         "components": components(data),
@@ -166,7 +165,7 @@ def _sensitivity(
 
 def _side_by_side(data: Data, comparisons: int, seed: int) -> list[dict[str, Any]]:
     """The gate's rules and the other tools, with as many comparisons each, the slower cells in turn."""
-    tools: list[tuple[str, str, Draw]] = [(how, "the gate's estimates", rule) for how, rule in RULES.items()]
+    tools: list[tuple[str, str, Draw]] = [(how, "the gate's estimates", rule) for how, rule in rules(data).items()]
     tools += [(rival.name, rival.times, partial(judged, rival)) for rival in rivals(data)]
     rows = []
     for name, times, draw in tools:
@@ -222,11 +221,12 @@ def _how(data: Data) -> str:
         f"*gate ab*: the processes of a session are shuffled and dealt in pairs of base and head{again}; "
         f"{SCREEN_PAIRS} pairs screen, {CONFIRM_PAIRS} confirm, and exact costs are compared once. Live pairs are of "
         "neighbours in time; these are not, so that a drift over the session is noise here. *against a baseline*: one "
-        f"process, {before} others as the baseline, {CONFIRM} further ones for what seems slower. Defaults otherwise."
+        f"process, {before} others of its session as the baseline, {CONFIRM} further ones for what seems slower. "
+        "Defaults otherwise."
     )
 
 
-def _rivals_said() -> str:
+def _rivals_said(cells: int) -> str:
     said = (
         "*pytest-benchmark* "
         f"{pytest_benchmark_version}: one run against one saved run, by its own check of "
@@ -236,7 +236,8 @@ def _rivals_said() -> str:
         said += (
             f"*benchmatrix* {installed()}: `benchmatrix compare BASE HEAD --fail-on-regression` by its own API, "
             f"{RUNS} runs against {RUNS}, the metric single-call latency, and its defaults: 50,000 resamples, 95%, "
-            "Bonferroni, threshold 5%, unless named otherwise. "
+            "Bonferroni, threshold 5%, unless named otherwise. Its paired mode is not replayed: for "
+            f"{cells} cells it wants {pairs_wanted(cells)} pairs of processes. "
         )
     else:
         said += "*benchmatrix* was not run (`pip install '.[replay]'`). "

@@ -1,5 +1,6 @@
 """Recorded fresh processes of unchanged code: what a replay draws its comparisons from."""
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,15 @@ LONGEST_S = 1800.0
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded process; `rounds_s` is what pytest-benchmark timed itself: seconds of each round, by cell."""
+    """A recorded process; `rounds_s` is what pytest-benchmark timed itself: seconds of each round, by cell.
+
+    `seconds` is what the process took, where that was kept.
+    """
 
     name: str
     process: Process
     rounds_s: Mapping[str, tuple[float, ...]]
+    seconds: float | None = None
 
     def record(self, infos: Infos) -> Record:
         """A record of this process that holds these cells alone."""
@@ -69,7 +74,9 @@ class Data:
 
     @cached_property
     def process_s(self) -> float | None:
-        """What one process of all cells took, from start to start: the median time between records made in a row."""
+        """What one process of all cells took, the median: as it was kept, else between records made in a row."""
+        if known := [each.seconds for each in self.recordings if each.seconds is not None]:
+            return statistics.median(known)
         gaps = [
             (later.process.at - earlier.process.at).total_seconds()
             for group in self.sessions.values()
@@ -86,7 +93,7 @@ class Data:
             each = []
             for recording in self.recordings:
                 info = recording.process.cells[cell]
-                steps_ms = math.fsum([*(info.get("warmup_ms") or ()), *info["wall_ms"], *(info.get("waited_ms") or ())])
+                steps_ms = math.fsum([*(info.get("warmup_ms") or ()), *info["wall_ms"]])
                 each.append(steps_ms / 1e3 + float(info.get("compile_s") or 0))
             found[cell] = statistics.median(each)
         return found
@@ -99,7 +106,10 @@ class Data:
 
 
 def read(paths: Sequence[Path]) -> list[Recording]:
-    """Every process in these records, baselines and folders of them, by time; ValueError for a file that is neither."""
+    """Every process in these records, baselines, processes of `gate ab`, and folders of them, by time.
+
+    ValueError for a file that is none of them.
+    """
     found: dict[tuple[str, str], Recording] = {}
     for path in paths:
         if not path.exists():
@@ -115,17 +125,35 @@ def read(paths: Sequence[Path]) -> list[Recording]:
 
 
 def _recordings(path: Path) -> list[Recording]:
+    if kept := _of_ab(path):
+        return [_recording(path.name, kept["record"], float(kept["seconds"]))]
     baseline = baselines.load(path)
-    if baseline.committed:
-        return [
-            Recording(f"{path.name}[{number}]", process, {}) for number, process in enumerate(baseline.processes, 1)
-        ]
-    rounds = {
-        cell_id(entry["extra_info"]["cell"]): tuple(entry["stats"].get("data") or ())
-        for entry in load_record(path)["benchmarks"]
-        if "cell" in entry["extra_info"]
-    }
-    return [Recording(path.name, baseline.processes[0], rounds)]
+    if not baseline.committed:
+        return [_recording(path.name, load_record(path))]
+    numbered = enumerate(baseline.processes, 1)
+    return [Recording(f"{path.name}[{number}]", process, {}) for number, process in numbered]
+
+
+def _of_ab(path: Path) -> dict[str, Any] | None:
+    """What `gate ab` keeps of a process, None if the file is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"seconds", "record"} <= content.keys() else None
+
+
+def _recording(name: str, record: Record, seconds: float | None = None) -> Recording:
+    try:
+        process = baselines.process_of(record)
+        rounds = {
+            cell_id(entry["extra_info"]["cell"]): tuple(entry["stats"].get("data") or ())
+            for entry in record["benchmarks"]
+            if "cell" in entry["extra_info"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name} is not a readable process ({type(error).__name__}: {error}).") from None
+    return Recording(name, process, {cell: data for cell, data in rounds.items() if data}, seconds)
 
 
 def comparable(recordings: Sequence[Recording], wanted: Sequence[str] | None = None) -> Data:

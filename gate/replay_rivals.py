@@ -90,6 +90,11 @@ def installed() -> str:
         return ""
 
 
+def pairs_wanted(cells: int) -> int:
+    """How many pairs benchmatrix's paired mode collects before it compares: both orders for each order of the cells."""
+    return int(import_module(PACKAGE).balanced_order_supercycle_length(cells))
+
+
 def remembering() -> AbstractContextManager[None]:
     """Have benchmatrix compute the interval of the same numbers once: it takes 50,000 resamples."""
     if not installed():

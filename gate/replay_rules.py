@@ -115,10 +115,21 @@ def ab(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> 
 
 def against_baseline(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> Outcome:
     """`pytest -m performance --benchmark-compare`: a process against others, suspects timed again in further ones."""
-    processes = shuffled(data, rng)
-    size = min(BASELINE, len(processes) - 1 - CONFIRM)
-    new, again, before = processes[0], processes[1 : 1 + CONFIRM], processes[1 + CONFIRM :][:size]
+    new, *others = shuffled(data, rng)
+    return _against(data, planted, new, others[:CONFIRM], others[CONFIRM:][:BASELINE])
 
+
+def against_another_session(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> Outcome:
+    """The same with a baseline of processes of the other sessions."""
+    new, *others = shuffled(data, rng)
+    strangers = [one for one in data.recordings if one.process.session != new.process.session]
+    before = [strangers[place] for place in rng.permutation(len(strangers))[:BASELINE]]
+    return _against(data, planted, new, others[:CONFIRM], before)
+
+
+def _against(
+    data: Data, planted: Planted | None, new: Recording, again: Sequence[Recording], before: Sequence[Recording]
+) -> Outcome:
     def cells(recording: Recording) -> Infos:
         infos = planted.infos(recording) if planted else recording.process.cells
         return {cell: infos[cell] for cell in data.cells}
@@ -138,6 +149,14 @@ def against_baseline(data: Data, rng: np.random.Generator, planted: Planted | No
     # As gate/report.py looks for it.
     causes = {cell: cause(now.cells[cell], then[-1].cells[cell]).kind for cell in slower}
     return _outcome(verdicts, causes, len(suspects), seconds)
+
+
+def rules(data: Data) -> dict[str, Rule]:
+    """The rules that these records can answer for, by what the tables call them."""
+    found: dict[str, Rule] = {"gate ab": ab, "against a baseline": against_baseline}
+    if len(data.sessions) > 1:
+        found["against a baseline of other sessions"] = against_another_session
+    return found
 
 
 def _outcome(verdicts: Sequence[CellVerdict], causes: Mapping[str, str], confirmed: int, seconds: float) -> Outcome:
