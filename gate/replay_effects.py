@@ -42,14 +42,14 @@ def step_ms(info: Info) -> Floats:
 
 def every_step(info: Info, size: float) -> Slower:
     """Each step takes `size` (a share) longer, on the device where there is one: a slower kernel, a device's sleep."""
-    return _with(info, size * step_ms(info))
+    return _on_device(info, size * step_ms(info))
 
 
 def half_of_the_steps(info: Info, size: float) -> Slower:
     """Every second batch takes twice `size` longer, the others as long as before."""
     steps = step_ms(info)
     batches = np.array(info.get("batches") or range(len(steps)))
-    return _with(info, np.where(batches % 2 == 1, 2 * size, 0.0) * steps)
+    return _on_device(info, np.where(batches % 2 == 1, 2 * size, 0.0) * steps)
 
 
 def host_sleep(info: Info, size: float) -> Slower:
@@ -81,6 +81,15 @@ KINDS: tuple[Kind, ...] = (
     Kind("half of the steps, twice as much", half_of_the_steps, "device"),
     Kind("a host sleep in each step", host_sleep, "host"),
 )
+
+
+def _on_device(info: Info, added_ms: Floats) -> Slower:
+    """Slower by the work of the device: it is busy for longer, too, and what its kernels took is not known any more."""
+    slower = _with(info, added_ms)
+    if info.get("device_busy_ms") is not None:
+        slower.info["device_busy_ms"] = info["device_busy_ms"] + float(added_ms.mean())
+    slower.info.pop("kernels", None)
+    return slower
 
 
 def _with(info: Info, added_ms: Floats) -> Slower:

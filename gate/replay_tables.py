@@ -138,8 +138,9 @@ def _sensitivity(rows: Sequence[Figures]) -> str:
         "\n\nOne cell of the newer side is slower, every cell in turn, with as many re-drawings each. *detected*: that "
         "cell failed. *worst cell*: the share of its comparisons in which the least visible cell did. *another cell*: "
         "comparisons in which a cell failed that was not slower. *cause*: of the detected ones, those with the right "
-        "cause (without the profile that a live `gate ab` adds). *minutes*: of the device, in the mean, all "
-        "processes started anew; what is not known to be a cell's counts as the start of its process."
+        "cause, without the profile that a live `gate ab` adds; the device's where it does not wait for the host. "
+        "*minutes*: of the device, in the mean, all processes started anew; what is not known to be a cell's counts as "
+        "the start of its process."
     )
 
 

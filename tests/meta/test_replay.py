@@ -42,6 +42,7 @@ def recordings(count=16, *, sd=0.003, seed=0, session="s0", level=0.0, cells=4, 
             for clock in ("device_ms", "wall_ms"):
                 info[clock] = list(np.array(info[clock]) * factor)
             info["median_device_ms"] = float(np.median(info["device_ms"]))
+            info["device_busy_ms"] = 0.9 * info["median_device_ms"]
             infos[cell_id(info["cell"])] = info
         at = START + timedelta(minutes=2 * number)
         rounds = {cell: tuple(ms / 1e3 for ms in info["wall_ms"]) for cell, info in infos.items()}
