@@ -84,16 +84,21 @@ class Gpt2(nn.Module):
         logits: Tensor = found.logits
         return logits
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, compiler: str = "inductor") -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
 
-        A graph break is an error. Blocks know their number for the cache alone; transformers' FlashAttention reads it
-        all the same, and every number would be another graph.
+        A graph break is an error. Blocks know their number for the cache alone, but transformers' FlashAttention reads
+        it: where torch guards on what is read (2.13 does not), every number is a graph of its own.
         """
+        if self.gpt2.config._attn_implementation == "flash_attention_2":
+            from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+
+            # Its first call imports, which cannot be compiled.
+            lazy_import_flash_attention("flash_attention_2")
         blocks: Any = self.gpt2.transformer.h
         for block in blocks:
             block.attn.layer_idx = 0
-            block.compile(dynamic=True, fullgraph=True)
+            block.compile(dynamic=True, fullgraph=True, backend=compiler)
 
 
 def seeded_gpt2(
