@@ -147,7 +147,16 @@ def _sensitivity(rows: Sequence[Figures]) -> str:
 def _side_by_side(rows: Sequence[Figures], replay: Figures) -> str:
     sizes = sorted(float(size) for size in rows[0]["detected"])
     table = [
-        ["tool", "times", "A/A", "alarms", "unsure", *(f"{size:.0%} found" for size in sizes), "another cell"],
+        [
+            "tool",
+            "times",
+            "A/A",
+            "alarms",
+            "unsure",
+            *(f"{size:.0%} found" for size in sizes),
+            "another cell",
+            "minutes",
+        ],
         *(
             [
                 row["tool"],
@@ -157,6 +166,7 @@ def _side_by_side(rows: Sequence[Figures], replay: Figures) -> str:
                 str(row["unsure"]),
                 *(f"{row['detected'][str(size)]:.0%}" for size in sizes),
                 f"{row['another_cell']:.1%}",
+                f"{row['minutes']:.1f}",
             ]
             for row in rows
         ),

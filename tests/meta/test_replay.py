@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gate import estimates, replay_rivals
+from gate import estimates, replay, replay_rivals
 from gate.__main__ import main
 from gate.baselines import Process
 from gate.estimates import estimate
@@ -213,6 +213,23 @@ def test_pytest_benchmarks_own_comparison_says_the_same(tmp_path: Path, monkeypa
     assert CELLS[0] in failed[0]
     alarms = [rival.compare([base], [head], sides)[0] for sides in by_size]
     assert alarms == [frozenset(CELLS[:1]), frozenset()]
+
+
+def test_other_tools_stand_beside_the_gate_on_the_same_processes(monkeypatch) -> None:
+    """Without benchmatrix, which takes a second a cell."""
+    source = data(cells=2, sd=0.001)
+    stock = [one for one in replay_rivals.rivals(source) if one.name.startswith("pytest-benchmark")]
+    assert {one.times for one in stock} == {replay_rivals.OWN_ROUNDS, replay_rivals.GATE_TIMES}
+    monkeypatch.setattr(replay, "rivals", lambda _: stock)
+    found = figures(source, 2, 0)
+    rows = {(row["tool"], row["times"]): row for row in found["side_by_side"]}
+    assert len(rows) == 2 + len(stock)
+    mean = rows["pytest-benchmark, `mean:2%`", replay_rivals.OWN_ROUNDS]
+    assert list(mean["detected"]) == ["0.0", "0.01", "0.02", "0.05"]
+    assert (mean["detected"]["0.0"], mean["detected"]["0.05"]) == (0, 1)
+    assert rows["gate ab", "the gate's estimates"]["detected"]["0.02"] == 1
+    assert (mean["alarms"], mean["another_cell"], mean["minutes"]) == (0, 0, 2)
+    assert "| pytest-benchmark, `mean:2%` | its own rounds | 2 | 0 | 0 | 0% | 0% |" in markdown(found)
 
 
 def test_benchmatrixs_own_command_says_the_same(tmp_path: Path) -> None:
