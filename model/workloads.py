@@ -136,7 +136,6 @@ ARTICLE = Workload(
         Row("gpt2_hf_fa2_padded", "pad_longest", EAGER),
         Row("gpt2_hf_sdpa", "packed", EAGER),
         Row("gpt2_hf_fa2", "packed"),
-        Row("gpt2_hf_flex", "packed", COMPILED),
         Row("gpt2_torch_varlen", "packed"),
         Row("gpt2_fa2_varlen", "packed"),
         Row("gpt2_xformers_auto", "packed"),

@@ -75,10 +75,15 @@ class Gpt2(nn.Module):
 
     def forward(self, batch: PaddedBatch | PackedBatch, context: Prepared | Mapping[str, Any]) -> Tensor:
         """Return logits (B, S, vocabulary) in the layout of `batch`."""
-        told = {} if isinstance(context, Prepared) else dict(context)
         with self._registered():
-            if self.attention is not None and isinstance(context, Prepared):
+            if isinstance(context, Prepared):
+                assert self.attention is not None
                 self.attention.given = context
+                # A mask that hides nothing keeps transformers from looking for restarting positions, for which it
+                # waits for the device.
+                told: dict[str, Any] = {"attention_mask": torch.ones_like(batch.input_ids, dtype=torch.bool)}
+            else:
+                told = dict(context)
             # Without a cache, which training has no use for, and which would hide from transformers what is flattened.
             found = self.gpt2(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **told)
         logits: Tensor = found.logits
@@ -151,7 +156,6 @@ def _through_interface(inner: Backend) -> Gpt2Backend:
 
 
 EAGER: tuple[Execution, ...] = ("eager",)
-COMPILED: tuple[Execution, ...] = ("compiled",)
 
 #: transformers' own eager attention over a padding mask, written in products and a softmax: what GPT-2 is checked with.
 GPT2_REFERENCE = Gpt2Backend(
@@ -167,6 +171,7 @@ GPT2_REFERENCE = Gpt2Backend(
     implementation="eager",
 )
 
+#: FlexAttention only through the interface: transformers does not let GPT-2 have its own (5.17).
 GPT2_BACKENDS: tuple[Gpt2Backend, ...] = (
     GPT2_REFERENCE,
     Gpt2Backend(
@@ -218,19 +223,6 @@ GPT2_BACKENDS: tuple[Gpt2Backend, ...] = (
         requires=(REQUIRES, *FA2.requires),
         probe=FA2.probe,
         implementation="flash_attention_2",
-    ),
-    Gpt2Backend(
-        name="gpt2_hf_flex",
-        layout="packed",
-        summary="GPT-2, transformers' FlexAttention with a document BlockMask",
-        prepare=_positions,
-        attend=_not_called,
-        dtypes={"cuda": (torch.float32, *HALF)},
-        causal=(True,),
-        executions=COMPILED,
-        requires=(REQUIRES,),
-        implementation="flex_attention",
-        attention_dropout=0.0,
     ),
     *(_through_interface(backend) for backend in BACKENDS if backend.layout == "packed"),
 )

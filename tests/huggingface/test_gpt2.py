@@ -114,9 +114,8 @@ def test_training_drops_at_random_and_a_check_does_not(backend: Gpt2Backend) -> 
 
 @pytest.mark.parametrize("backend", GPT2_BACKENDS, ids=named)
 def test_dropout_of_attention_is_left_out_where_there_is_none(backend: Gpt2Backend) -> None:
-    # transformers' FlexAttention refuses it, and so do the backends of this project.
-    without = backend.inner is not None or backend.implementation == "flex_attention"
-    assert backend.attention_dropout == (0.0 if without else 0.1)
+    # The backends of this project have none.
+    assert backend.attention_dropout == (0.1 if backend.inner is None else 0.0)
 
 
 def test_every_backend_starts_from_the_same_weights() -> None:
