@@ -2,7 +2,14 @@
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["pytester", "gate.plugin", "tests.selection", "tests.matrix", "tests.workers"]
+pytest_plugins = [
+    "pytester",
+    "gate.plugin",
+    "tests.selection",
+    "tests.matrix",
+    "tests.workers",
+    "tests.huggingface.plugin",
+]
 
 # A cell's first example builds its model, and a compiled one compiles: examples have no deadline.
 settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True, database=None)

@@ -1,4 +1,4 @@
-"""Pytest plugin: the whole of the correctness tests shares the cores of a CPU; everything else runs in one process."""
+"""Pytest plugin: all correctness or packing tests share the cores of a CPU; everything else runs in one process."""
 
 import os
 
@@ -10,6 +10,9 @@ from model.attention import default_device
 #: Each worker imports torch, and takes up to 1 GB.
 MOST_WORKERS = 8
 
+#: Marks whose tests have a machine's cores to themselves when all of them run.
+SHARED = ("correctness", "huggingface")
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Answer `-n auto`, which pyproject.toml asks for: 0 is this process.
@@ -18,7 +21,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     done before workers have started.
     """
     selected = any(config.getoption(option) for option in ("cells", "backend", "collator", "keyword", "deselect"))
-    whole = config.getoption("markexpr") == "correctness" and not selected and config.args == config.getini("testpaths")
+    whole = config.getoption("markexpr") in SHARED and not selected and config.args == config.getini("testpaths")
     return min(os.cpu_count() or 1, MOST_WORKERS) if whole and default_device() == "cpu" else 0
 
 

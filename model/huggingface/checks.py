@@ -1,8 +1,8 @@
 """Whether a family computes of several sequences what it computes of each one alone, for every way to hand them over.
 
 The truth is each sequence alone, with neither padding nor mask, eager and without a cache, in a wider dtype where the
-family can be run in one. The same in the dtype that is checked shows what rounding does; a way may be `FACTOR` times
-as far off.
+family can be run in one. The same in the dtype that is checked shows what rounding does; a way may be some times as
+far off (`Allowance`).
 """
 
 import inspect
@@ -21,12 +21,21 @@ from model.reference import full_precision
 
 State = Literal["right", "wrong", "refused"]
 
-#: How many times what rounding does to each sequence alone a way may be off. Rounding adds in other orders; what
-#: sequences do to each other is thousands of times more (docs/packing/README.md has the distribution).
-FACTOR = 30.0
 
-#: What rounding does at least, in units of the dtype's roundoff: families are small, and some are exact by luck.
-FLOOR = 16.0
+@dataclass(frozen=True)
+class Allowance:
+    """How many times what rounding does to each sequence alone a way may be off, and what rounding does at least.
+
+    `least` is in units of the dtype's roundoff: families are small, and some are exact by luck.
+    """
+
+    factor: float
+    least: float
+
+
+#: In float32 what is right was off by at most 24 times what rounding does, and what is wrong by at least 100,000 times
+#: (docs/packing/README.md). Sixteen bits leave less room between the two.
+FULL, HALF = Allowance(factor=300, least=16), Allowance(factor=4, least=1)
 
 #: Where rounding alone moves a family by this much, relative to its logits, nothing can be said of it.
 UNSTABLE = 1e-2
@@ -62,9 +71,9 @@ class Errors:
 class Found:
     """What one way gave.
 
-    `errors` are relative errors; `times` is the largest of them in units of what rounding does, of which `FACTOR`
-    is allowed. `mixed` is how far the logits of a sequence move, relatively, when only others are changed: it tells
-    sequences that see each other from positions that are wrong.
+    `errors` are relative errors; `times` is the largest of them in units of what rounding does, of which
+    `Allowance.factor` are allowed. `mixed` is how far the logits of a sequence move, relatively, when only others are
+    changed: it tells sequences that see each other from positions that are wrong.
     """
 
     state: State
@@ -84,13 +93,18 @@ class Checked:
     refusal: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
-    """A family's model, its truth, and what rounding does to it."""
+    """A family's truth, and what rounding does to it.
+
+    `labels` tells whether it takes labels, `training` whether it runs in training mode only (dropout is off anyway).
+    """
 
     family: Family
     device: torch.device
     dtype: torch.dtype
+    labels: bool
+    training: bool
     sequences: list[Tensor]
     truth: Outcome
     rounding: Errors
@@ -108,34 +122,42 @@ def bench_of(family: Family, device: torch.device, dtype: torch.dtype) -> Bench:
     sequences = sequences_of(family)
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with offline(), full_precision():
+        labels, training, reference = first_outcome(model, sequences)
         try:
-            reference = alone(model, sequences)
-        except Exception as error:
-            raise CannotBuild(f"does not run on a sequence alone: {first_line(error)}") from error
-        try:
-            truth = alone(deepcopy(model).to(wide), sequences)
+            truth = alone(deepcopy(model).to(wide), sequences, labels)
         except Exception:
-            # Some families fix a dtype inside. Their truth is as exact as what is checked, and rounding its floor.
             truth = reference
-        if not all(bool(logits.isfinite().all()) for logits in truth.logits):
+        if not finite_logits(truth):
+            # Some families fix a dtype inside. Their truth is as exact as what is checked, and rounding its least.
+            truth = reference
+        if not finite_logits(truth):
             raise CannotBuild("its logits are not finite with random weights")
         errors = errors_of(reference, truth)
-        floor = FLOOR * torch.finfo(dtype).eps / 2
+        floor = allowance(dtype).least * torch.finfo(dtype).eps / 2
         rounding = Errors(*(max(error, floor) for error in errors.values))
         if rounding.logits > UNSTABLE:
             raise CannotBuild(f"rounding alone moves its logits by {rounding.logits:.1e}: nothing can be compared")
         start = first_position(model, sequences, truth, rounding)
-    return Bench(family, device, dtype, sequences, truth, rounding, start)
+    return Bench(family, device, dtype, labels, training, sequences, truth, rounding, start)
 
 
-def run(model: nn.Module, batch: Inputs) -> Outcome:
+def first_outcome(model: nn.Module, sequences: Sequence[Tensor]) -> tuple[bool, bool, Outcome]:
+    """Return the outcome of each sequence alone, with labels if that works, else without, else in training mode."""
+    takes = "labels" in inspect.signature(model.forward).parameters
+    failures: list[str] = []
+    for training in (False, True):
+        for labels in (True, False) if takes else (False,):
+            try:
+                return labels, training, alone(model.train(training), sequences, labels)
+            except Exception as error:
+                failures.append(first_line(error))
+    raise CannotBuild(f"does not run on a sequence alone: {failures[0]}")
+
+
+def run(model: nn.Module, batch: Inputs, labels: bool) -> Outcome:
     """Compute logits, loss and the gradients of the loss (of the logits, weighted, where there is no loss)."""
-    device = next(model.parameters()).device
-    batch = batch.to(device)
-    arguments = dict(batch.arguments)
-    parameters = inspect.signature(model.forward).parameters
-    if "labels" not in parameters:
-        del arguments["labels"]
+    batch = batch.to(next(model.parameters()).device)
+    arguments = {name: value for name, value in batch.arguments.items() if labels or name != "labels"}
     output = model(**arguments)
     logits = batch.split(output.logits)
     loss = getattr(output, "loss", None)
@@ -144,7 +166,7 @@ def run(model: nn.Module, batch: Inputs) -> Outcome:
     gradients = torch.autograd.grad(target, list(named.values()), allow_unused=True)
     return Outcome(
         [piece.detach().double() for piece in logits],
-        None if loss is None else float(loss),
+        None if loss is None else float(loss.detach()),
         {
             name: gradient.detach().double()
             for name, gradient in zip(named, gradients, strict=True)
@@ -160,9 +182,9 @@ def weighted(logits: Sequence[Tensor]) -> Tensor:
     ).sum()
 
 
-def alone(model: nn.Module, sequences: Sequence[Tensor]) -> Outcome:
+def alone(model: nn.Module, sequences: Sequence[Tensor], labels: bool) -> Outcome:
     """Return the outcome of each sequence alone; losses are means over targets, so each counts with its number."""
-    parts = [run(model, inputs(ALONE, [sequence])) for sequence in sequences]
+    parts = [run(model, inputs(ALONE, [sequence]), labels) for sequence in sequences]
     targets = [len(sequence) - 1 for sequence in sequences]
     with_loss = parts[0].loss is not None
     shares = [number / sum(targets) if with_loss else 1.0 for number in targets]
@@ -194,6 +216,16 @@ def errors_of(actual: Outcome, truth: Outcome) -> Errors:
     return Errors(finite(logits / largest), finite(loss), gradients)
 
 
+def finite_logits(outcome: Outcome) -> bool:
+    """Tell whether all logits are numbers."""
+    return all(bool(logits.isfinite().all()) for logits in outcome.logits)
+
+
+def allowance(dtype: torch.dtype) -> Allowance:
+    """Return how far off a way may be in `dtype`."""
+    return FULL if dtype in (torch.float32, torch.float64) else HALF
+
+
 def finite(value: float) -> float:
     """Return `value`, or infinity where it is not a number."""
     return value if value == value else torch.inf
@@ -210,7 +242,7 @@ def first_position(model: nn.Module, sequences: Sequence[Tensor], truth: Outcome
                 logits = logits_of(model, inputs(Way("flattened"), sequences[:1], start=start))
         except Exception:
             return 0
-        if moved(logits, truth.logits[:1], truth) <= FACTOR * rounding.logits:
+        if moved(logits, truth.logits[:1], truth) <= allowance(next(model.parameters()).dtype).factor * rounding.logits:
             return start
     return 0
 
@@ -233,6 +265,7 @@ def check(bench: Bench, implementation: Implementation, ways: Sequence[Way] = WA
     """Hand a family's sequences over in each of `ways`, attended by `implementation`, and compare with the truth."""
     try:
         model = build(bench.family, implementation.built).to(bench.device, bench.dtype)
+        model.train(bench.training)
     except CannotBuild as error:
         return Checked(refusal=str(error))
     with offline(), full_precision(), implementation.attending(model):
@@ -248,7 +281,7 @@ def check_way(bench: Bench, model: nn.Module, way: Way) -> Found:
     others = token_ids(LENGTHS, seed=2)
     changed = [others[i] if i % 2 == 0 else own for i, own in enumerate(bench.sequences)]
     try:
-        actual = run(model, inputs(way, bench.sequences, start=bench.start, pad_id=pad_id))
+        actual = run(model, inputs(way, bench.sequences, start=bench.start, pad_id=pad_id), bench.labels)
         with torch.no_grad():
             logits = logits_of(model, inputs(way, changed, start=bench.start, pad_id=pad_id))
     except Exception as error:
@@ -257,10 +290,10 @@ def check_way(bench: Bench, model: nn.Module, way: Way) -> Found:
     mixed = moved(logits[1::2], actual.logits[1::2], bench.truth)
     units = [error / allowed for error, allowed in zip(errors.values, bench.rounding.values, strict=True)]
     times = max(*units, mixed / bench.rounding.logits)
-    return Found("right" if times <= FACTOR else "wrong", errors, times, mixed)
+    return Found("right" if times <= allowance(bench.dtype).factor else "wrong", errors, times, mixed)
 
 
-def checked(family: Family, implementations: Sequence[Implementation], device: torch.device) -> dict[str, Checked]:
+def checked_with(family: Family, implementations: Sequence[Implementation], device: torch.device) -> dict[str, Checked]:
     """Return what was found of a family with each implementation; CannotBuild where it cannot be built at all."""
     benches: dict[torch.dtype, Bench] = {}
     results: dict[str, Checked] = {}

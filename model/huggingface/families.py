@@ -154,7 +154,9 @@ def small_arguments(chosen: Any) -> dict[str, Any]:
     if "qk_rope_head_dim" in arguments and "head_dim" in arguments:
         # Latent attention calls the rotary part of a head so.
         arguments["head_dim"] = arguments["qk_rope_head_dim"]
-    return {**arguments, **small_layers(values), **given}
+    # A part that is given makes its defaults known; it is made small as others are.
+    whole = {name: value for name, value in given.items() if name not in NESTED}
+    return {**arguments, **small_layers(values), **whole}
 
 
 def small_key_value_heads(values: Mapping[str, Any]) -> int:

@@ -72,8 +72,10 @@ FLATTENED: tuple[Way, ...] = (
 PADDED: tuple[Way, ...] = (
     Way("right", positions=False, mask=True, cache=True),
     Way("right", positions=False, mask=True),
+    Way("right", mask=True, cache=True),
     Way("right", mask=True),
     Way("left", positions=False, mask=True, cache=True),
+    Way("left", mask=True, cache=True),
     Way("left", positions=False, mask=True),
     Way("left", mask=True),
 )

@@ -4,6 +4,12 @@ from typing import Any
 
 #: None leaves a field to be computed from the others.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    # Hybrids whose defaults, in two layers, would have no attention, or attention only.
+    "BambaConfig": {"attn_layer_indices": [1]},
+    "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
+    "JambaConfig": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "Lfm2Config": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "RecurrentGemmaConfig": {"num_hidden_layers": 3},
     "BltConfig": {"encoder_hash_byte_group_vocab": 96},
     "BltLocalEncoderConfig": {"hidden_size_global": 64},
     "BltLocalDecoderConfig": {"hidden_size_global": 64},
@@ -12,12 +18,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"],
         "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-            "full_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            name: {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [3, 3, 2]}
+            for name in ("sliding_attention", "full_attention")
         },
     },
     # The model reads both, and fails on the defaults.
     "DbrxAttentionConfig": {"rope_theta": 10_000.0, "clip_qkv": 8.0},
+    "EsmConfig": {"pad_token_id": 0},
     "Gemma3nTextConfig": {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
@@ -42,13 +49,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 2,
         "hc_lowrank": 8,
     },
+    # In training mode, the only one that it has gradients in, it takes whole chunks only.
     "ReformerConfig": {
         "is_decoder": True,
         "attn_layers": ["local", "lsh"],
-        "axial_pos_shape": [8, 8],
-        "axial_pos_embds_dim": [32, 32],
-        "local_attn_chunk_length": 4,
-        "lsh_attn_chunk_length": 4,
+        "axial_pos_embds": False,
+        "local_attn_chunk_length": 1,
+        "lsh_attn_chunk_length": 1,
         "hash_seed": 0,
     },
     "RoCBertConfig": {

@@ -99,9 +99,15 @@ def load(path: Path) -> Record:
     return record
 
 
-def recorded(folder: Path = FOLDER) -> Record | None:
-    """Return the record of the installed transformers, or None where there is none."""
-    path = folder / f"{version('transformers')}.json"
+def file_name(record: Record) -> str:
+    """Return what the file of a record is called: the version, and the device where it is not a CPU."""
+    device = "" if record["device"] == "cpu" else f"-{record['device']}"
+    return f"{record['transformers']}{device}.json"
+
+
+def recorded(device: str, folder: Path = FOLDER) -> Record | None:
+    """Return the record of the installed transformers on `device`, or None where there is none."""
+    path = folder / file_name({"transformers": version("transformers"), "device": device})
     return load(path) if path.exists() else None
 
 

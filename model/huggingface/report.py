@@ -38,9 +38,14 @@ def markdown(rows: Iterable[Sequence[str]], *columns: str) -> str:
 
 
 def verdicts_of(entry: Mapping[str, Any], layout: str) -> dict[str, list[str]]:
-    """Return each verdict on one layout with the implementations that got it."""
+    """Return each verdict on one layout with the implementations that got it.
+
+    Those that a family has not at all are left out where it has another: they stand among the refusals.
+    """
     texts: dict[str, list[str]] = {}
-    for name, each in entry["implementations"].items():
+    everything = entry["implementations"]
+    had = {name: each for name, each in everything.items() if "refusal" not in each}
+    for name, each in (had or everything).items():
         texts.setdefault(each["verdicts"][layout]["is"], []).append(name)
     return texts
 

@@ -154,6 +154,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), HEAD_DIM),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), HEADS),
+    # A state-space layer twice as wide as the rest: 8 heads of 16.
+    **dict.fromkeys(("mamba_num_heads", "mamba_n_heads"), 2 * HEADS),
+    **dict.fromkeys(("mamba_head_dim", "mamba_d_head", "mamba_headdim"), HEAD_DIM),
+    **dict.fromkeys(("ssm_state_size", "state_size", "mamba_d_state"), 16),
+    "mamba_d_ssm": 2 * HIDDEN,
     "num_key_value_heads": 2,
     "q_lora_rank": 32,
     "kv_lora_rank": 16,
@@ -166,12 +171,24 @@ SIZES: dict[str, Any] = {
 
 #: Sizes of which a smaller default stays what it is.
 AT_MOST: dict[str, int] = dict.fromkeys(
-    ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts", "n_shared_experts"), 2
+    (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+        "n_shared_experts",
+        "n_groups",
+        "mamba_n_groups",
+        "mamba_ngroups",
+    ),
+    2,
 )
 
 #: Sizes that are given where the default is None as well, as others are computed from them.
 NEVER_NONE = frozenset(
     {
+        "vocab_size",
         "head_dim",
         "num_key_value_heads",
         "n_routed_experts",

@@ -1,0 +1,156 @@
+"""Pytest plugin: which families of transformers the packing tests cover, and the report of what they found."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.huggingface.subset import CI_FAMILIES
+from tests.known_failures import KNOWN_LEAKS
+
+ALL, CI = "all", "ci"
+
+#: Where a report goes unless it is told: a record in docs/packing is committed on purpose.
+DEFAULT_FOLDER = "packing-report"
+
+ENTRY = "packing"
+
+
+@dataclass
+class Found:
+    """What this session found, by family, as records keep it: a plugin of its own, as its hook is given no config."""
+
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test found, in the process that writes the report."""
+        if report.when == "call":
+            self.entries.update(value for name, value in report.user_properties if name == ENTRY)
+
+
+FOUND = pytest.StashKey[Found]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("varlen-gate")
+    group.addoption(
+        "--packing-report",
+        nargs="?",
+        const=DEFAULT_FOLDER,
+        metavar="FOLDER",
+        help="with -m huggingface: print which families of the installed transformers are safe to pack, and write "
+        f"Markdown and JSON to FOLDER ({DEFAULT_FOLDER}; --packing-report=docs/packing makes it the record)",
+    )
+    group.addoption(
+        "--packing-families",
+        default=ALL,
+        metavar="all|ci|NAME,NAME",
+        help="with -m huggingface: every family (default), one of each kind, or these",
+    )
+    group.addoption(
+        "--packing-implementations",
+        metavar="NAME,NAME",
+        help="with -m huggingface: these attention implementations (default: eager and sdpa on a CPU, every one on a "
+        "GPU); the project's packed backends have their own names",
+    )
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Tell whether this run may hold packing tests: to find out the families costs seconds."""
+    expression = config.getoption("markexpr")
+    return not expression or "huggingface" in expression
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "packing(*ways): the ways to hand sequences over that a test is about")
+    config.stash[FOUND] = found = Found()
+    config.pluginmanager.register(found)
+    if config.getoption("packing_report") and config.getoption("markexpr") != "huggingface":
+        raise pytest.UsageError("--packing-report reports on the packing tests; run them: pytest -m huggingface.")
+    chosen = config.getoption("packing_families")
+    if chosen not in (ALL, CI):
+        from model.huggingface.families import family_named
+
+        for name in chosen.split(","):
+            try:
+                family_named(name)
+            except ValueError as error:
+                raise pytest.UsageError(f"--packing-families={chosen}: {error}") from None
+    try:
+        implementations(config)
+    except ValueError as error:
+        raise pytest.UsageError(f"--packing-implementations: {error}") from None
+
+
+def families(config: pytest.Config) -> list[Any]:
+    """Return the families that `--packing-families` means, in their order."""
+    from model.huggingface.families import all_families
+
+    chosen = config.getoption("packing_families")
+    names = None if chosen == ALL else CI_FAMILIES.keys() if chosen == CI else chosen.split(",")
+    return [family for family in all_families() if names is None or family.name in names]
+
+
+def implementations(config: pytest.Config) -> list[Any]:
+    """Return the implementations that `--packing-implementations` means; ValueError for one that there is not."""
+    from model.attention import default_device
+    from model.huggingface.implementations import implementation_named, implementations
+
+    device, chosen = default_device(), config.getoption("packing_implementations")
+    if chosen:
+        return [implementation_named(name, device) for name in chosen.split(",")]
+    every = [each for each in implementations(device) if each.missing is None]
+    return every if device == "cuda" else [each for each in every if each.backend is None]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each packing test its families; a leak that the record has is a strict xfail where it is a known one."""
+    if "checked" not in metafunc.fixturenames:
+        return
+    params: list[Any] = []
+    if asked_for(metafunc.config):
+        from model.attention import default_device
+        from model.huggingface.records import recorded
+
+        record = recorded(default_device()) or {"families": {}}
+        marker = metafunc.definition.get_closest_marker("packing")
+        leak = next((leak for leak in KNOWN_LEAKS if leak.test == metafunc.function.__name__), None)
+        names = [each.name for each in implementations(metafunc.config)]
+        for family in families(metafunc.config):
+            entry = record["families"].get(family.name, {})
+            known = leak is not None and marker is not None and leak.strikes(entry, marker.args, names)
+            reason = f"{leak.reason} (docs/reproductions/{leak.reproduction} {family.name})" if leak else ""
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if known else []
+            params.append(pytest.param(family, id=family.name, marks=marks))
+    metafunc.parametrize("checked", params, indirect=True, scope="session")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the report and what changed against the record; write both shapes of the report."""
+    entries = config.stash[FOUND].entries
+    if not entries:
+        return
+    from model.attention import default_device
+    from model.huggingface.records import changes_between, file_name, record_of, recorded, save
+    from model.huggingface.report import report
+
+    record = record_of(entries, default_device())
+    before = recorded(default_device())
+    if before is not None:
+        known = {name: entry for name, entry in before["families"].items() if name in entries}
+        better = [each for each in changes_between({**before, "families": known}, record) if each.direction == "better"]
+        for change in better:
+            terminalreporter.write_line(f"better than recorded: {change}")
+        if better:
+            terminalreporter.write_line(
+                "Record it: pytest -m huggingface --packing-report=docs/packing, and commit the files."
+            )
+    folder = config.getoption("packing_report")
+    if folder:
+        path = Path(folder) / file_name(record)
+        save(record, path)
+        text = report(record)
+        path.with_suffix(".md").write_text(text)
+        terminalreporter.section(f"packing report: {path} and {path.with_suffix('.md').name}")
+        terminalreporter.write_line(text)

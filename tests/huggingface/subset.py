@@ -1,0 +1,27 @@
+"""The families that CI checks on every change: one of each kind of architecture, and each way to go wrong."""
+
+CI_FAMILIES: dict[str, str] = {
+    "gpt2": "learned positions",
+    "llama": "rotary positions, grouped-query heads; most families are of this kind",
+    "falcon": "a single key-value head, old masking code",
+    "bloom": "ALiBi: positions come from the mask",
+    "opt": "learned positions with an offset, counted from the mask",
+    "roberta": "an encoder as decoder; positions count from the padding id",
+    "bart": "the decoder of an encoder-decoder",
+    "xlnet": "relative positions and two streams; refuses position_ids",
+    "mistral": "a sliding window in every layer",
+    "gemma3_text": "sliding and full layers in turn, soft-capped logits",
+    "llama4_text": "chunked attention, experts",
+    "gpt_oss": "attention sinks, experts, sliding layers",
+    "mixtral": "experts",
+    "deepseek_v3": "latent attention, grouped experts",
+    "deepseek_v32": "sparse attention: an indexer chooses keys",
+    "mamba2": "a state-space model",
+    "jamba": "state-space and attention layers in turn, experts",
+    "lfm2": "short convolutions and attention in turn",
+    "qwen3_next": "gated delta rule and attention in turn",
+    "minimax": "linear attention and softmax attention in turn",
+    "recurrent_gemma": "gated linear recurrences",
+    "rwkv": "a recurrent network",
+    "modernbert": "an encoder with an unpadded path, local and global layers",
+}
