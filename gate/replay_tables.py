@@ -52,7 +52,12 @@ def _wrapped(block: str) -> str:
 def _of_what(figures: Figures) -> str:
     data, replay = figures["data"], figures["replay"]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items() if version)
-    took = "" if data["process_s"] is None else f"; a process takes {data['process_s']:.0f} s"
+    took, own = "", sum(data["cell_s"].values())
+    if data["process_s"] is not None:
+        rest = max(data["process_s"] - own, 0)
+        took = (
+            f"; a process takes {data['process_s']:.0f} s, {own:.0f} s of them in its cells' steps ({rest:.0f} s not)"
+        )
     left = f" Left out: {'; '.join(f'{c} ({why})' for c, why in data['left_out'].items())}." if data["left_out"] else ""
     return (
         f"`{replay['command']}`\n\n"
