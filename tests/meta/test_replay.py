@@ -152,11 +152,14 @@ def test_a_process_of_few_cells_costs_its_start_and_theirs() -> None:
     assert source.seconds([CELLS[0]]) == pytest.approx(120 - source.cell_s[CELLS[1]])
 
 
-def test_figures_tell_the_cell_and_count_all_comparisons() -> None:
+def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "CURVE", (0.005, 0.05))
+    monkeypatch.setattr(replay, "SIZES", (0.05,))
     found = figures(data(cells=2), 2, 1, others=False)
     assert [row["comparisons"] for row in found["false_alarms"]] == [2, 2]
     five = [row for row in found["sensitivity"] if row["size"] == 0.05]
     assert len(five) == 6
+    assert {row["detected"] for row in found["sensitivity"] if row["size"] == 0.005} == {0.0}
     assert {row["detected"] for row in five} == {1.0}
     assert {row["worst_cell"] for row in five} == {1.0}
     assert {row["another_cell"] for row in five} == {0.0}
