@@ -63,12 +63,14 @@ NEEDS = {
 class Attention:
     """A backend as the two functions that transformers calls.
 
-    For the forward that comes, the mask function uses `segments` of the row, or what was `given` as it is.
+    For the forward that comes, the mask function uses `segments` of the row, or what was `given` as it is; `asked`
+    tells that it was called.
     """
 
     backend: Backend
     segments: PackedBatch | None = None
     given: Prepared | None = None
+    asked: bool = False
     checked: set[Case] = field(default_factory=set)
 
     @property
@@ -96,10 +98,11 @@ class Attention:
         A mask of padding that hides nothing, and a cache that is empty, change nothing: neither says where sequences
         begin.
         """
+        self.asked = True
         if self.given is not None:
             return self.given
-        # Before version 5, transformers gave the positions in the cache in place of the length.
-        length = kv_length if q_length is None and cache_position is None else q_length or len(cache_position or ())
+        # Up to 5.0 at least, transformers gave the positions in the cache in place of the length.
+        length = q_length if cache_position is None else len(cache_position)
         if batch_size != 1:
             refuse(self.name, f"takes sequences flattened into one row; got a batch of {batch_size} rows")
         if length != kv_length or q_offset:
@@ -221,6 +224,7 @@ def attending(model: torch.nn.Module, backend: Backend) -> Iterator[str]:
 
     The segments are taken from what the model itself is called with, before its layers run: whatever they are handed,
     and outside of what is compiled of them. Without `cu_seq_lens_q`, `seq_idx` and `position_ids` a row is one segment.
+    A forward that never asks for a mask is a ValueError: such a model has its own attention, or none.
     """
     from transformers import PreTrainedModel
 
@@ -229,11 +233,12 @@ def attending(model: torch.nn.Module, backend: Backend) -> Iterator[str]:
     before = [(config, config._attn_implementation) for config in configs.values()]
     hooks = [
         model.register_forward_pre_hook(_told_by(attention, inspect.signature(model.forward)), with_kwargs=True),
-        model.register_forward_hook(lambda *_: setattr(attention, "segments", None), always_call=True),
+        model.register_forward_hook(_forgetting(attention), always_call=True),
     ]
     with attention.registered() as name:
         try:
-            model.set_attn_implementation(name)  # type: ignore[operator]
+            for config, _ in before:
+                config._attn_implementation = name
             yield name
         finally:
             for hook in hooks:
@@ -247,9 +252,22 @@ def _told_by(attention: Attention, signature: inspect.Signature) -> Callable[...
         given = dict(zip(signature.parameters, args, strict=False)) | kwargs
         tokens: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
         rows, length = tokens.shape[:2]
-        attention.segments = None
         if rows == 1:
             whole = torch.tensor([0, length], dtype=torch.int32, device=tokens.device)
             attention.segments = told_segments(given, (1, length)) or segments_between(whole, length)
 
     return before
+
+
+def _forgetting(attention: Attention) -> Callable[..., None]:
+    def after(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        asked, attention.asked, attention.segments = attention.asked, False, None
+        # There is no output where the forward itself raised.
+        if output is not None and not asked:
+            refuse(
+                attention.name,
+                f"was not asked for a mask by {type(module).__name__}, which does not attend through transformers' "
+                "AttentionInterface",
+            )
+
+    return after

@@ -20,7 +20,8 @@ from model.decoder import DecoderConfig
 from model.huggingface.attention import Attention
 from model.huggingface.masks import Prepared
 
-REQUIRES = Requirement("transformers", "4.53", "pip install -U transformers")
+#: GPT-2 of 4.53 makes its own mask, which knows no flattened rows.
+REQUIRES = Requirement("transformers", "4.55", "pip install -U transformers")
 
 #: GPT-2's default, and the article's: of embeddings, of what goes into the residual stream, of attention.
 DROPOUT = 0.1

@@ -61,8 +61,7 @@ def named(backend: Backend) -> str:
 
 @pytest.fixture(scope="module", params=[gpt2, llama], ids=lambda make: make.__name__)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    made = request.param()
-    made.set_attn_implementation("eager")
+    made: nn.Module = request.param(attn_implementation="eager")
     return made
 
 
@@ -80,8 +79,7 @@ def test_a_flattened_row_equals_each_sequence_alone(model: nn.Module, backend: B
 @pytest.mark.parametrize("backend", EVALUATING, ids=named)
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_an_evaluated_row_equals_each_sequence_alone(make: Make, backend: Backend) -> None:
-    made, ids = make(torch.float32), sequences()
-    made.set_attn_implementation("eager")
+    made, ids = make(torch.float32, attn_implementation="eager"), sequences()
     expected = alone(made, ids, backward=False)
     with attending(made, backend):
         found = computed(made, flattened(ids), backward=False)
@@ -123,10 +121,10 @@ def test_attention_registered_without_its_mask_leaks_and_is_seen_to(model: nn.Mo
     expected = alone(model, ids)
     AttentionInterface.register("planted", AttentionInterface._global_mapping["sdpa"])
     try:
-        model.set_attn_implementation("planted")
+        model.config._attn_implementation = "planted"
         found = computed(model, flattened(ids) | {"use_cache": False})
     finally:
-        model.set_attn_implementation("eager")
+        model.config._attn_implementation = "eager"
         AttentionInterface._global_mapping.pop("planted")
     assert {"logits", "loss"} <= set(differing(found, expected))
 
@@ -210,8 +208,7 @@ def test_a_sliding_window_shorter_than_a_sequence_is_refused() -> None:
 
 
 def test_a_sliding_window_that_hides_nothing_is_none() -> None:
-    made, ids = mistral(sliding_window=9), sequences()
-    made.set_attn_implementation("eager")
+    made, ids = mistral(sliding_window=9, attn_implementation="eager"), sequences()
     expected = alone(made, ids)
     with attending(made, backend_named("sdpa_loop")):
         assert differing(computed(made, flattened(ids)), expected) == []
@@ -249,6 +246,14 @@ def test_other_needs_of_a_layer_are_refused_by_name() -> None:
     config = Gemma2Config(vocab_size=61, head_dim=16, intermediate_size=96, pad_token_id=0, **sizes)
     text = refusal(Gemma2ForCausalLM(config), flattened(sequences()))
     assert "does not do soft-capped scores, which Gemma2Attention asks for (softcap)" in text
+
+
+def test_a_model_that_attends_by_itself_is_refused() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": 61, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 1, "pad_token_id": 0}
+    text = refusal(MambaForCausalLM(MambaConfig(**sizes)), {"input_ids": flattened(sequences())["input_ids"]})
+    assert "was not asked for a mask by MambaForCausalLM" in text
 
 
 def test_full_attention_over_a_causal_mask_is_refused() -> None:
