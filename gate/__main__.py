@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
 COMMANDS: dict[str, str] = {
-    "ab": "gate.ab",
+    "ab": "gate.ab.command",
     "history": "gate.history",
-    "promote": "gate.promote",
+    "promote": "gate.baseline.promote",
     "record": "gate.recording",
-    "replay": "gate.replay",
+    "replay": "gate.replay.command",
 }
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from gate import baselines
-from gate.baselines import Process
+from gate.baseline import baselines
+from gate.baseline.baselines import Process
 from gate.estimates import estimate
 from gate.records import format_ms
 
@@ -34,7 +34,7 @@ LEAST = 2
 #: The probability that a cell without changes is said to have one, over all places where it might be.
 ALPHA = 0.001
 
-#: Smaller changes are true at best, and never of use (gate/verdicts.py has the same threshold).
+#: Smaller changes are true at best, and never of use (gate/baseline/verdicts.py has the same threshold).
 PRACTICAL = 0.01
 
 #: Of a change point, in units of variance times log count. The BIC's 2 splits noise up.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gate import environment
-from gate.comparing import Comparing, add_options
+from gate.baseline.comparing import Comparing, add_options
 from gate.progress import Progress
 from gate.records import Journal, Record, load_record
 from gate.table import WIDE, tables

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gate.baselines import Baseline, Process
+from gate.baseline.baselines import Baseline, Process
 from gate.records import cell_id
 
 START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.pairs import Threshold, confirmed, flagged, screened_shift, spreads
+from gate.ab.pairs import Threshold, confirmed, flagged, screened_shift, spreads
 
 Floats = NDArray[np.float64]
 

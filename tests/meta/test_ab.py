@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from gate import ab, ab_plan, ab_run, worktrees
 from gate.__main__ import main
+from gate.ab import command as ab
+from gate.ab import plan as ab_plan
+from gate.ab import run as ab_run
+from gate.ab import worktrees
 from gate.processes import run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
 

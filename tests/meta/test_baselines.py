@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gate.__main__ import main
-from gate.baselines import INDEX, find, load, newest_for
+from gate.baseline.baselines import INDEX, find, load, newest_for
 from tests.meta.gate_cells import LOG, MACHINE, START, key, timed
 
 pytestmark = pytest.mark.meta

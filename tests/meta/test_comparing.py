@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from gate import comparing, confirming
 from gate.__main__ import main
+from gate.baseline import comparing, confirming
 from tests.meta.test_records import FA2, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
 
 pytestmark = pytest.mark.meta

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gate.__main__ import main
-from gate.baselines import Process
+from gate.baseline.baselines import Process
 from gate.history import Course, Point, changes, courses, shifts, sparkline
 
 pytestmark = pytest.mark.meta

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gate.noise import DEFAULT_DF, PROCESS_DEFAULTS, SESSION_DEFAULTS, family_quantile, noise
+from gate.baseline.noise import DEFAULT_DF, PROCESS_DEFAULTS, SESSION_DEFAULTS, family_quantile, noise
 
 pytestmark = pytest.mark.meta
 

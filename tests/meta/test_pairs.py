@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gate.pairs import Spread, Threshold, confirmed, flagged, screened_shift, sign_flip_p, spreads, visible
+from gate.ab.pairs import Spread, Threshold, confirmed, flagged, screened_shift, sign_flip_p, spreads, visible
 from tests.meta.power import EVAL, TRAIN, World, rates
 
 pytestmark = pytest.mark.meta

@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gate import estimates, replay, replay_rivals
+from gate import estimates
 from gate.__main__ import main
-from gate.baselines import Process
+from gate.baseline.baselines import Process
 from gate.estimates import estimate
 from gate.records import cell_id
-from gate.remembering import remembered
-from gate.replay import figures
-from gate.replay_components import components
-from gate.replay_data import Data, Recording, comparable, read
-from gate.replay_effects import KINDS, step_ms
-from gate.replay_rules import Planted, ab, against_baseline, dealt, rules, shuffled
-from gate.replay_tables import BEGIN, END, NO_FIGURES, figures_path, markdown, written
+from gate.replay import command as replay
+from gate.replay import rivals as replay_rivals
+from gate.replay.command import figures
+from gate.replay.components import components
+from gate.replay.data import Data, Recording, comparable, read
+from gate.replay.effects import KINDS, step_ms
+from gate.replay.remembering import remembered
+from gate.replay.rules import Planted, ab, against_baseline, dealt, rules, shuffled
+from gate.replay.tables import BEGIN, END, NO_FIGURES, figures_path, markdown, written
 from tests.meta.gate_cells import MACHINE, START, key, timed
 
 pytestmark = pytest.mark.meta

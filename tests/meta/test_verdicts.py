@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from gate.baseline.verdicts import Comparison, Rule, Verdict
 from gate.records import cell_id
-from gate.verdicts import Comparison, Rule, Verdict
 from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
 
 pytestmark = pytest.mark.meta

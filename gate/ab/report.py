@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gate.ab_judge import Found
-from gate.ab_run import Pair, log_ratios
+from gate.ab.judge import Found
+from gate.ab.run import Pair, log_ratios
+from gate.baseline.report import counts
+from gate.baseline.verdicts import CellVerdict
 from gate.processes import write_json
 from gate.records import format_ms
-from gate.report import counts
 from gate.table import WIDE, markdown_box, render
-from gate.verdicts import CellVerdict
 
 SCHEMA = 1
 

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from gate.ab_judge import judge
-from gate.ab_plan import SIDES, Plan, planned, resumed
-from gate.ab_report import write_report
-from gate.ab_run import Duel
+from gate.ab.judge import judge
+from gate.ab.plan import SIDES, Plan, planned, resumed
+from gate.ab.report import write_report
+from gate.ab.run import Duel
+from gate.ab.worktrees import checkout
 from gate.processes import Side
 from gate.selecting import ROOT, add_selection
-from gate.worktrees import checkout
 
 #: What shells give a program that Ctrl-C ended.
 INTERRUPTED = 130

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gate.doubts import foreign_processes, throttled
+from gate.baseline.doubts import foreign_processes, throttled
 from gate.records import Record, cells
 
 Info = dict[str, Any]

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gate.baselines import Process
+from gate.baseline.baselines import Process
+from gate.baseline.verdicts import STRICT, THRESHOLD_PERCENT, CellVerdict, Comparison, Verdict
 from gate.cause import cause
 from gate.records import format_ms
 from gate.table import WIDE, markdown_box, render
-from gate.verdicts import STRICT, THRESHOLD_PERCENT, CellVerdict, Comparison, Verdict
 
 #: Cells that are the same and call for no word are counted, not listed, beyond so many.
 FEW = 4

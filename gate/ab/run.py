@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gate.disturbances import control_shifts, disturbance
+from gate.ab.disturbances import control_shifts, disturbance
 from gate.estimates import Estimate, estimate
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells

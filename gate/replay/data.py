@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gate import baselines, doubts
-from gate.baselines import Infos, Process
+from gate.baseline import baselines, doubts
+from gate.baseline.baselines import Infos, Process
 from gate.estimates import Estimate, estimate
 from gate.records import Record, cell_id, load_record
 

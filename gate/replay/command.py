@@ -18,16 +18,16 @@ import numpy as np
 from pytest_benchmark import __version__ as pytest_benchmark_version
 
 from gate import estimates
+from gate.baseline.comparing import CONFIRM
 from gate.cause import host_bound
-from gate.comparing import CONFIRM
 from gate.processes import write_json
-from gate.remembering import remembered
-from gate.replay_components import components
-from gate.replay_data import Data, comparable, read
-from gate.replay_effects import KINDS, Kind
-from gate.replay_rivals import RUNS, installed, judged, pairs_wanted, remembering, rivals
-from gate.replay_rules import BASELINE, CONFIRM_PAIRS, SCREEN_PAIRS, Outcome, Planted, rules
-from gate.replay_tables import figures_path, markdown, written
+from gate.replay.components import components
+from gate.replay.data import Data, comparable, read
+from gate.replay.effects import KINDS, Kind
+from gate.replay.remembering import remembered
+from gate.replay.rivals import RUNS, installed, judged, pairs_wanted, remembering, rivals
+from gate.replay.rules import BASELINE, CONFIRM_PAIRS, SCREEN_PAIRS, Outcome, Planted, rules
+from gate.replay.tables import figures_path, markdown, written
 
 #: Slowdowns, as shares: those of the power curve, and those that every kind of slowdown is tried with.
 CURVE, SIZES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05), (0.01, 0.02, 0.05)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gate import doubts
-from gate.baselines import Baseline, Process
+from gate.baseline import doubts
+from gate.baseline.baselines import Baseline, Process
+from gate.baseline.noise import Group, Noise, family_quantile, noise
 from gate.estimates import Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.noise import Group, Noise, family_quantile, noise
 from gate.records import NO_TIME_WORDS
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gate.baselines import Process
+from gate.baseline.baselines import Process
 
 Info = dict[str, Any]
 

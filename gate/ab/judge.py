@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gate.ab_causes import costlier_causes, slower_causes
-from gate.ab_run import Duel, Pair, failures, log_ratios
-from gate.cause import Cause
-from gate.exact import Finding, compare
-from gate.pairs import (
+from gate.ab.causes import costlier_causes, slower_causes
+from gate.ab.pairs import (
     FEWEST_PAIRS,
     Shift,
     Spread,
@@ -22,8 +19,11 @@ from gate.pairs import (
     spreads,
     visible,
 )
+from gate.ab.run import Duel, Pair, failures, log_ratios
+from gate.baseline.verdicts import CellVerdict, Verdict
+from gate.cause import Cause
+from gate.exact import Finding, compare
 from gate.records import cells
-from gate.verdicts import CellVerdict, Verdict
 
 #: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
 TO_BE_SEEN = 2.0

@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gate.pairs import FEWEST_PAIRS, MOST_PAIRS, Threshold
+from gate.ab.pairs import FEWEST_PAIRS, MOST_PAIRS, Threshold
+from gate.ab.worktrees import resolved
 from gate.processes import write_json
 from gate.selecting import ROOT, selection
-from gate.worktrees import resolved
 
 SCHEMA = 1
 SIDES = ("base", "head")

@@ -21,10 +21,10 @@ from pytest_benchmark.stats import Stats
 from pytest_benchmark.utils import parse_compare_fail
 
 from gate.records import Record
-from gate.remembering import remembered
-from gate.replay_data import Data, Recording
-from gate.replay_effects import step_ms
-from gate.replay_rules import Outcome, Planted, shuffled
+from gate.replay.data import Data, Recording
+from gate.replay.effects import step_ms
+from gate.replay.remembering import remembered
+from gate.replay.rules import Outcome, Planted, shuffled
 
 #: As many runs a side as benchmatrix asks for.
 RUNS = 5

@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from gate import doubts
-from gate.baselines import Process, file_name, load, process_of, write
+from gate.baseline import doubts
+from gate.baseline.baselines import Process, file_name, load, process_of, write
 from gate.estimates import estimate
 from gate.records import load_record
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     sessions = {process.session for _, process in named}
     print(f"{target}: {len(named)} processes of {len(sessions)} sessions, {len(named[0][1].cells)} cells.")
     if len(named) < ENOUGH:
-        print(f"Fewer than {ENOUGH} processes do not show the noise between them; defaults stand in (gate/noise.py).")
+        print(f"Fewer than {ENOUGH} processes do not show the noise between them; defaults stand in (docs/gate.md).")
     print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
     return 0
 

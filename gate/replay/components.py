@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gate.baseline.noise import Component, Group, noise
 from gate.estimates import Estimate, estimate
-from gate.noise import Component, Group, noise
-from gate.replay_data import Data
-from gate.replay_effects import step_ms
+from gate.replay.data import Data
+from gate.replay.effects import step_ms
 
 Floats = NDArray[np.float64]
 
@@ -18,8 +18,8 @@ def components(data: Data) -> list[dict[str, Any]]:
     """A row for each clock, mode and execution: standard deviations of log times, as shares, and what they rest on.
 
     *step*: all timed steps of a cell in one process, whose batches differ in length. *round*: one timed step about its
-    batch's and its process's level. *process* and *session*: of the gate's estimate of a cell's time (gate/noise.py),
-    None where these records cannot show it.
+    batch's and its process's level. *process* and *session*: of the gate's estimate of a cell's time
+    (gate/baseline/noise.py), None where these records cannot show it.
     """
     groups: dict[Group, list[str]] = {}
     for cell in data.cells:
@@ -30,7 +30,7 @@ def components(data: Data) -> list[dict[str, Any]]:
 
 def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     estimates = {cell: _estimates(data, cell) for cell in cells}
-    # As gate/verdicts.py compares them.
+    # As gate/baseline/verdicts.py compares them.
     paced = all(one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs))
     found = noise(group, {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()})
     step, round_ = _within(data, cells)

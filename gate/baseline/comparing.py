@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gate.baselines import Baseline, find, load, newest_for, process_of
-from gate.confirming import timed_again
+from gate.baseline.baselines import Baseline, find, load, newest_for, process_of
+from gate.baseline.confirming import timed_again
+from gate.baseline.report import lines
+from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict
 from gate.records import Record, cell_id, matches, workloads
-from gate.report import lines
-from gate.verdicts import CellVerdict, Comparison, Rule, Verdict
 
 #: Options that only a comparison reads, and the values that stand for not given.
 ONLY_COMPARING: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """The gate's two ways to compare, run on recorded processes: `gate ab`, and a new process against a baseline.
 
-The judges are those of live runs (gate/ab_judge.py, gate/verdicts.py); only where processes come from differs.
+The judges are those of live runs (gate/ab/judge.py, gate/baseline/verdicts.py); only where processes come from differs.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from gate.ab_judge import judge
-from gate.ab_plan import SIDES
-from gate.ab_run import Duel
-from gate.baselines import Baseline, Infos, Process
+from gate.ab.judge import judge
+from gate.ab.pairs import Threshold
+from gate.ab.plan import SIDES
+from gate.ab.run import Duel
+from gate.baseline.baselines import Baseline, Infos, Process
+from gate.baseline.comparing import CONFIRM
+from gate.baseline.verdicts import CellVerdict, Comparison, Verdict
 from gate.cause import cause
-from gate.comparing import CONFIRM
-from gate.pairs import Threshold
 from gate.processes import Side
 from gate.records import Record, cells
-from gate.replay_data import Data, Recording
-from gate.replay_effects import Kind
-from gate.verdicts import CellVerdict, Comparison, Verdict
+from gate.replay.data import Data, Recording
+from gate.replay.effects import Kind
 
 #: `gate ab`'s own defaults.
 SCREEN_PAIRS, CONFIRM_PAIRS, ALPHA = 2, 6, 0.05
 
-#: As many processes as a baseline has at least (gate/promote.py), where there are so many.
+#: As many processes as a baseline has at least (gate/baseline/promote.py), where there are so many.
 BASELINE = 5
 
 
@@ -146,7 +146,7 @@ def _against(
     seconds = data.seconds(data.cells) + (CONFIRM * data.seconds(suspects) if suspects else 0.0)
     verdicts = comparison.judge(confirmed)
     slower = [one.cell for one in verdicts if one.verdict == Verdict.REGRESSED and one.change is not None]
-    # As gate/report.py looks for it.
+    # As gate/baseline/report.py looks for it.
     causes = {cell: cause(now.cells[cell], then[-1].cells[cell]).kind for cell in slower}
     return _outcome(verdicts, causes, len(suspects), seconds)
 

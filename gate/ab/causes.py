@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gate.ab_run import Duel, Pair
+from gate.ab.run import Duel, Pair
 from gate.cause import Cause, cause
 from gate.records import cells
 

@@ -1,0 +1,1 @@
+"""`python -m gate ab`: two commits or environments in turn, by pairs of fresh processes."""
