@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.huggingface.families import CannotBuild, Family, build, first_line, offline, token_ids
 from model.huggingface.implementations import Implementation
-from model.huggingface.inputs import ALONE, LENGTHS, WAYS, Inputs, Way, inputs
+from model.huggingface.inputs import ALONE, LENGTHS, Inputs, Way, inputs
 from model.reference import full_precision
 
 State = Literal["right", "wrong", "refused"]
@@ -261,15 +261,18 @@ def moved(logits: Sequence[Tensor], before: Sequence[Tensor], truth: Outcome) ->
     return finite(max(distances, default=0.0) / largest)
 
 
-def check(bench: Bench, implementation: Implementation, ways: Sequence[Way] = WAYS) -> Checked:
-    """Hand a family's sequences over in each of `ways`, attended by `implementation`, and compare with the truth."""
+def check(bench: Bench, implementation: Implementation, ways: Sequence[Way] = ()) -> Checked:
+    """Hand a family's sequences over to a model that attends with `implementation`, and compare with the truth.
+
+    `ways` are those that the implementation is for where none are given.
+    """
     try:
         model = build(bench.family, implementation.built).to(bench.device, bench.dtype)
         model.train(bench.training)
     except CannotBuild as error:
         return Checked(refusal=str(error))
     with offline(), full_precision(), implementation.attending(model):
-        found = {way: check_way(bench, model, way) for way in ways}
+        found = {way: check_way(bench, model, way) for way in ways or implementation.ways}
     return Checked(found, bench.start, bench.rounding)
 
 

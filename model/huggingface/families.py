@@ -91,7 +91,9 @@ def family_named(name: str) -> Family:
             return family
     known = [family.name for family in all_families()]
     close = [other for other in known if name.lower()[:4] in other] or known[:5]
-    raise ValueError(f"transformers has no language-model family {name!r}; there are {', '.join(close)}, ...")
+    raise ValueError(
+        f"there is no language-model family {name!r} in this transformers; there are {', '.join(close)}, ..."
+    )
 
 
 def has_unpadded_path(family: Family) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from model.attention import BACKENDS, Backend, Case, Device, Mode
+from model.huggingface.inputs import FLATTENED, WAYS, Way
 from model.huggingface.sizes import HEAD_DIM, HEADS
 
 
@@ -24,6 +25,11 @@ class Implementation:
     dtype: torch.dtype
     missing: str | None = None
     backend: Backend | None = None
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways to hand sequences over that it is for: this project's backends take flattened rows."""
+        return WAYS if self.backend is None else FLATTENED
 
     @contextmanager
     def attending(self, model: nn.Module) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,8 @@ def state_of(entry: Any) -> str:
 
 def implementation_entry(checked: Checked) -> dict[str, Any]:
     """Return what a record keeps of a family with one implementation."""
-    verdicts = {layout: verdict(checked, layout) for layout in LAYOUTS}
+    layouts = [layout for layout in LAYOUTS if checked.refusal or any(way.layout == layout for way in checked.found)]
+    verdicts = {layout: verdict(checked, layout) for layout in layouts}
     entry: dict[str, Any] = {
         "verdicts": {
             layout: {"is": str(each), "grade": each.grade, **({"message": each.message} if each.message else {})}
@@ -51,10 +52,8 @@ def implementation_entry(checked: Checked) -> dict[str, Any]:
     }
     if checked.refusal:
         return {**entry, "refusal": checked.refusal}
-    times = [found.times for found in checked.found.values() if found.errors is not None]
     right = [found.times for found in checked.found.values() if found.state == "right"]
     wrong = [found.times for found in checked.found.values() if found.state == "wrong"]
-    assert len(times) == len(right) + len(wrong)
     return {
         **entry,
         "most_times_right": rounded(max(right, default=0.0)),
@@ -82,6 +81,17 @@ def record_of(entries: Mapping[str, Any], device: str) -> Record:
         "device": device,
         "families": dict(sorted(entries.items())),
     }
+
+
+def merged(before: Record, found: Record) -> Record:
+    """Return `before` with what `found` has of the same version: a run of a few families or implementations."""
+    families = {
+        name: {**entry, "implementations": before["families"][name]["implementations"] | entry["implementations"]}
+        if "implementations" in entry and "implementations" in before["families"].get(name, {})
+        else entry
+        for name, entry in found["families"].items()
+    }
+    return {**found, "families": dict(sorted({**before["families"], **families}.items()))}
 
 
 def load(path: Path) -> Record:
@@ -195,12 +205,11 @@ def changes_between(before: Record, after: Record) -> list[Change]:
     return changes
 
 
-def summary(entry: Mapping[str, Any], layouts: Sequence[str] = ("flattened",)) -> str:
+def summary(entry: Mapping[str, Any]) -> str:
     """Return a family's verdicts in a few words: those on flattened rows."""
     if "cannot_build" in entry:
         return f"cannot be built ({entry['cannot_build']})"
     texts: dict[str, list[str]] = {}
     for name, each in entry["implementations"].items():
-        for layout in layouts:
-            texts.setdefault(each["verdicts"][layout]["is"], []).append(name)
+        texts.setdefault(each["verdicts"]["flattened"]["is"], []).append(name)
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in texts.items())

@@ -7,6 +7,7 @@ python -m model.huggingface.report reproduce FAMILY [IMPLEMENTATION [WAY]]
 
 import argparse
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def verdicts_of(entry: Mapping[str, Any], layout: str) -> dict[str, list[str]]:
     everything = entry["implementations"]
     had = {name: each for name, each in everything.items() if "refusal" not in each}
     for name, each in (had or everything).items():
-        texts.setdefault(each["verdicts"][layout]["is"], []).append(name)
+        if layout in each["verdicts"]:
+            texts.setdefault(each["verdicts"][layout]["is"], []).append(name)
     return texts
 
 
@@ -79,9 +81,8 @@ def by_verdict(record: Record) -> str:
     groups: dict[str, list[str]] = {}
     for name, entry in record["families"].items():
         if "cannot_build" not in entry:
-            text = cell(entry, "flattened")
             # How far off a family is stands in its own row.
-            groups.setdefault(text.partition(" (")[0] if "; " not in text else "by implementation", []).append(name)
+            groups.setdefault(re.sub(r" \([^)]*\)", "", cell(entry, "flattened")), []).append(name)
     rows = [
         (text, str(len(names)), ", ".join(names)) for text, names in sorted(groups.items(), key=lambda g: -len(g[1]))
     ]

@@ -42,7 +42,7 @@ def verdict(checked: Checked, layout: Layout) -> Verdict:
     """
     if checked.refusal:
         return Verdict("refuses", message=checked.refusal)
-    ways = [way for way in (*FLATTENED, *PADDED) if way.layout == layout]
+    ways = [way for way in (*FLATTENED, *PADDED) if way.layout == layout and (checked.refusal or way in checked.found)]
     found = {way: checked.found[way] for way in ways}
     base = next((way for way in ways if found[way].state == "right"), None)
     if base is None:

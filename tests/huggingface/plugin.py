@@ -17,7 +17,7 @@ DEFAULT_FOLDER = "packing-report"
 ENTRY = "packing"
 
 
-@dataclass
+@dataclass(eq=False)
 class Found:
     """What this session found, by family, as records keep it: a plugin of its own, as its hook is given no config."""
 
@@ -60,6 +60,11 @@ def asked_for(config: pytest.Config) -> bool:
     """Tell whether this run may hold packing tests: to find out the families costs seconds."""
     expression = config.getoption("markexpr")
     return not expression or "huggingface" in expression
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave these tests alone where others are asked for: to import transformers takes seconds."""
+    return True if collection_path == Path(__file__).parent and not asked_for(config) else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -132,7 +137,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not entries:
         return
     from model.attention import default_device
-    from model.huggingface.records import changes_between, file_name, record_of, recorded, save
+    from model.huggingface.records import changes_between, file_name, load, merged, record_of, recorded, save
     from model.huggingface.report import report
 
     record = record_of(entries, default_device())
@@ -149,6 +154,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     folder = config.getoption("packing_report")
     if folder:
         path = Path(folder) / file_name(record)
+        if path.exists():
+            # A run of a few families or implementations leaves the others as they were.
+            record = merged(load(path), record)
         save(record, path)
         text = report(record)
         path.with_suffix(".md").write_text(text)

@@ -10,7 +10,7 @@ import pytest
 from model.huggingface.checks import Checked, Errors, Found
 from model.huggingface.families import Family
 from model.huggingface.inputs import FLATTENED, WAYS, Way
-from model.huggingface.records import changes_between, family_changes, family_entry, load, record_of, save
+from model.huggingface.records import changes_between, family_changes, family_entry, load, merged, record_of, save
 from model.huggingface.report import difference, report
 from model.huggingface.verdicts import Verdict, verdict
 from tests.known_failures import KNOWN_LEAKS
@@ -72,6 +72,18 @@ def test_a_record_can_be_read_again(tmp_path: Path) -> None:
     save(record, tmp_path / "record.json")
     assert load(tmp_path / "record.json") == json.loads(json.dumps(record))
     assert "1 not built" in report(record)
+
+
+def test_a_run_of_a_few_leaves_the_others_in_the_record() -> None:
+    before = record_of({"gpt2": entry(checked()), "llama": entry(checked())}, "cpu")
+    rows = Checked(dict.fromkeys(FLATTENED, LEAKS))
+    found = record_of({"gpt2": family_entry(FAMILY, {"own": rows}), "new": family_entry(FAMILY, "Error: no")}, "cpu")
+    families = merged(before, found)["families"]
+    assert list(families) == ["gpt2", "llama", "new"]
+    assert families["gpt2"]["implementations"].keys() == {"sdpa", "own"}
+    assert families["gpt2"]["implementations"]["own"]["verdicts"].keys() == {"flattened"}
+    assert families["llama"] == before["families"]["llama"]
+    assert "sdpa: safe; own: leaks" in report(merged(before, found))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
