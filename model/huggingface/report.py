@@ -52,9 +52,14 @@ def verdicts_of(entry: Mapping[str, Any], layout: str) -> dict[str, list[str]]:
     return texts
 
 
-def cell(entry: Mapping[str, Any], layout: str) -> str:
-    """Return the verdict on one layout; where implementations differ, each with its own."""
-    texts = verdicts_of(entry, layout)
+def cell(entry: Mapping[str, Any], layout: str, *, grades: bool = False) -> str:
+    """Return the verdict on one layout; where implementations differ, each with its own.
+
+    `grades` leaves out how far off each is.
+    """
+    texts: dict[str, list[str]] = {}
+    for text, names in verdicts_of(entry, layout).items():
+        texts.setdefault(re.sub(r" \([^)]*\)", "", text) if grades else text, []).extend(names)
     if len(texts) == 1:
         return next(iter(texts))
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
@@ -81,8 +86,7 @@ def by_verdict(record: Record) -> str:
     groups: dict[str, list[str]] = {}
     for name, entry in record["families"].items():
         if "cannot_build" not in entry:
-            # How far off a family is stands in its own row.
-            groups.setdefault(re.sub(r" \([^)]*\)", "", cell(entry, "flattened")), []).append(name)
+            groups.setdefault(cell(entry, "flattened", grades=True), []).append(name)
     rows = [
         (text, str(len(names)), ", ".join(names)) for text, names in sorted(groups.items(), key=lambda g: -len(g[1]))
     ]
