@@ -12,6 +12,9 @@ from model.attention import BACKENDS, Backend, Case, Device, Mode
 from model.huggingface.inputs import FLATTENED, WAYS, Way
 from model.huggingface.sizes import HEAD_DIM, HEADS
 
+#: What is checked where nobody chooses, on a CPU: a second of this project's backends would say the same.
+ON_CPU = ("eager", "sdpa", "sdpa_document_mask")
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -70,7 +73,14 @@ def own(backend: Backend, device: Device) -> Implementation:
         num_kv_heads=HEADS,
         head_dim=HEAD_DIM,
     )
-    return Implementation(backend.name, "sdpa", dtype, "; ".join(backend.unsupported_reasons(case)) or None, backend)
+    # Every family can be built with eager attention; what attends is the backend.
+    return Implementation(backend.name, "eager", dtype, "; ".join(backend.unsupported_reasons(case)) or None, backend)
+
+
+def default_implementations(device: Device) -> tuple[Implementation, ...]:
+    """Return what is checked where nobody chooses: on a GPU everything that runs there."""
+    every = implementations(device)
+    return tuple(each for each in every if each.missing is None and (device == "cuda" or each.name in ON_CPU))
 
 
 def implementation_named(name: str, device: Device) -> Implementation:

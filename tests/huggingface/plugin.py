@@ -51,8 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--packing-implementations",
         metavar="NAME,NAME",
-        help="with -m huggingface: these attention implementations (default: eager and sdpa on a CPU, every one on a "
-        "GPU); the project's packed backends have their own names",
+        help="with -m huggingface: these attention implementations, the project's packed backends among them (default: "
+        "eager, sdpa and sdpa_document_mask on a CPU, every one that runs on a GPU)",
     )
 
 
@@ -100,13 +100,12 @@ def families(config: pytest.Config) -> list[Any]:
 def implementations(config: pytest.Config) -> list[Any]:
     """Return the implementations that `--packing-implementations` means; ValueError for one that there is not."""
     from model.attention import default_device
-    from model.huggingface.implementations import implementation_named, implementations
+    from model.huggingface.implementations import default_implementations, implementation_named
 
     device, chosen = default_device(), config.getoption("packing_implementations")
     if chosen:
         return [implementation_named(name, device) for name in chosen.split(",")]
-    every = [each for each in implementations(device) if each.missing is None]
-    return every if device == "cuda" else [each for each in every if each.backend is None]
+    return list(default_implementations(device))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
