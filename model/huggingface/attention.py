@@ -134,7 +134,8 @@ class Attention:
     ) -> tuple[Tensor, None]:
         """Attend in one layer (transformers' AttentionInterface): (1, H, T, D) in, (1, T, H, D) out.
 
-        ValueError names what the layer needs and the backend does not do.
+        Whether it is causal is up to the mask, as in transformers' eager attention: `is_causal` says what to do without
+        one. ValueError names what the layer needs and the backend does not do.
         """
         mask, layer = attention_mask, type(module).__name__
         if isinstance(mask, Unprepared):
@@ -146,9 +147,6 @@ class Attention:
             refuse(self.name, f"has no dropout; {layer} asks for {dropout}. Set it to 0 in the config, or call eval()")
         if query.shape[-1] != value.shape[-1]:
             refuse(self.name, f"takes one head dim; got {query.shape[-1]} of queries and {value.shape[-1]} of values")
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if mask.causal is not None and causal != mask.causal:
-            refuse(self.name, f"was given a mask with causal={mask.causal}; {layer} asks for {causal}")
         if sliding_window is not None and mask.longest > sliding_window:
             refuse(
                 self.name,

@@ -23,6 +23,9 @@ from model.huggingface.masks import Prepared
 #: GPT-2 of 4.53 makes its own mask, which knows no flattened rows.
 REQUIRES = Requirement("transformers", "4.55", "pip install -U transformers")
 
+#: The release that was tried. Blocks of 5.0 are handed neither positions nor offsets, and attend over the whole row.
+TOLD = Requirement("transformers", "5.17", "pip install -U transformers")
+
 #: GPT-2's default, and the article's: of embeddings, of what goes into the residual stream, of attention.
 DROPOUT = 0.1
 
@@ -221,7 +224,7 @@ GPT2_BACKENDS: tuple[Gpt2Backend, ...] = (
         dtypes={"cuda": HALF},
         causal=(True,),
         min_capability=(8, 0),
-        requires=(REQUIRES, *FA2.requires),
+        requires=(TOLD, *FA2.requires),
         probe=FA2.probe,
         implementation="flash_attention_2",
     ),

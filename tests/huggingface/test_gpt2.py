@@ -12,17 +12,19 @@ from transformers import AttentionInterface, modeling_flash_attention_utils
 
 from collators import CollatorOptions, Example, collator_named
 from collators.batch import Batch
-from model.attention import Case
+from model.attention import Case, this_machine
 from model.attention.backend import HALF
 from model.compilation import fresh_compiler
 from model.decoder import DecoderConfig
 from model.equivalence import differences
-from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend, seeded_gpt2
+from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, REQUIRES, TOLD, Gpt2, Gpt2Backend, seeded_gpt2
 from model.reference import Outcome, outcome, padded_reference, summed
 from model.steps import autocast, forward
 from model.workloads import ARTICLE, SMOKE
 
-pytestmark = pytest.mark.huggingface
+OLD = REQUIRES.reasons(this_machine())
+
+pytestmark = [pytest.mark.huggingface, pytest.mark.skipif(bool(OLD), reason="; ".join(OLD))]
 
 SIZES = DecoderConfig(vocab_size=61, max_length=40, num_layers=3, num_heads=3, head_dim=16)
 LENGTHS = (5, 1, 17, 3)
@@ -200,6 +202,8 @@ def planted_varlen(
 @pytest.fixture
 def flash_attention(monkeypatch: pytest.MonkeyPatch) -> Gpt2Backend:
     """Let transformers find flash-attn, and return GPT-2 with it, on the CPU."""
+    if old := TOLD.reasons(this_machine()):
+        pytest.skip("; ".join(old))
     library = modeling_flash_attention_utils
     planted = {
         "_loaded_implementation": "flash_attention_2",
