@@ -26,12 +26,10 @@ def rounded(value: float) -> float:
 
 
 def way_entry(found: Found) -> Any:
-    """Return what a record keeps of a way: its state; if wrong, how far the logits are off and how far others move
-    them; if refused, what was said."""
-    if found.state == "refused":
-        return ["refused", found.message]
+    """Return what a record keeps of a way: its state, and if wrong how far off logits and gradients are, and how far
+    others move the logits."""
     if found.errors is None or found.state == "right":
-        return "right"
+        return found.state
     return ["wrong", *(rounded(value) for value in (found.errors.logits, found.errors.gradients, found.mixed))]
 
 
@@ -45,10 +43,7 @@ def implementation_entry(checked: Checked) -> dict[str, Any]:
     layouts = [layout for layout in LAYOUTS if checked.refusal or any(way.layout == layout for way in checked.found)]
     verdicts = {layout: verdict(checked, layout) for layout in layouts}
     entry: dict[str, Any] = {
-        "verdicts": {
-            layout: {"is": str(each), "grade": each.grade, **({"message": each.message} if each.message else {})}
-            for layout, each in verdicts.items()
-        }
+        "verdicts": {layout: {"is": str(each), "grade": each.grade} for layout, each in verdicts.items()}
     }
     if checked.refusal:
         return {**entry, "refusal": checked.refusal}
@@ -58,6 +53,7 @@ def implementation_entry(checked: Checked) -> dict[str, Any]:
         **entry,
         "most_times_right": rounded(max(right, default=0.0)),
         "least_times_wrong": rounded(min(wrong, default=0.0)),
+        "says": list(dict.fromkeys(found.message for found in checked.found.values() if found.message)),
         "ways": {way.name: way_entry(found) for way, found in checked.found.items()},
     }
 

@@ -109,7 +109,7 @@ def messages(record: Record) -> list[tuple[str, str, str]]:
     rows: dict[str, list[str]] = {}
     for name, entry in record["families"].items():
         for implementation, each in entry.get("implementations", {}).items():
-            said = dict.fromkeys(verdict["message"] for verdict in each["verdicts"].values() if "message" in verdict)
+            said = [each["refusal"]] if "refusal" in each else each["says"]
             for message in said:
                 rows.setdefault(f"{name}\0{message}", []).append(implementation)
     return [(key.split("\0")[0], ", ".join(names), key.split("\0")[1]) for key, names in rows.items()]
@@ -161,11 +161,14 @@ def difference(before: Record, after: Record) -> str:
 
 
 def grouped(changes: Iterable[Change]) -> list[tuple[str, str, str, str]]:
-    """Return each kind of change once, with its families."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    """Return changes that the same families share as one row: what, before, after, families."""
+    families: dict[tuple[str, str, str], list[str]] = {}
     for change in changes:
-        groups.setdefault((change.what or "family", change.before, change.after), []).append(change.family)
-    return [(*key, ", ".join(names)) for key, names in groups.items()]
+        families.setdefault((change.what or "family", change.before, change.after), []).append(change.family)
+    shared: dict[tuple[str, str, str], list[str]] = {}
+    for (what, before, after), names in families.items():
+        shared.setdefault((before, after, ", ".join(names)), []).append(what)
+    return [("; ".join(whats), before, after, names) for (before, after, names), whats in shared.items()]
 
 
 def main() -> None:
