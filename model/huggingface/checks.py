@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ def run(model: nn.Module, batch: Inputs, labels: bool) -> Outcome:
     """Compute logits, loss and the gradients of the loss (of the logits, weighted, where there is no loss)."""
     batch = batch.to(next(model.parameters()).device)
     arguments = {name: value for name, value in batch.arguments.items() if labels or name != "labels"}
-    output = model(**arguments)
+    output = model(**taken(model, arguments))
     logits = batch.split(output.logits)
     loss = getattr(output, "loss", None)
     target = weighted(logits) if loss is None else loss
@@ -251,7 +251,14 @@ def logits_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     """Return the logits of each sequence alone, float64."""
     arguments = {name: value for name, value in batch.arguments.items() if name != "labels"}
     batch = Inputs(arguments, batch.places).to(next(model.parameters()).device)
-    return [piece.double() for piece in batch.split(model(**batch.arguments).logits)]
+    return [piece.double() for piece in batch.split(model(**taken(model, batch.arguments)).logits)]
+
+
+def taken(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments without `use_cache` where the model has no cache to use; any other one is its to refuse."""
+    parameters = inspect.signature(model.forward).parameters
+    cached = "use_cache" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name: value for name, value in arguments.items() if cached or name != "use_cache"}
 
 
 def moved(logits: Sequence[Tensor], before: Sequence[Tensor], truth: Outcome) -> float:

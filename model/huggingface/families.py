@@ -126,14 +126,14 @@ def small_config(family: Family) -> tuple[str, dict[str, Any]]:
     """Return the family's config class, as a dotted name, and the keyword arguments that make it small."""
     chosen = config_class(family)
     arguments = small_arguments(chosen)
-    if family.kind == "decoder" and "is_decoder" in arguments:
+    if family.kind == "decoder" and hasattr(chosen(**given_of(chosen)), "is_decoder"):
         arguments["is_decoder"] = True
     return f"{chosen.__module__}.{chosen.__qualname__}", arguments
 
 
 def small_arguments(chosen: Any) -> dict[str, Any]:
     """Return arguments that make a config class small, by the names and values of its defaults."""
-    given = OVERRIDES.get(chosen.__name__, {})
+    given = given_of(chosen)
     default = chosen(**given)
     values = default.to_dict()
     arguments: dict[str, Any] = {}
@@ -149,8 +149,6 @@ def small_arguments(chosen: Any) -> dict[str, Any]:
         elif name.endswith("_token_id") and isinstance(value, int):
             # Small ids are left to special tokens: inputs are drawn above them.
             arguments[name] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}.get(name, 3)
-        elif name == "is_decoder":
-            arguments[name] = value
     if "num_key_value_heads" in arguments:
         arguments["num_key_value_heads"] = small_key_value_heads(values)
     if "qk_rope_head_dim" in arguments and "head_dim" in arguments:
@@ -158,7 +156,14 @@ def small_arguments(chosen: Any) -> dict[str, Any]:
         arguments["head_dim"] = arguments["qk_rope_head_dim"]
     # A part that is given makes its defaults known; it is made small as others are.
     whole = {name: value for name, value in given.items() if name not in NESTED}
-    return {**arguments, **small_layers(values), **whole}
+    computed = {name for name, value in OVERRIDES.get(chosen.__name__, {}).items() if value is None}
+    arguments = {**arguments, **small_layers(values), **whole}
+    return {name: value for name, value in arguments.items() if name not in computed}
+
+
+def given_of(chosen: Any) -> dict[str, Any]:
+    """Return what the overrides give to a config class."""
+    return {name: value for name, value in OVERRIDES.get(chosen.__name__, {}).items() if value is not None}
 
 
 def small_key_value_heads(values: Mapping[str, Any]) -> int:

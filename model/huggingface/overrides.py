@@ -24,7 +24,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     # The model reads both, and fails on the defaults.
     "DbrxAttentionConfig": {"rope_theta": 10_000.0, "clip_qkv": 8.0},
+    "DistilBertConfig": {"dim": 64, "hidden_dim": 96},
     "EsmConfig": {"pad_token_id": 0},
+    "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "Gemma3nTextConfig": {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
