@@ -37,7 +37,7 @@ for weight in model.parameters():
 first, second = torch.randint(8, {SMALL_VOCABULARY}, (1, {FIRST})), torch.randint(8, {SMALL_VOCABULARY}, (1, {SECOND}))
 {handed_over(way, start)}
 alone = model(input_ids=second, use_cache=False).logits[0]
-print("relative error", float((together - alone).norm(dim=-1).max() / alone.norm(dim=-1).max()))
+print("relative error", ((together - alone).norm(dim=-1).max() / alone.norm(dim=-1).max()).item())
 """
 
 
@@ -79,4 +79,4 @@ def run(script: str) -> float:
     with offline(), seeded(0):
         exec(compile(script, "<reproduction>", "exec"), scope)
     together, alone = scope["together"], scope["alone"]
-    return float((together - alone).norm(dim=-1).max() / alone.norm(dim=-1).max())
+    return ((together - alone).norm(dim=-1).max() / alone.norm(dim=-1).max()).item()
