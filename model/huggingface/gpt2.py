@@ -143,7 +143,7 @@ def _through_interface(inner: Backend) -> Gpt2Backend:
 
     def prepare(batch: Batch, case: Case) -> Prepared:
         assert isinstance(batch, PackedBatch)
-        return Prepared(inner.prepare(batch, case), case.causal, batch.max_seqlen, case.dtype)
+        return Prepared(inner.name, inner.prepare(batch, case), case.causal, batch.max_seqlen, case.dtype)
 
     claims = {each.name: getattr(inner, each.name) for each in fields(Backend)}
     changed: dict[str, Any] = {

@@ -43,13 +43,28 @@ def case_of(
     )
 
 
+class NoTensor:
+    """What stands in place of a mask and is none: a model that works on the mask itself is refused in one line."""
+
+    name: str
+
+    def _refused(self, *operands: Any) -> NoReturn:
+        refuse(self.name, "makes no mask, and this model works on the mask itself before it attends, or as it does")
+
+    # A model cuts a mask, adds it to scores, inverts and multiplies it, moves it or asks for its shape.
+    __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __invert__ = _refused
+    to = size = dim = view = expand = _refused
+    shape = property(_refused)
+
+
 @dataclass(frozen=True)
-class Prepared:
-    """The backend's context of this batch; attention computes in `dtype`.
+class Prepared(NoTensor):
+    """The context of the backend called `name` for this batch; attention computes in `dtype`.
 
     `causal` is None where it makes no difference, `longest` the length of the longest segment.
     """
 
+    name: str
     context: Any
     causal: bool | None
     longest: int
@@ -57,7 +72,7 @@ class Prepared:
 
 
 @dataclass
-class Unprepared:
+class Unprepared(NoTensor):
     """A row of `length` tokens whose segments the mask function was not told: the first layer's arguments tell them.
 
     `local_size` is the sliding window or chunk of the layers that it is for, in tokens.
@@ -105,7 +120,7 @@ class Unprepared:
             refuse(self.name, "is causal or full; this model's own mask lets some tokens see later ones")
         causal = None if longest <= 1 else not sees_any_next
         case = case_of(self.backend, self.dtype, segments.cu_seqlens.device, causal=causal is not False)
-        return Prepared(self.backend.prepare(segments, case), causal, longest, self.dtype)
+        return Prepared(self.name, self.backend.prepare(segments, case), causal, longest, self.dtype)
 
     def _seen(self, segments: PackedBatch) -> tuple[bool, bool, bool]:
         """Ask the model's mask whether every token sees the first of its segment, and any and all the one after.

@@ -279,6 +279,14 @@ def test_a_model_that_attends_by_itself_is_refused() -> None:
     assert "was not asked for a mask by MambaForCausalLM" in text
 
 
+def test_a_model_that_works_on_the_mask_itself_is_refused() -> None:
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    text = refusal(GPTNeoForCausalLM(GPTNeoConfig(**sizes)), flattened(sequences()))
+    assert "makes no mask, and this model works on the mask itself" in text
+
+
 def test_what_a_backend_does_not_do_here_is_refused() -> None:
     text = refusal(llama(torch.float32), flattened(sequences()), "flex_document_mask")
     assert "no backward on the CPU" in text
