@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -279,12 +280,31 @@ def test_a_model_that_attends_by_itself_is_refused() -> None:
     assert "was not asked for a mask by MambaForCausalLM" in text
 
 
-def test_a_model_that_works_on_the_mask_itself_is_refused() -> None:
-    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda mask: torch.zeros(1) + mask,
+        lambda mask: mask[:, :, :, :2],
+        lambda mask: (1.0 - mask) * -1.0,
+        lambda mask: mask.to(torch.bool),
+        lambda mask: mask.shape[-1],
+    ],
+    ids=["added", "cut", "inverted", "moved", "measured"],
+)
+@pytest.mark.parametrize("told", [False, True], ids=["by_name", "attending"])
+def test_a_model_that_works_on_the_mask_itself_is_refused(work: Callable[[Any], Any], told: bool) -> None:
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        work(kwargs["attention_mask"])
 
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
-    text = refusal(GPTNeoForCausalLM(GPTNeoConfig(**sizes)), flattened(sequences()))
-    assert "makes no mask, and this model works on the mask itself" in text
+    backend = backend_named("sdpa_loop")
+    with registered(backend) as name:
+        made = llama(attn_implementation=name)
+        made.model.layers[0].register_forward_pre_hook(before, with_kwargs=True)
+        with (
+            attending(made, backend) if told else nullcontext(),
+            pytest.raises(ValueError, match=f"^{name} makes no mask, and this model works on the mask itself"),
+        ):
+            computed(made, flattened(sequences()))
 
 
 def test_what_a_backend_does_not_do_here_is_refused() -> None:
