@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from gate.records import Record, cell_id
+from gate.records import Record, cell_id, is_number
 from gate.waiting import without_waiting_ms
 
 Clock = Literal["device", "wall"]
@@ -109,4 +109,4 @@ def session_of(record: Record) -> str:
 
 
 def _is_time(ms: object) -> bool:
-    return isinstance(ms, int | float) and not isinstance(ms, bool) and math.isfinite(ms) and ms > 0
+    return is_number(ms) and ms > 0

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gate.records import is_number
+
 Kind = Literal["worse", "better", "lost", "new", "other work"]
 
 
@@ -99,7 +101,7 @@ def _finding(cost: str, now: Any, then: Any, why: str) -> Finding | None:
 
 
 def _is_cost(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _other_work(now: dict[str, Any], then: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import os
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 Record = dict[str, Any]
 
@@ -35,6 +35,11 @@ def cells(record: Record) -> dict[str, dict[str, Any]]:
     entries = [*record["benchmarks"], *record.get("cells_without_time", [])]
     infos = [entry["extra_info"] for entry in entries]
     return {cell_id(info["cell"]): info for info in infos if "cell" in info}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a record is a finite number, as it may be edited or come from another version."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def step_ms(info: dict[str, Any]) -> float | None:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gate.baseline.doubts import foreign_processes, throttled
+from gate.baseline.doubts import CONTROL, control_ms, foreign_processes, throttled
 from gate.records import Record, cells
 
 Info = dict[str, Any]
@@ -15,18 +15,16 @@ Info = dict[str, Any]
 #: another state of the machine; what moves less is noise, of which the statistics take care. A CPU's is much noisier.
 LIMITS = {"cuda": 0.03, "cpu": 0.25}
 
-WORK = ("matmul_ms", "copy_ms")
-
 
 def control_shifts(base: Record, head: Record) -> dict[str, float]:
     """The log of head / base of each kind of control work, the median over the cells that both have it for."""
     then, now = cells(base), cells(head)
     shifts = {}
-    for work in WORK:
+    for work in CONTROL:
         logs = [
             math.log(new / old)
             for cell in then.keys() & now.keys()
-            if (old := _control_ms(then[cell], work)) and (new := _control_ms(now[cell], work))
+            if (old := control_ms(then[cell], work)) and (new := control_ms(now[cell], work))
         ]
         if logs:
             shifts[work] = statistics.median(logs)
@@ -51,13 +49,6 @@ def disturbance(base: Record, head: Record, usual: Mapping[str, float]) -> str:
         if then != now:
             return f"{words}: {now or 'none'} on head, {then or 'none'} on base"
     return ""
-
-
-def _control_ms(info: Info, work: str) -> float | None:
-    times = (info.get("control") or {}).get(work)
-    if not isinstance(times, list) or not times:
-        return None
-    return statistics.median(times) if all(isinstance(ms, int | float) and ms > 0 for ms in times) else None
 
 
 def _company(infos: Iterable[Info]) -> int:

@@ -1,5 +1,6 @@
 """Times suspect cells again in fresh processes before a comparison calls them slower."""
 
+import argparse
 import os
 import sys
 import tempfile
@@ -43,13 +44,6 @@ def child_options(config: pytest.Config) -> list[str]:
     """What a process needs to time the same as this one; which cells is another matter."""
     names = ("workload", "lengths", "steps")
     given = {name: config.getoption(name, None) for name in names}
-    options = selection(_Given(cells=None, backend=None, collator=None, **given))  # type: ignore[arg-type]
+    options = selection(argparse.Namespace(cells=None, backend=None, collator=None, **given))
     plugins = [name for name in config.option.plugins or () if not name.startswith("no:")]
     return [*options, *(word for name in plugins for word in ("-p", name))]
-
-
-class _Given:
-    """Options by name, as argparse hands them over."""
-
-    def __init__(self, **values: Any) -> None:
-        self.__dict__.update(values)

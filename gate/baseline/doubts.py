@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 
 from gate.baseline.baselines import Process
+from gate.records import is_number
 
 Info = dict[str, Any]
+
+#: What is timed beside a cell: a product and a copy.
+CONTROL = ("matmul_ms", "copy_ms")
 
 #: Fewer timed steps than these have no location worth comparing.
 MIN_STEPS = 5
@@ -41,7 +45,7 @@ def between_processes(now: Process, then: Process) -> list[str]:
         found.append(f"another device: {now.machine.get('device')} now, {then.machine.get('device')} then")
     for key, name in SETTINGS.items():
         new, old = now.machine.get(key), then.machine.get(key)
-        if _number(new) and _number(old) and new != old:
+        if is_number(new) and is_number(old) and new != old:
             found.append(f"{name} is {new:g} now, was {old:g} then")
     return found
 
@@ -61,7 +65,7 @@ def between_cells(now: Info, then: Info) -> list[str]:
                 found.append(f"too few samples: {len(samples)} steps {when}, at least {MIN_STEPS} are needed")
                 break
     clocks = [_clock(now), _clock(then)]
-    if all(map(_number, clocks)) and abs(math.log(clocks[0] / clocks[1])) > CLOCK_WANDERS:
+    if all(map(is_number, clocks)) and abs(math.log(clocks[0] / clocks[1])) > CLOCK_WANDERS:
         found.append(f"other clocks: {clocks[0]:g} MHz now, {clocks[1]:g} MHz then")
     if (work := _work(now)) and (before := _work(then)) and work != before:
         found.append(f"other batches: sizes of {sum(work):,} tokens in all now, of {sum(before):,} then")
@@ -93,13 +97,18 @@ def explained_by_control(change: float, control: float | None) -> bool:
     return control is not None and abs(control) > CONTROL_MOVED and control / change >= 0.5
 
 
-def _control_log(info: Info) -> float | None:
-    """The mean log of the control's times: the medians of its product and its copy."""
+def control_ms(info: Info, work: str) -> float | None:
+    """The median time of a kind of control work beside a cell, None where it was not timed or a time is none."""
     control = info.get("control")
-    if not isinstance(control, dict):
+    times = control.get(work) if isinstance(control, dict) else None
+    if not isinstance(times, list) or not times or not all(is_number(ms) and ms > 0 for ms in times):
         return None
-    times = [control.get(name) for name in ("matmul_ms", "copy_ms")]
-    logs = [math.log(np.median(each)) for each in times if each and all(_number(ms) and ms > 0 for ms in each)]
+    return float(np.median(times))
+
+
+def _control_log(info: Info) -> float | None:
+    """The mean log of the control's times."""
+    logs = [math.log(ms) for work in CONTROL if (ms := control_ms(info, work)) is not None]
     return float(np.mean(logs)) if logs else None
 
 
@@ -116,7 +125,3 @@ def _work(info: Info) -> list[int] | None:
 
 def _list(reasons: set[str]) -> str:
     return ", ".join(sorted(reasons)) or "not"
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
