@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy import stats
-
 from gate.records import Record, cell_id, is_number
 from gate.waiting import without_waiting_ms
 
@@ -97,6 +95,9 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float
 
 def location(logs: Sequence[float]) -> float:
     """The mean of what is left when `TRIMMED` of the values are left out at each end."""
+    # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
+    from scipy import stats
+
     return float(stats.trim_mean(logs, TRIMMED))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from gate.estimates import Clock
 
@@ -163,5 +162,8 @@ def _own_variance(seen: Sequence[Observation]) -> float | None:
 
 def family_quantile(df: float, comparisons: int, level: float) -> float:
     """Student's t such that all of `comparisons` intervals hold at once with probability 1 - `level` (Sidak)."""
+    # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
+    from scipy import stats
+
     each = 1 - (1 - level) ** (1 / max(comparisons, 1))
     return float(stats.t.isf(each / 2, df))
