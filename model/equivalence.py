@@ -1,5 +1,8 @@
 """Compares what a cell computed with the truth: logits, loss and every gradient."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 
 from model.decoder import DecoderConfig
@@ -17,7 +20,7 @@ def reduction_length(config: DecoderConfig) -> int:
 def differences(
     actual: Outcome,
     truth: Outcome,
-    reference: Outcome,
+    references: Sequence[Outcome],
     *,
     dtype: torch.dtype,
     error_factor: float,
@@ -25,12 +28,19 @@ def differences(
 ) -> list[Mismatch]:
     """Return every tensor of `actual` that is further from `truth` than allowed, the worst first.
 
-    `truth` is the reference in float64 (or float32 on large models), `reference` the same in the cell's dtype.
+    `truth` is the reference in float64 (or float32 on large models), `references` the same in the cell's dtype, rounded
+    in one way or several.
     """
 
-    def compare(name: str, *tensors: torch.Tensor) -> Mismatch | None:
+    def compare(name: str, of: Callable[[Outcome], torch.Tensor], *rounded: torch.Tensor) -> Mismatch | None:
         return mismatch(
-            name, *tensors, dtype=dtype, error_factor=error_factor, reduction_length=reduction_length(config)
+            name,
+            of(actual),
+            of(truth),
+            rounded or [of(reference) for reference in references],
+            dtype=dtype,
+            error_factor=error_factor,
+            reduction_length=reduction_length(config),
         )
 
     if len(actual.logits) != len(truth.logits):
@@ -42,14 +52,19 @@ def differences(
         raise ValueError(f"gradients differ in name: {actual.gradients.keys() ^ truth.gradients.keys()}.")
     found = [
         # All sequences at once: the bound is the reference's worst row in the batch.
-        _named_by_sequence(compare("logits", *map(torch.cat, (o.logits for o in (actual, truth, reference)))), truth),
-        compare("loss", actual.loss, truth.loss, reference.loss + _loss_rounding(truth, reference)),
-        *(
-            compare(f"gradient of {name}", actual.gradients[name], wanted, reference.gradients[name])
-            for name, wanted in truth.gradients.items()
+        _named_by_sequence(compare("logits", lambda outcome: torch.cat(outcome.logits)), truth),
+        compare(
+            "loss",
+            lambda outcome: outcome.loss,
+            *(reference.loss + _loss_rounding(truth, reference) for reference in references),
         ),
+        *(compare(f"gradient of {name}", partial(_gradient, name)) for name in truth.gradients),
     ]
     return sorted((m for m in found if m is not None), key=lambda m: -m.error / max(m.allowed, 1e-300))
+
+
+def _gradient(name: str, outcome: Outcome) -> torch.Tensor:
+    return outcome.gradients[name]
 
 
 def _loss_rounding(truth: Outcome, reference: Outcome) -> torch.Tensor:

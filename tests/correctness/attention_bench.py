@@ -301,7 +301,7 @@ def mismatches(
             name,
             tensor,
             expected.truth.values[name],
-            expected.reference[name],
+            [expected.reference[name]],
             dtype=dtype,
             error_factor=error_factor,
             reduction_length=reduction_length(given),

@@ -2,15 +2,29 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from collators import Example
-from model.attention import REFERENCE, Backend, Case, default_device
+from model.attention import REFERENCE, Backend, default_device
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
-from model.reference import with_backend
+from model.reference import Outcome, with_backend
+from model.tolerance import Mismatch
+
+T = TypeVar("T")
+
+#: The reference in float64, or in the cell's own dtype.
+Precision = Literal["truth", "own"]
+
+#: What the reference computes, in a model of a number: 0 has the cell's weights, the others are rounded in another way.
+Reference = Callable[[Precision, int], T]
+
+#: In so many ways the reference is rounded before a cell is red.
+ROUNDINGS = 4
 
 #: Enough for 20 examples in both modes, causal and not, in float64 and in two dtypes.
 KEPT = 256
@@ -26,9 +40,53 @@ def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.
     return model
 
 
-def weight_dtype(case: Case) -> torch.dtype:
-    """Return the dtype of a cell's parameters: 16-bit cells are autocast over float32."""
-    return case.dtype if case.dtype == torch.float64 else torch.float32
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the parameters of a cell in `dtype`: 16-bit cells are autocast over float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def nudged(model: Decoder, dtype: torch.dtype, seed: int) -> Decoder:
+    """Return a copy of `model` whose weights are moved at random by up to half a unit in the last place of `dtype`.
+
+    All that follows is as good, and rounded in another way.
+    """
+    copied = deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            moves = torch.rand(parameter.shape, generator=generator, dtype=torch.float64).to(parameter) * 2 - 1
+            parameter.mul_(1 + moves * torch.finfo(dtype).eps / 2)
+    return copied
+
+
+def against(
+    reference: Reference[T], moved: Callable[[T, T, T], T], compare: Callable[[T, list[T]], list[Mismatch]]
+) -> list[Mismatch]:
+    """Return what `compare` finds to differ from the truth, given how far off several roundings of the reference are.
+
+    `moved(truth, rounded, wanted)` is the truth, as far off as `rounded` is from `wanted`. More roundings can only
+    widen a bound, so that they are computed for those alone that the first would call wrong.
+    """
+    truth, known = reference("truth", 0), [reference("own", 0)]
+    while (found := compare(truth, known)) and len(known) < ROUNDINGS:
+        number = len(known)
+        known.append(moved(truth, reference("own", number), reference("truth", number)))
+    return found
+
+
+def moved_tensor(truth: Tensor, rounded: Tensor, wanted: Tensor) -> Tensor:
+    """Return `truth`, as far off as `rounded` is from `wanted`."""
+    return truth.double() + (rounded.double() - wanted.double())
+
+
+def moved_outcome(truth: Outcome, rounded: Outcome, wanted: Outcome) -> Outcome:
+    """Return `truth`, as far off in every tensor as `rounded` is from `wanted`."""
+    logits = [moved_tensor(*each) for each in zip(truth.logits, rounded.logits, wanted.logits, strict=True)]
+    gradients = {
+        name: moved_tensor(each, rounded.gradients[name], wanted.gradients[name])
+        for name, each in truth.gradients.items()
+    }
+    return Outcome(logits, moved_tensor(truth.loss, rounded.loss, wanted.loss), gradients)
 
 
 def content(examples: Sequence[Example]) -> Hashable:
@@ -55,11 +113,19 @@ class References:
             self.models[key] = decoder(config, backend, weights)
         return self.models[key]
 
-    def truth(self, config: DecoderConfig, weights: torch.dtype) -> Decoder:
-        """Return the decoder of the reference in float64, its weights those that were drawn in `weights`."""
-        key = config, weights
+    def reference(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> Decoder:
+        """Return the decoder of the reference for cells of `dtype`: of their own weights, or from 1 on of nudged."""
+        own = self.model(config, REFERENCE, weight_dtype(dtype))
+        key = config, dtype, number
+        if number and key not in self.models:
+            self.models[key] = nudged(own, dtype, number)
+        return self.models[key] if number else own
+
+    def truth(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> Decoder:
+        """Return the same in float64: its weights are those that were drawn in fewer bits."""
+        key = config, dtype if number else weight_dtype(dtype), number, "truth"
         if key not in self.models:
-            self.models[key] = with_backend(self.model(config, REFERENCE, weights), REFERENCE, torch.float64)
+            self.models[key] = with_backend(self.reference(config, dtype, number), REFERENCE, torch.float64)
         return self.models[key]
 
     def once(self, compute: Callable[[], Any], *key: Hashable) -> Any:

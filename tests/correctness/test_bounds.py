@@ -10,7 +10,7 @@ from model.attention import REFERENCE
 from model.decoder import Decoder, DecoderConfig
 from model.equivalence import differences, reduction_length
 from model.reference import Outcome
-from model.tolerance import LUCK, rounding_floor
+from model.tolerance import DECODER_FACTOR, rounding_floor
 
 pytestmark = pytest.mark.correctness
 
@@ -36,9 +36,9 @@ def test_a_batch_is_reduced_over_the_inputs_of_every_product_there_and_back() ->
 @pytest.mark.parametrize("moved", [-0.25, 0.0, 0.25], ids=["below", "exact", "above"])
 def test_the_loss_of_a_batch_has_the_bound_of_its_logits_and_of_the_reference(moved: float) -> None:
     truth, reference = outcome(2.0), outcome(2.0 + moved, logit_error=1e-3)
-    (found,) = differences(outcome(9.0), truth, reference, dtype=torch.float32, error_factor=3.0, config=CONFIG)
+    (found,) = differences(outcome(9.0), truth, [reference], dtype=torch.float32, error_factor=3.0, config=CONFIG)
     assert (found.name, found.row, found.error) == ("loss", None, 7.0)
     floor = 2.0 * rounding_floor(torch.float32, reduction_length(CONFIG))
     # Logits move the loss by at most sqrt(2) times the norm of their error; the truth's size is 2.
-    bound = LUCK * 3.0 * (abs(moved) + math.sqrt(2) * 6.4e-3) + floor
+    bound = DECODER_FACTOR * 3.0 * (abs(moved) + math.sqrt(2) * 6.4e-3) + floor
     assert found.allowed == pytest.approx(bound, rel=1e-12)

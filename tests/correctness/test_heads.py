@@ -61,7 +61,7 @@ def test_a_batch_of_the_oracle_has_repeated_heads_whose_gradients_add_up(given: 
         length = reduction_length(given)
         noise = found.noise[name]
         assert not mismatch(
-            name, value, wanted, wanted, dtype=torch.float64, error_factor=2, reduction_length=length, scale=noise
+            name, value, wanted, [wanted], dtype=torch.float64, error_factor=2, reduction_length=length, scale=noise
         )
 
 

@@ -12,9 +12,10 @@ from model.decoder import Decoder
 from model.equivalence import reduction_length
 from model.reference import full_precision, padded_reference
 from model.steps import train_step
-from model.tolerance import mismatch
+from model.tolerance import Mismatch, mismatch
 from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
-from tests.correctness.workbench import Precision, Workbench
+from tests.correctness.references import Precision, against, moved_tensor
+from tests.correctness.workbench import Workbench
 from tests.strategies import examples
 
 pytestmark = pytest.mark.correctness
@@ -31,6 +32,10 @@ Updates = dict[str, torch.Tensor]
 def moved(before: Decoder, after: Decoder) -> Updates:
     start = dict(before.named_parameters())
     return {name: (parameter - start[name]).detach() for name, parameter in after.named_parameters()}
+
+
+def moved_updates(truth: Updates, rounded: Updates, wanted: Updates) -> Updates:
+    return {name: moved_tensor(truth[name], rounded[name], wanted[name]) for name in truth}
 
 
 def trained(model: Decoder, backend: Backend, batch: Batch, case: Case) -> Updates:
@@ -63,20 +68,25 @@ def test_three_steps_move_every_parameter_as_the_reference_does(workbench: Workb
     collated = workbench.batch(batch)
     assume(not workbench.refuses(collated))
 
-    def reference(precision: Precision) -> Updates:
-        return workbench.once("updates", lambda model, case: descended(model, batch, case), batch, precision)
-
-    truth, own = reference("truth"), reference("own")
-    found = [
-        mismatch(
-            f"update of {name}",
-            update,
-            truth[name],
-            own[name],
-            dtype=workbench.cell.dtype,
-            error_factor=workbench.cell.backend.error_factor,
-            reduction_length=STEPS * reduction_length(workbench.config),
+    def reference(precision: Precision, number: int) -> Updates:
+        return workbench.once(
+            "updates", lambda model, case: descended(model, batch, case), batch, precision, number=number
         )
-        for name, update in trained(workbench.model, workbench.cell.backend, collated, workbench.case).items()
-    ]
-    workbench.assert_none([each for each in found if each], batch)
+
+    def differences(truth: Updates, known: list[Updates]) -> list[Mismatch]:
+        found = [
+            mismatch(
+                f"update of {name}",
+                update,
+                truth[name],
+                [each[name] for each in known],
+                dtype=workbench.cell.dtype,
+                error_factor=workbench.cell.backend.error_factor,
+                reduction_length=STEPS * reduction_length(workbench.config),
+            )
+            for name, update in updates.items()
+        ]
+        return [each for each in found if each]
+
+    updates = trained(workbench.model, workbench.cell.backend, collated, workbench.case)
+    workbench.assert_none(against(reference, moved_updates, differences), batch)

@@ -13,8 +13,9 @@ from model.attention import REFERENCE, default_device
 from model.equivalence import differences
 from model.reference import REFERENCE_COLLATOR, Outcome, outcome
 from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT, in_first_dtype
+from tests.correctness.references import Precision
 from tests.correctness.slots import with_positions
-from tests.correctness.workbench import Precision, Workbench
+from tests.correctness.workbench import Workbench
 from tests.strategies import examples
 
 pytestmark = pytest.mark.correctness
@@ -36,7 +37,9 @@ def shifted(batch: list[Example], max_length: int, seed: int) -> list[Tensor]:
     return [torch.arange(start, start + length) for start, length in zip(starts, lengths_of(batch), strict=True)]
 
 
-def reference_at(workbench: Workbench, batch: list[Example], positions: list[Tensor], precision: Precision) -> Outcome:
+def reference_at(
+    workbench: Workbench, batch: list[Example], positions: list[Tensor], precision: Precision, number: int = 0
+) -> Outcome:
     """Return what the reference computes of `batch` at `positions`."""
     collate = REFERENCE_COLLATOR.build(CollatorOptions(workbench.config.max_length, workbench.config.pad_id))
     placed = with_positions(collate(batch), positions).to(workbench.case.device)
@@ -46,6 +49,7 @@ def reference_at(workbench: Workbench, batch: list[Example], positions: list[Ten
         batch,
         precision,
         *(tensor.numpy().tobytes() for tensor in positions),
+        number=number,
     )
 
 
@@ -58,9 +62,11 @@ def test_shifted_positions_are_those_that_the_reference_takes(
     positions = shifted(batch, workbench.config.max_length, seed)
     placed = with_positions(workbench.batch(batch), positions)
     assume(not workbench.refuses(placed))
-    truth = reference_at(workbench, batch, positions, "truth")
-    own = reference_at(workbench, batch, positions, "own")
-    workbench.assert_none(workbench.differences(workbench.outcome_of(placed), truth, own), batch)
+    found = workbench.differences(
+        workbench.outcome_of(placed),
+        lambda precision, number: reference_at(workbench, batch, positions, precision, number),
+    )
+    workbench.assert_none(found, batch)
 
 
 @pytest.mark.cells(
@@ -80,7 +86,7 @@ def test_shifted_rotary_positions_change_nothing(workbench: Workbench, batch: li
     moved = reference_at(workbench, batch, shifted(batch, workbench.config.max_length, seed), "truth")
     truth = workbench.truth_of(batch)
     workbench.assert_none(
-        differences(moved, truth, truth, dtype=torch.float32, error_factor=0, config=workbench.config), batch
+        differences(moved, truth, [truth], dtype=torch.float32, error_factor=0, config=workbench.config), batch
     )
 
 
@@ -88,9 +94,7 @@ def assert_seen(workbench: Workbench, batch: list[Example], positions: Sequence[
     """Fail where `batch` at these wrong positions passes for right."""
     placed = with_positions(workbench.batch(batch), positions)
     assume(not workbench.refuses(placed))
-    found = workbench.differences(
-        workbench.outcome_of(placed), workbench.truth_of(batch), workbench.reference_of(batch, "own")
-    )
+    found = workbench.wrong(workbench.outcome_of(placed), batch)
     assert any(mismatch.name.startswith("logits") for mismatch in found)
 
 

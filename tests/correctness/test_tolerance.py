@@ -41,7 +41,7 @@ def compare(actual: Tensor, truth: Tensor, dtype: torch.dtype, reference: Tensor
         "tensor",
         actual,
         truth,
-        truth.to(dtype) if reference is None else reference,
+        [truth.to(dtype) if reference is None else reference],
         dtype=dtype,
         error_factor=2,
         reduction_length=reduction_length(CONFIG),
@@ -127,7 +127,7 @@ def test_a_mismatch_says_row_error_and_allowed_error() -> None:
     """By hand: the reference is exact, so two rows of norm 5 leave the floor of a row of norm 5."""
     truth = torch.tensor([[3.0, 4.0], [4.0, 3.0]], dtype=torch.float64)
     wrong = truth + torch.tensor([[0.0, 0.0], [0.3, 0.4]])
-    found = mismatch("logits", wrong, truth, truth, dtype=torch.float32, error_factor=2, reduction_length=16)
+    found = mismatch("logits", wrong, truth, [truth], dtype=torch.float32, error_factor=2, reduction_length=16)
     assert found is not None
     # The roundoff of float32 is 2^-24; once for the result, and the square root of 16 times for the sum.
     assert found.allowed == pytest.approx(5 * (2**-24 + 4 * 2**-24))
@@ -140,9 +140,32 @@ def test_a_batch_may_be_twice_as_many_times_off_as_the_error_factor_where_noise_
     reference = truth + 0.01
     for factor, error, passes in ((2, 0.0399, True), (2, 0.0401, False), (3, 0.0599, True), (3, 0.0601, False)):
         found = mismatch(
-            "tensor", truth - error, truth, reference, dtype=torch.float32, error_factor=factor, reduction_length=1
+            "tensor", truth - error, truth, [reference], dtype=torch.float32, error_factor=factor, reduction_length=1
         )
         assert (found is None) == passes, (factor, error)
+
+
+@pytest.mark.parametrize(
+    ("scale", "most"), [(None, {1: 8, 3: 16}), (torch.ones(3), {1: 4, 3: 8})], ids=["noise not known", "noise known"]
+)
+def test_a_batch_may_be_as_far_off_as_the_worst_of_several_roundings_allows(
+    scale: Tensor | None, most: dict[int, int]
+) -> None:
+    """By hand, in units of `off`: rows have a norm of 2, and the floor is worth 4 of it there, or 2 at a scale of 1."""
+    truth = torch.ones(3, 4, dtype=torch.float64)
+    off = torch.finfo(torch.float32).eps / 8
+    for known, times in product(((1, 1, 1), (1, 3, 2)), (3.9, 4.1, 7.9, 8.1, 15.9, 16.1)):
+        found = mismatch(
+            "tensor",
+            truth - times * off,
+            truth,
+            [truth + each * off for each in known],
+            dtype=torch.float32,
+            error_factor=2,
+            reduction_length=0,
+            scale=scale,
+        )
+        assert (found is None) == (times <= most[max(known)]), (known, times)
 
 
 def test_a_batch_may_be_as_many_times_off_as_the_error_factor_where_noise_is_known() -> None:
@@ -156,7 +179,7 @@ def test_a_batch_may_be_as_many_times_off_as_the_error_factor_where_noise_is_kno
             "tensor",
             truth - (times * off * noise)[:, None],
             truth,
-            reference,
+            [reference],
             dtype=torch.float32,
             error_factor=factor,
             reduction_length=0,
@@ -195,7 +218,7 @@ def outcome_of(dtype: torch.dtype = torch.float64) -> Outcome:
 
 
 def found_in(actual: Outcome, dtype: torch.dtype = torch.float32) -> list[Mismatch]:
-    return differences(actual, outcome_of(), outcome_of(dtype), dtype=dtype, error_factor=2, config=CONFIG)
+    return differences(actual, outcome_of(), [outcome_of(dtype)], dtype=dtype, error_factor=2, config=CONFIG)
 
 
 @every_dtype
@@ -264,7 +287,7 @@ def test_a_step_with_several_wrong_tensors_orders_them_by_how_far_each_passes_it
     nothing = torch.zeros(2, dtype=torch.float64)
     truth = replace(outcome_of(), gradients={**right, "zero": nothing})
     actual = replace(truth, gradients={**wrong, "zero": nothing + 1e-30})
-    found = differences(actual, truth, truth, dtype=torch.float32, error_factor=2, config=CONFIG)
+    found = differences(actual, truth, [truth], dtype=torch.float32, error_factor=2, config=CONFIG)
     assert [mismatch.name.removeprefix("gradient of ") for mismatch in found] == ["zero", "tiny", "large", "small"]
 
 
@@ -369,7 +392,7 @@ def test_a_reference_that_is_wrong_excuses_nothing(dtype: torch.dtype) -> None:
             name,
             right[name],
             expected.truth.values[name],
-            broken[name],
+            [broken[name]],
             dtype=dtype,
             error_factor=2,
             reduction_length=length,
@@ -391,7 +414,7 @@ def test_a_row_is_compared_in_units_of_its_own_scale() -> None:
         wrong = truth.clone()
         wrong[0, 1], wrong[1, 1] = first, second
         return mismatch(
-            "dq", wrong, truth, reference, dtype=torch.float32, error_factor=2, reduction_length=1, scale=scale
+            "dq", wrong, truth, [reference], dtype=torch.float32, error_factor=2, reduction_length=1, scale=scale
         )
 
     assert off_by(0.99 * bound, 99 * bound) is None
@@ -405,10 +428,10 @@ def test_a_row_is_compared_in_units_of_its_own_scale() -> None:
 def test_a_row_without_noise_may_have_no_error() -> None:
     truth, scale = torch.zeros(2, 4, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     arguments = {"dtype": torch.float32, "error_factor": 2, "reduction_length": 1, "scale": scale}
-    assert mismatch("dq", truth, truth, truth, **arguments) is None
+    assert mismatch("dq", truth, truth, [truth], **arguments) is None
     wrong = truth.clone()
     wrong[0, 0] = 1e-30
-    found = mismatch("dq", wrong, truth, truth, **arguments)
+    found = mismatch("dq", wrong, truth, [truth], **arguments)
     assert found is not None
     assert found.row == 0
 
@@ -418,7 +441,9 @@ def test_a_scale_for_each_row_is_asked_for(rows: int) -> None:
     with pytest.raises(ValueError, match=rf"^dq: 2 rows need as many scales; got {rows}\.$"):
         mismatch(
             "dq",
-            *(torch.zeros(2, 4) for _ in range(3)),
+            torch.zeros(2, 4),
+            torch.zeros(2, 4),
+            [torch.zeros(2, 4)],
             dtype=torch.float32,
             error_factor=2,
             reduction_length=1,

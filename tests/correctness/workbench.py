@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from collators import Batch, CollatorOptions, Example
 from collators.collator import Collate
-from model.attention import REFERENCE, Case, default_device
+from model.attention import Case, default_device
 from model.cells import Cell
 from model.compilation import Compiler, fresh_compiler
 from model.decoder import Decoder, DecoderConfig
@@ -20,10 +20,16 @@ from model.reference import Outcome, full_precision, outcome, padded_reference, 
 from model.steps import forward
 from model.tolerance import Mismatch
 from tests.correctness.drawn import CONFIG
-from tests.correctness.references import References, content, decoder, weight_dtype
-
-#: The reference in float64, or in the cell's own dtype.
-Precision = Literal["truth", "own"]
+from tests.correctness.references import (
+    Precision,
+    Reference,
+    References,
+    against,
+    content,
+    decoder,
+    moved_outcome,
+    weight_dtype,
+)
 
 #: How many tensors the report of a red cell names.
 SHOWN = 6
@@ -87,12 +93,10 @@ class Workbench:
         """Return the logits of each sequence, without a backward."""
         return batch.split(self.every_slot(batch))
 
-    def reference_model(self, precision: Precision) -> Decoder:
-        """Return the decoder of the cell's weights that attends as the reference does."""
-        weights = weight_dtype(self.case)
-        if precision == "truth":
-            return self.references.truth(self.config, weights)
-        return self.references.model(self.config, REFERENCE, weights)
+    def reference_model(self, precision: Precision, number: int = 0) -> Decoder:
+        """Return the decoder that attends as the reference does: of the cell's weights, or from 1 on of nudged ones."""
+        made = self.references.truth if precision == "truth" else self.references.reference
+        return made(self.config, self.case.dtype, number)
 
     def reference_case(self, precision: Precision) -> Case:
         """Return what the reference is asked for: in float64 for the truth, else in the cell's dtype."""
@@ -105,17 +109,21 @@ class Workbench:
         examples: Sequence[Example],
         precision: Precision,
         *inputs: Hashable,
+        number: int = 0,
     ) -> Any:
         """Return what `compute` makes of the reference's model and case, kept under `name`, `examples`, `inputs`."""
         case = self.reference_case(precision)
         return self.references.once(
-            lambda: compute(self.reference_model(precision), case),
-            *(name, self.config, weight_dtype(self.case), case, content(examples), *inputs),
+            lambda: compute(self.reference_model(precision, number), case),
+            *(name, self.config, self.case.dtype if number else weight_dtype(self.case.dtype), number),
+            *(case, content(examples), *inputs),
         )
 
-    def reference_of(self, examples: Sequence[Example], precision: Precision) -> Outcome:
+    def reference_of(self, examples: Sequence[Example], precision: Precision, number: int = 0) -> Outcome:
         """Return what the padded reference computes of `examples`."""
-        return self.once("padded", lambda model, case: padded_reference(model, examples, case), examples, precision)
+        return self.once(
+            "padded", lambda model, case: padded_reference(model, examples, case), examples, precision, number=number
+        )
 
     def truth_of(self, examples: Sequence[Example]) -> Outcome:
         """Return what the padded reference computes in float64."""
@@ -125,10 +133,14 @@ class Workbench:
         """Return what each sequence alone gives in float64."""
         return self.once("alone", lambda model, case: solo_oracle(model, examples, case), examples, "truth")
 
-    def differences(self, actual: Outcome, truth: Outcome, reference: Outcome) -> list[Mismatch]:
-        """Return every tensor of `actual` that is further from `truth` than the cell may be."""
-        factor = self.cell.backend.error_factor
-        return differences(actual, truth, reference, dtype=self.cell.dtype, error_factor=factor, config=self.config)
+    def differences(self, actual: Outcome, reference: Reference[Outcome]) -> list[Mismatch]:
+        """Return every tensor of `actual` that is further from the truth than the cell may be."""
+        factor, dtype = self.cell.backend.error_factor, self.cell.dtype
+        return against(
+            reference,
+            moved_outcome,
+            lambda *known: differences(actual, *known, dtype=dtype, error_factor=factor, config=self.config),
+        )
 
     def assert_none(self, found: Sequence[Mismatch], examples: Sequence[Example]) -> None:
         """Fail, with all that is needed to look into it, where the cell on `examples` differs from the reference."""
@@ -143,11 +155,13 @@ class Workbench:
             lines.append(f"... and {len(ordered) - SHOWN} tensors more")
         raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
 
+    def wrong(self, actual: Outcome, examples: Sequence[Example]) -> list[Mismatch]:
+        """Return every tensor of `actual` that is not what the padded reference computes of `examples`."""
+        return self.differences(actual, lambda precision, number: self.reference_of(examples, precision, number))
+
     def assert_right(self, actual: Outcome, examples: Sequence[Example]) -> None:
         """Fail where `actual` is not what the reference computes of `examples`."""
-        self.assert_none(
-            self.differences(actual, self.truth_of(examples), self.reference_of(examples, "own")), examples
-        )
+        self.assert_none(self.wrong(actual, examples), examples)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Fail where the cell is not the reference; a batch whose shape the backend refuses must be refused."""
@@ -175,13 +189,13 @@ def open_workbench(
         cell=cell,
         case=case,
         collate=cell.collator.build(CollatorOptions(config.max_length, config.pad_id)),
-        model=references.model(config, cell.backend, weight_dtype(case)),
+        model=references.model(config, cell.backend, weight_dtype(case.dtype)),
         references=references,
     )
     if cell.execution == "eager":
         yield bench
         return
     with fresh_compiler() as compiler:
-        model = decoder(config, cell.backend, weight_dtype(case))
+        model = decoder(config, cell.backend, weight_dtype(case.dtype))
         model.compile_blocks()
         yield replace(bench, model=model, compiler=compiler)

@@ -69,7 +69,7 @@ def wrong(found: Outcome, rows: list[Example], dtype: torch.dtype = torch.float3
     return differences(
         found,
         reference(rows, torch.float64),
-        reference(rows, dtype),
+        [reference(rows, dtype)],
         dtype=dtype,
         error_factor=2.0,
         config=SIZES,
@@ -87,7 +87,7 @@ def test_the_reference_equals_each_sequence_alone() -> None:
     model = seeded_gpt2(SIZES, GPT2_REFERENCE, device="cpu", dtype=torch.float64)
     alone = summed(model, GPT2_REFERENCE, rows, case_of(GPT2_REFERENCE, torch.float64), sequences=1)
     found, same = reference(rows, torch.float64), reference(rows, torch.float32)
-    assert differences(found, alone, same, dtype=torch.float64, error_factor=2.0, config=SIZES) == []
+    assert differences(found, alone, [same], dtype=torch.float64, error_factor=2.0, config=SIZES) == []
 
 
 def test_rows_that_see_each_other_are_found_wrong() -> None:

@@ -108,7 +108,7 @@ class CellBench:
         return differences(
             found,
             truth,
-            reference,
+            [reference],
             dtype=self.cell.dtype,
             error_factor=self.cell.backend.error_factor,
             config=self.model.config,
