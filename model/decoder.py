@@ -74,11 +74,14 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the residual stream (B, S, E) and the update that the next block adds to it.
+    def forward(
+        self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream (B, S, E) and the update that the next block adds to it, None where it is added.
 
         `update` is that of the block before; `context` is the backend's for this batch. The addition is left to the
-        next block so that a compiled block fuses it with its first norm.
+        next block so that a compiled block fuses it with its first norm. Not for NestedTensors: what the host does to
+        hand one more to a compiled block and to its backward takes longer than the device saves.
         """
         if update is not None:
             x = x + update
@@ -88,7 +91,8 @@ class Block(nn.Module):
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
         x = x + self.projection(self.attend(q, k, v, context).flatten(2))
-        return x, self.mlp(self.mlp_norm(x))
+        update = self.mlp(self.mlp_norm(x))
+        return (x + update, None) if x.is_nested else (x, update)
 
 
 class Decoder(nn.Module):
@@ -115,13 +119,15 @@ class Decoder(nn.Module):
         """Return logits (B, S, vocabulary) in the layout of `batch`."""
         positions = batch.position_ids
         x, update, rotation = self.tokens(batch.input_ids), None, None
-        if self.positions is not None:
-            update = self.positions(positions)
-        else:
+        if self.positions is None:
             rotation = nn.functional.embedding(positions, self.get_buffer("rotations"))
+        elif x.is_nested:
+            x = x + self.positions(positions)
+        else:
+            update = self.positions(positions)
         for block in self.blocks:
             x, update = block(x, update, context, rotation)
-        return self.head(x + update)
+        return self.head(x if update is None else x + update)
 
     def compile_blocks(self) -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
