@@ -4,8 +4,8 @@ The truth is computed in float64. The reference, run in the cell's dtype, shows 
 same numbers; the cell may be `error_factor` times as far off (its kernels add in another order; through a whole
 decoder twice that), plus a floor that follows from the dtype and the length of the reductions, for the cases where the
 reference happens to be exact. One rounding may be exact by luck where the next is not: of several references, each
-rounded in another way, the one that is furthest off sizes the bound. Errors are L2 norms of rows (one token of logits, one row of a weight's gradient), so a
-single bad row cannot hide in a mean.
+rounded in another way, the one that is furthest off sizes the bound. Errors are L2 norms of rows (one token of logits,
+one row of a weight's gradient), so a single bad row cannot hide in a mean.
 
 Where the rounding noise of every row is known (model/attention/oracle.py), errors count in units of it, so that a
 bad small row cannot hide behind an honest large one. Then the reference is held to a bound as well: one that is
@@ -27,10 +27,9 @@ REFERENCE_LIMIT = 2.0
 #: What it must tell from that is a reference in fewer bits: TF32 is 2^13 times as far off, bfloat16 2^16 times.
 DECODER_REFERENCE_LIMIT = 16.0
 
-
 #: Where the noise of a row is not known, a cell may also be off by what its kernel rounds and the reference, which
-#: attends in float32, does not. Of 5,500 drawn bfloat16 training batches of honest backends on a CPU 28 needed more than
-#: twice the error of one reference, the worst 5.7 times; beside the worst of four references 5, the worst 2.8 times.
+#: attends in float32, does not. Of 5,500 drawn bfloat16 training batches of honest backends on a CPU 28 needed more
+#: than twice the error of one reference, the worst 5.7 times; beside the worst of four references 5, the worst 2.8.
 DECODER_FACTOR = 2.0
 
 
