@@ -1,7 +1,7 @@
 """The article's toy decoder and GPT-2 on one H100 (PyTorch 2.5.1, CUDA 12.4), ms a step, bfloat16 autocast.
 
 It evaluates without a causal mask and trains with one; GPT-2 it trains only, with dropout. A word stands where it gives
-no time. Source: DESIGN.md, "Numbers to beat".
+no time.
 """
 
 from typing import Any

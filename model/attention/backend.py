@@ -82,6 +82,7 @@ class Backend:
     (model/attention/oracle.py). `deterministic` lists, for each device, the modes in which repeats are bitwise equal,
     gradients included. `kernels` names, for each device, the operators that may compute the attention, as regular
     expressions for the names that torch.profiler shows: one of them runs, and no kernel that only others name.
+    `plans_by_shape` says that the first batch of a shape takes longer than those after it: cuDNN makes a plan for each.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Backend:
     rounds: Mapping[Device, tuple[Rounding, ...]] = field(default_factory=dict)
     deterministic: Mapping[Device, tuple[Mode, ...]] = field(default_factory=lambda: DETERMINISTIC_FORWARD)
     kernels: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
+    plans_by_shape: bool = False
 
     def undeclared_reasons(self, case: Case) -> list[str]:
         """Return why `case` is outside what the backend claims on any machine, one sentence each."""

@@ -13,4 +13,5 @@ BACKEND = Backend(
     grouped_query=True,
     rounds=CPU_FLASH_ROUNDS,
     kernels=CHOSEN_KERNELS,
+    plans_by_shape=True,
 )

@@ -19,4 +19,5 @@ BACKEND = Backend(
     grouped_query=True,
     min_capability=(8, 0),
     kernels={"cuda": CUDNN},
+    plans_by_shape=True,
 )

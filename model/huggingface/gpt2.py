@@ -187,6 +187,7 @@ GPT2_BACKENDS: tuple[Gpt2Backend, ...] = (
         dtypes={"cpu": ANY, "cuda": ANY},
         causal=(True,),
         requires=(REQUIRES,),
+        plans_by_shape=True,
         implementation="sdpa",
     ),
     Gpt2Backend(
@@ -213,6 +214,7 @@ GPT2_BACKENDS: tuple[Gpt2Backend, ...] = (
         dtypes={"cpu": ANY, "cuda": ANY},
         causal=(True,),
         requires=(REQUIRES,),
+        plans_by_shape=True,
         implementation="sdpa",
     ),
     Gpt2Backend(

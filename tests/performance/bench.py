@@ -11,7 +11,7 @@ import torch
 from collators import Collator, Example
 from collators.batch import Batch
 from gate.timing import Samples, StepTimer, matmul_tflops, median
-from model.attention import Device, Mode
+from model.attention import Backend, Device, Mode
 from model.cells import Cell
 from model.compilation import Compiler
 from model.equivalence import differences
@@ -23,9 +23,12 @@ from model.steps import eval_step, train_step
 from model.tolerance import Mismatch
 from model.workloads import Workload
 from tests.performance.control import Control, control
-from tests.performance.costs import exact_costs, kernel_costs, requested_bytes
+from tests.performance.costs import exact_costs, heaviest, kernel_costs, requested_bytes
 
 LEARNING_RATE = 1e-3
+
+#: Steps before those that are timed, where the first batch of a shape takes no longer than another one of it.
+WARM_UP = 8
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,14 @@ class CellBench:
         device = self.shared.device
         found = exact_costs(timer.step, self.batches, device, self.base_bytes)
         return found | kernel_costs(timer.step, self.batches, device) if kernels else found
+
+
+def warm_up(batches: Sequence[Batch], backend: Backend) -> Sequence[Batch]:
+    """Return the batches of the steps before those that are timed; the last is that of the timed ones.
+
+    After them kernels are chosen, plans made and graphs compiled, and all memory is allocated, by the heaviest first.
+    """
+    return batches if backend.plans_by_shape else [heaviest(batches), *batches[-WARM_UP + 1 :]]
 
 
 def release_memory(device: Device) -> None:
