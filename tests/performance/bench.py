@@ -11,7 +11,7 @@ import torch
 from collators import Collator, Example
 from collators.batch import Batch
 from gate.timing import Samples, StepTimer, matmul_tflops, median
-from model.attention import Backend, Device, Mode
+from model.attention import Device, Mode
 from model.cells import Cell
 from model.compilation import Compiler
 from model.equivalence import differences
@@ -27,7 +27,7 @@ from tests.performance.costs import exact_costs, heaviest, kernel_costs, request
 
 LEARNING_RATE = 1e-3
 
-#: Steps before those that are timed, where the first batch of a shape takes no longer than another one of it.
+#: Steps before those that are timed, in cells where no batch is the first of its kind.
 WARM_UP = 8
 
 
@@ -156,12 +156,14 @@ class CellBench:
         return found | kernel_costs(timer.step, self.batches, device) if kernels else found
 
 
-def warm_up(batches: Sequence[Batch], backend: Backend) -> Sequence[Batch]:
+def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:
     """Return the batches of the steps before those that are timed; the last is that of the timed ones.
 
-    After them kernels are chosen, plans made and graphs compiled, and all memory is allocated, by the heaviest first.
+    After them kernels are chosen, and all memory is allocated, by the heaviest first. Every batch where one may be the
+    first of its kind: cuDNN plans for each shape, and a sequence of one token is compiled apart from longer ones.
     """
-    return batches if backend.plans_by_shape else [heaviest(batches), *batches[-WARM_UP + 1 :]]
+    every = cell.backend.plans_by_shape or cell.execution == "compiled"
+    return batches if every else [heaviest(batches), *batches[-WARM_UP + 1 :]]
 
 
 def release_memory(device: Device) -> None:

@@ -42,7 +42,7 @@ def test_a_batch_is_timed(
             before = shared.control.times()
             timer = bench.timer()
             batches = bench.batches
-            for batch in warm_up(batches, cell.backend):
+            for batch in warm_up(batches, cell):
                 timer(batch)
             info["warmup_ms"] = timer.forget().wall_ms
             order = [number for _ in range(PASSES[shared.device]) for number in range(len(batches))]
