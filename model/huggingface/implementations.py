@@ -20,7 +20,8 @@ ON_CPU = ("eager", "sdpa", "sdpa_document_mask")
 class Implementation:
     """`built` is the `attn_implementation` that a model is built with; `backend` attends in its stead where given.
 
-    `dtype` is what it is checked in, `missing` why it cannot run here (None: it can).
+    `dtype` is what it is checked in, `missing` why it cannot run here (None: it can). What transformers compiles by itself
+    runs without: it would be compiled for every shape of every family, to no other end.
     """
 
     name: str
@@ -38,7 +39,8 @@ class Implementation:
     def attending(self, model: nn.Module) -> Iterator[None]:
         """Let a model built with `built` attend as this implementation does."""
         if self.backend is None:
-            yield
+            with torch.compiler.set_stance("force_eager"):
+                yield
         else:
             from model.huggingface.attention import attending
 

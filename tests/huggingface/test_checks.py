@@ -1,13 +1,15 @@
 """The checks tell a family that computes each sequence alone from one that does not: planted faults turn them red."""
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from model.huggingface import checks
 from model.huggingface.checks import Bench, Errors, Outcome, bench_of, check, check_way, errors_of
 from model.huggingface.families import CannotBuild, Family, build, family_named
 from model.huggingface.implementations import Implementation, implementation_named, implementations
@@ -140,6 +142,30 @@ def test_an_implementation_that_a_family_has_not_is_a_refusal() -> None:
 def test_what_cannot_be_built_says_why() -> None:
     with pytest.raises(CannotBuild, match=r"no-such-thing|NoSuchModel"):
         bench_of(Family("no-such-thing", "NoSuchModel", "decoder"), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("unstable", [(torch.bfloat16,), (torch.float32, torch.bfloat16)], ids=["one", "both"])
+def test_a_dtype_in_which_nothing_can_be_compared_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, unstable: tuple[torch.dtype, ...]
+) -> None:
+    own = bench_of
+
+    def unstable_in(family: Family, device: torch.device, dtype: torch.dtype) -> Bench:
+        if dtype in unstable:
+            raise CannotBuild(f"rounding to {dtype} alone moves its logits")
+        return own(family, device, dtype)
+
+    monkeypatch.setattr(checks, "bench_of", unstable_in)
+    eager = implementation_named("eager", "cpu")
+    both = (eager, replace(eager, name="narrow", dtype=torch.bfloat16))
+    asked = partial(checks.checked_with, family_named("gpt2"), both, torch.device("cpu"))
+    if len(unstable) == 2:
+        with pytest.raises(CannotBuild, match=r"^rounding to torch\.float32 alone"):
+            asked()
+        return
+    found = asked()
+    assert found["eager"].found[ROW].state == "right"
+    assert found["narrow"].refusal == "rounding to torch.bfloat16 alone moves its logits"
 
 
 def test_an_unknown_implementation_names_those_there_are() -> None:
