@@ -20,8 +20,8 @@ ON_CPU = ("eager", "sdpa", "sdpa_document_mask")
 class Implementation:
     """`built` is the `attn_implementation` that a model is built with; `backend` attends in its stead where given.
 
-    `dtype` is what it is checked in, `missing` why it cannot run here (None: it can). What transformers compiles by itself
-    runs without: it would be compiled for every shape of every family, to no other end.
+    `dtype` is what it is checked in, `missing` why it cannot run here (None: it can). What transformers compiles by
+    itself runs without: it would be compiled for every shape of every family, to no other end.
     """
 
     name: str
