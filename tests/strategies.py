@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from collators import IGNORE_INDEX, Example
 from model.attention import default_device
 from model.decoder import DecoderConfig
-from tests.correctness.attention_bench import GRADIENT_FORMS, AttentionInput, Form
+from tests.correctness.attention_bench import AttentionInput, Form
 
 #: Kernels work on tiles of 64 and 128 tokens; the lengths beside them are where their last tile is cut.
 TILE_EDGES = (63, 64, 65, 127, 128, 129)
@@ -70,9 +70,13 @@ def attention_inputs(
     head_dims: tuple[int, ...] = HEAD_DIMS,
     sharpness: tuple[float | None, ...] = SHARPNESS,
     forms: tuple[Form, ...] = ("contiguous", "fused"),
-    gradient_forms: tuple[Form, ...] = GRADIENT_FORMS[:2],
+    gradient_forms: tuple[Form, ...] = ("contiguous",),
 ) -> AttentionInput:
-    """Draw queries, keys and values of a batch: lengths, heads, scale, and how they lie in memory."""
+    """Draw queries, keys and values of a batch: lengths, heads, scale, and how they lie in memory.
+
+    How upstream gradients lie is a property of its own: a kernel that goes by how those before them lay would turn any
+    test red, as the drawn batches of others will have it.
+    """
     drawn = draw(lengths(max_length) if lengths_of is None else lengths_of)
     num_heads, num_kv_heads = draw(st.sampled_from(heads))
     return AttentionInput(

@@ -26,9 +26,6 @@ from model.tolerance import Mismatch, mismatch
 #: the sequences of a rectangle.
 Form = Literal["contiguous", "fused", "heads_first", "shifted", "sliced", "expanded", "repeated"]
 
-#: The forms of an upstream gradient.
-GRADIENT_FORMS: tuple[Form, ...] = ("contiguous", "heads_first", "expanded")
-
 #: The largest number in padding: what a model leaves there is arbitrary, but finite.
 GARBAGE = 1e4
 
