@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.attention import default_device
@@ -48,6 +48,8 @@ def test_a_batch_may_end_at_either_side_of_a_tile(attention: AttentionBench) -> 
 @pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
 @fewest
 @given(given=attention_inputs(), longest=st.integers(250, 260), count=st.integers(1, 20), at=st.integers(0, 20))
+# Past a power of two, whatever is drawn.
+@example(given=AttentionInput((1,)), longest=259, count=5, at=2)
 def test_a_batch_may_hold_one_long_sequence_among_short_ones(
     attention: AttentionBench, given: AttentionInput, longest: int, count: int, at: int
 ) -> None:
