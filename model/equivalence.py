@@ -1,9 +1,9 @@
 """Compares what a cell computed with the truth: logits, loss and every gradient."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from model.decoder import DecoderConfig
 from model.reference import Outcome
@@ -32,16 +32,9 @@ def differences(
     in one way or several.
     """
 
-    def compare(name: str, of: Callable[[Outcome], torch.Tensor], *rounded: torch.Tensor) -> Mismatch | None:
-        return mismatch(
-            name,
-            of(actual),
-            of(truth),
-            rounded or [of(reference) for reference in references],
-            dtype=dtype,
-            error_factor=error_factor,
-            reduction_length=reduction_length(config),
-        )
+    def compare(name: str, got: Tensor, wanted: Tensor, rounded: Sequence[Tensor]) -> Mismatch | None:
+        length = reduction_length(config)
+        return mismatch(name, got, wanted, rounded, dtype=dtype, error_factor=error_factor, reduction_length=length)
 
     if len(actual.logits) != len(truth.logits):
         raise ValueError(f"expected {len(truth.logits)} sequences; got {len(actual.logits)}.")
@@ -52,22 +45,27 @@ def differences(
         raise ValueError(f"gradients differ in name: {actual.gradients.keys() ^ truth.gradients.keys()}.")
     found = [
         # All sequences at once: the bound is the reference's worst row in the batch.
-        _named_by_sequence(compare("logits", lambda outcome: torch.cat(outcome.logits)), truth),
-        compare(
-            "loss",
-            lambda outcome: outcome.loss,
-            *(reference.loss + _loss_rounding(truth, reference) for reference in references),
+        _named_by_sequence(
+            compare(
+                "logits",
+                torch.cat(actual.logits),
+                torch.cat(truth.logits),
+                [torch.cat(reference.logits) for reference in references],
+            ),
+            truth,
         ),
-        *(compare(f"gradient of {name}", partial(_gradient, name)) for name in truth.gradients),
+        compare("loss", actual.loss, truth.loss, [each.loss + _loss_rounding(truth, each) for each in references]),
+        *(
+            compare(
+                f"gradient of {name}", actual.gradients[name], wanted, [each.gradients[name] for each in references]
+            )
+            for name, wanted in truth.gradients.items()
+        ),
     ]
     return sorted((m for m in found if m is not None), key=lambda m: -m.error / max(m.allowed, 1e-300))
 
 
-def _gradient(name: str, outcome: Outcome) -> torch.Tensor:
-    return outcome.gradients[name]
-
-
-def _loss_rounding(truth: Outcome, reference: Outcome) -> torch.Tensor:
+def _loss_rounding(truth: Outcome, reference: Outcome) -> Tensor:
     """Return how far rounding of the logits may move the loss.
 
     The loss of one batch may be exact by luck in the reference. It moves with the logits by at most sqrt(2) times

@@ -123,7 +123,7 @@ class References:
 
     def truth(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> Decoder:
         """Return the same in float64: its weights are those that were drawn in fewer bits."""
-        key = config, dtype if number else weight_dtype(dtype), number, "truth"
+        key = config, dtype, number, "truth"
         if key not in self.models:
             self.models[key] = with_backend(self.reference(config, dtype, number), REFERENCE, torch.float64)
         return self.models[key]
