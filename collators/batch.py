@@ -144,6 +144,22 @@ class PackedBatch(Batch):
 
 
 @dataclass(frozen=True)
+class NestedRows:
+    """Where the rows of a NestedTensor lie in its values: `offsets`, int64 [B+1], and the extreme lengths."""
+
+    offsets: Tensor
+    shortest: int
+    longest: int
+
+    def nested(self, values: Tensor) -> Tensor:
+        """Return `values` (T, ...) as a NestedTensor (B, jagged, ...); those of one batch share a dimension."""
+        # Given the extreme lengths, the NestedTensor need not ask the device for them.
+        return torch.nested.nested_tensor_from_jagged(
+            values, self.offsets, min_seqlen=self.shortest, max_seqlen=self.longest
+        )
+
+
+@dataclass(frozen=True)
 class NestedBatch(Batch):
     """Sequences as the rows of jagged NestedTensors, without padding.
 
@@ -159,21 +175,20 @@ class NestedBatch(Batch):
 
     layout: ClassVar[Layout] = "nested"
 
-    def _jagged(self, values: Tensor) -> Tensor:
-        # Given minimum and maximum, the NestedTensor need not ask the device for them.
-        return torch.nested.nested_tensor_from_jagged(
-            values, self.offsets, min_seqlen=min(self.lengths), max_seqlen=max(self.lengths)
-        )
+    @property
+    def rows(self) -> NestedRows:
+        """Where the sequences lie."""
+        return NestedRows(self.offsets, min(self.lengths), max(self.lengths))
 
     @property
     def input_ids(self) -> Tensor:
         """Token ids, int64 NestedTensor (B, jagged)."""
-        return self._jagged(self.values)
+        return self.rows.nested(self.values)
 
     @property
     def position_ids(self) -> Tensor:
         """Positions, int64 NestedTensor (B, jagged)."""
-        return self._jagged(self.position_values)
+        return self.rows.nested(self.position_values)
 
     @property
     def num_slots(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from collators.batch import NestedBatch, PackedBatch, PaddedBatch
+from collators.batch import NestedBatch, NestedRows, PackedBatch, PaddedBatch
 from model.attention.backend import Attend
 from model.mlp import Mlp
 
@@ -75,22 +75,29 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(
-        self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None
+        self, x: Tensor, update: Tensor | None, context: Any, rotation: Tensor | None, rows: NestedRows | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the residual stream (B, S, E) and the update that the next block adds to it, None where it is added.
 
         `update` is that of the block before; `context` is the backend's for this batch. The addition is left to the
-        next block so that a compiled block fuses it with its first norm. Not for NestedTensors: what the host does to
-        hand one more to a compiled block and to its backward takes longer than the device saves.
+        next block so that a compiled block fuses it with its first norm.
+
+        With `rows` the block takes and returns the values (T, E) of NestedTensors, and attends on NestedTensors of
+        them. So do compiled blocks: what the host does to hand a NestedTensor to one and to its backward takes longer
+        than the device's work. An eager block computes on NestedTensors throughout.
         """
         if update is not None:
             x = x + update
-        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        normed = self.attention_norm(x)
+        if rows is not None:
+            normed, rotation = rows.nested(normed), None if rotation is None else rows.nested(rotation)
+        heads = self.qkv(normed).unflatten(-1, (-1, self.head_dim))
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
         q, k, v = heads.split(self.heads, dim=2) if self.grouped_query else heads.chunk(3, dim=2)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
-        x = x + self.projection(self.attend(q, k, v, context).flatten(2))
+        attended = self.projection(self.attend(q, k, v, context).flatten(2))
+        x = x + (attended if rows is None else attended.values())
         update = self.mlp(self.mlp_norm(x))
         return (x + update, None) if x.is_nested else (x, update)
 
@@ -114,11 +121,16 @@ class Decoder(nn.Module):
             self.register_buffer("rotations", torch.cat([angles.cos(), angles.sin()], dim=1), persistent=False)
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.num_layers))
         self.head = nn.Linear(width, config.vocab_size)
+        self.values_between_blocks = False
 
     def forward(self, batch: PaddedBatch | PackedBatch | NestedBatch, context: Any) -> Tensor:
         """Return logits (B, S, vocabulary) in the layout of `batch`."""
-        positions = batch.position_ids
-        x, update, rotation = self.tokens(batch.input_ids), None, None
+        rows: NestedRows | None = None
+        if self.values_between_blocks and isinstance(batch, NestedBatch):
+            ids, positions, rows = batch.values, batch.position_values, batch.rows
+        else:
+            ids, positions = batch.input_ids, batch.position_ids
+        x, update, rotation = self.tokens(ids), None, None
         if self.positions is None:
             rotation = nn.functional.embedding(positions, self.get_buffer("rotations"))
         elif x.is_nested:
@@ -126,14 +138,16 @@ class Decoder(nn.Module):
         else:
             update = self.positions(positions)
         for block in self.blocks:
-            x, update = block(x, update, context, rotation)
-        return self.head(x if update is None else x + update)
+            x, update = block(x, update, context, rotation, rows)
+        x = x if update is None else x + update
+        return self.head(x if rows is None else rows.nested(x))
 
     def compile_blocks(self) -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
 
         A graph break is an error: a backend that needs one does not declare `compiled`.
         """
+        self.values_between_blocks = True
         for block in self.blocks:
             block.compile(dynamic=True, fullgraph=True)
 

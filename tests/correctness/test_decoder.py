@@ -5,6 +5,7 @@ Shapes: L tokens of one sequence, E hidden size, H heads, H_kv key-value heads, 
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from collators import IGNORE_INDEX, CollatorOptions, Example, collator_named
 from collators.batch import PaddedBatch
-from model.attention import REFERENCE, Case
+from model.attention import REFERENCE, Case, backend_named
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.reference import outcome, padded_reference
 from model.steps import forward
@@ -155,6 +156,23 @@ def test_a_decoder_on_the_cpu_has_its_gelu_whatever_autocast_does_elsewhere() ->
             assert torch.equal(model(x), wanted)
         finally:
             torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_nested_batch_is_the_same_where_blocks_hand_on_its_values(positions: Literal["learned", "rotary"]) -> None:
+    """As compiled blocks do, which the CPU has no attention on NestedTensors for."""
+    backend = backend_named("sdpa_nested")
+    model = seeded_decoder(replace(CONFIG, head_dim=8, positions=positions), backend.attend, device="cpu")
+    sequences = [torch.tensor(IDS[:length]) for length in (4, 1, 6)]
+    batch = collator_named("nested").build(CollatorOptions(9, pad_id=3))([Example(ids, ids) for ids in sequences])
+    case = Case("cpu", "nested", None, "train", False, torch.float32, "eager", 4, 4, 8)
+    found = []
+    for model.values_between_blocks in (False, True):
+        model.zero_grad()
+        result = forward(model, backend, batch, case)
+        result.loss.backward()
+        found.append([*batch.split(result.logits), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_decoder_embeds_padding_as_zeros() -> None:
