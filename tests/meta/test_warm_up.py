@@ -43,6 +43,13 @@ def test_a_warm_up_is_short_elsewhere_with_the_heaviest_batch_first_and_the_last
     assert [id(batch) for batch in few[1:]] == [id(batch) for batch in every[-7:]]
 
 
+@pytest.mark.parametrize("execution", ["eager", "compiled"])
+def test_a_warm_up_on_the_only_batch_is_two_steps(execution: str) -> None:
+    """On a GPU the first step of all has none before it to be timed from, and the last waits for the next."""
+    every = batches(1)
+    assert list(warm_up(every, cell(plans=False, execution=execution))) == every * 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_a_warm_up_of_few_batches_ends_with_the_last_one(count: int) -> None:
     every = batches(count)

@@ -161,8 +161,9 @@ def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:
 
     After them kernels are chosen, and all memory is allocated, by the heaviest first. Every batch where one may be the
     first of its kind: cuDNN plans for each shape, and a sequence of one token is compiled apart from longer ones.
+    At least two: a GPU's step is timed from the end of the one before, and the last is timed with the next.
     """
-    every = cell.backend.plans_by_shape or cell.execution == "compiled"
+    every = (cell.backend.plans_by_shape or cell.execution == "compiled") and len(batches) > 1
     return batches if every else [heaviest(batches), *batches[-WARM_UP + 1 :]]
 
 
