@@ -58,6 +58,16 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def nested(x: Tensor, rows: NestedRows | None) -> Tensor:
+    """Return `x` (T, ...) as a NestedTensor of `rows`; as it is where there are none."""
+    return x if rows is None else rows.nested(x)
+
+
+def values(x: Tensor, rows: NestedRows | None) -> Tensor:
+    """Return the values (T, ...) of what `nested` made; `x` as it is where there are no rows."""
+    return x if rows is None else x.values()
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP; norms have no bias, linears do."""
 
@@ -88,16 +98,14 @@ class Block(nn.Module):
         """
         if update is not None:
             x = x + update
-        normed = self.attention_norm(x)
-        if rows is not None:
-            normed, rotation = rows.nested(normed), None if rotation is None else rows.nested(rotation)
-        heads = self.qkv(normed).unflatten(-1, (-1, self.head_dim))
+        # What is not named here is freed once it was used, which is what sets the peak of an evaluation step.
+        heads = self.qkv(nested(self.attention_norm(x), rows)).unflatten(-1, (-1, self.head_dim))
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
         q, k, v = heads.split(self.heads, dim=2) if self.grouped_query else heads.chunk(3, dim=2)
         if rotation is not None:
+            rotation = nested(rotation, rows)
             q, k = rotated(q, rotation), rotated(k, rotation)
-        attended = self.projection(self.attend(q, k, v, context).flatten(2))
-        x = x + (attended if rows is None else attended.values())
+        x = x + values(self.projection(self.attend(q, k, v, context).flatten(2)), rows)
         update = self.mlp(self.mlp_norm(x))
         return (x + update, None) if x.is_nested else (x, update)
 
@@ -139,8 +147,7 @@ class Decoder(nn.Module):
             update = self.positions(positions)
         for block in self.blocks:
             x, update = block(x, update, context, rotation, rows)
-        x = x if update is None else x + update
-        return self.head(x if rows is None else rows.nested(x))
+        return self.head(nested(x if update is None else x + update, rows))
 
     def compile_blocks(self) -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.

@@ -4,6 +4,7 @@ Shapes: L tokens of one sequence, E hidden size, H heads, H_kv key-value heads, 
 """
 
 import math
+import weakref
 from dataclasses import replace
 from typing import Literal
 
@@ -173,6 +174,23 @@ def test_a_nested_batch_is_the_same_where_blocks_hand_on_its_values(positions: L
         result.loss.backward()
         found.append([*batch.split(result.logits), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("done_with", ["attention_norm", "projection"])
+def test_a_batch_that_is_evaluated_keeps_nothing_that_its_block_is_done_with(done_with: str) -> None:
+    """A name that holds it through the MLP would raise the peak of memory."""
+    model = model_of(CONFIG)
+    alive: list[bool] = []
+    for block in model.blocks:
+        made: list[weakref.ref[Tensor]] = []
+        block.get_submodule(done_with).register_forward_hook(
+            lambda module, given, output, made=made: made.append(weakref.ref(output))
+        )
+        block.mlp.register_forward_pre_hook(lambda module, given, made=made: alive.append(made[-1]() is not None))
+    batch = collator_named("pad_longest").build(CollatorOptions(9, pad_id=3))([Example(*[torch.tensor(IDS)] * 2)])
+    with torch.no_grad():
+        forward(model, REFERENCE, batch, Case("cpu", "padded", "right", "eval", True, torch.float64, "eager", 4, 4, 6))
+    assert alive == [False] * CONFIG.num_layers
 
 
 def test_a_decoder_embeds_padding_as_zeros() -> None:
