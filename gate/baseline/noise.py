@@ -41,12 +41,12 @@ MIN_DF = 3.9
 
 #: Clock, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
 #: (0.3% in training, 0.6% in evaluation). The wall's: 20 fresh processes of the smoke workload in an hour on two shared
-#: cores, in products of the pace: 4.3% in training and 4.2% in evaluation, from 2% to 8% by cell.
+#: cores, in products of the pace: 4.7% in training and 4.5% in evaluation, from 2% to 8% by cell.
 PROCESS_DEFAULTS: dict[tuple[Clock, str], float] = {
     ("device", "train"): 0.003,
     ("device", "eval"): 0.006,
-    ("wall", "train"): 0.043,
-    ("wall", "eval"): 0.043,
+    ("wall", "train"): 0.047,
+    ("wall", "eval"): 0.045,
 }
 
 #: Clock -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not

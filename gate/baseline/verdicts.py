@@ -275,6 +275,11 @@ class Comparison:
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
         verdict, why = _said(change, half, threshold)
+        if self.paced and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
+            wall = float(np.mean([one.log_ms for one in news]) - np.mean([one.log_ms for one in seen.estimates]))
+            if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
+                verdict = Verdict.CANNOT_TELL
+                why = f"the product beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
         infos = [info for _, info in self.baseline.infos(cell)]
         beside = confirmed or [self.now.cells[cell]]
         moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]

@@ -51,6 +51,13 @@ def test_the_fastest_step_of_a_batch_is_its_number():
     assert found.steps == 6
 
 
+def test_the_fastest_step_of_a_batch_is_taken_over_its_own_pace():
+    """Not the pass whose pace was slow, which would make a slow step look fast."""
+    info = TIMED | {"wall_ms": [10.0, 11.0], "median_wall_ms": 10.5, "batches": [0, 0], "pace_ms": [2.0, 8.0]}
+    found = estimate(info)
+    assert found.paced_log == pytest.approx(math.log(10.0 / 2.0))
+
+
 def test_a_few_spoilt_batches_do_not_move_the_location():
     clean = [math.log(20.0)] * 24
     assert location([*clean[:20], *[math.log(500.0)] * 4]) == pytest.approx(math.log(20.0))

@@ -202,6 +202,18 @@ def test_a_cpu_is_compared_in_its_own_pace():
     assert judged(wall(LOG + 0.2), then | {"pace_ms": None, "waited_ms": None}).change == pytest.approx(math.expm1(0.2))
 
 
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_pace_that_moved_alone_is_no_verdict_on_the_step(way):
+    """The step took as long as before; the product beside it was slow then, or now, for whatever reason."""
+    found = judged(wall(LOG + 0.01, pace=3 * math.exp(-0.3 * way)), wall(LOG))
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.why == "the product beside it moved and not the step: +1.0% by the wall clock"
+    assert judged(wall(LOG + 0.08 * way, pace=3 * math.exp(-0.3 * way)), wall(LOG)).verdict in (
+        Verdict.REGRESSED,
+        Verdict.IMPROVED,
+    )
+
+
 @pytest.mark.parametrize(("sessions", "session_sd"), [(1, 0.0), (3, 0.015)])
 def test_unchanged_code_is_called_slower_in_at_most_one_run_of_twenty(sessions, session_sd):
     rng = np.random.default_rng(7)
