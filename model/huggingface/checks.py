@@ -55,11 +55,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far off logits, loss and gradients are: relative, the worst token and the worst parameter."""
+    """How far off logits, loss and gradients are: relative, the worst token and the worst parameter, named `worst`."""
 
     logits: float
     loss: float
     gradients: float
+    worst: str = field(default="", compare=False)
 
     @property
     def values(self) -> tuple[float, float, float]:
@@ -134,7 +135,8 @@ def bench_of(family: Family, device: torch.device, dtype: torch.dtype) -> Bench:
             raise CannotBuild("its logits are not finite with random weights")
         errors = errors_of(reference, truth)
         floor = allowance(dtype).least * torch.finfo(dtype).eps / 2
-        rounding = Errors(*(max(error, floor) for error in errors.values))
+        logits, loss, gradients = (max(error, floor) for error in errors.values)
+        rounding = Errors(logits, loss, gradients)
         if rounding.logits > allowance(dtype).unstable:
             short = str(dtype).removeprefix("torch.")
             raise CannotBuild(
@@ -167,15 +169,20 @@ def run(model: nn.Module, batch: Inputs, labels: bool) -> Outcome:
     target = weighted(logits) if loss is None else loss
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(target, list(named.values()), allow_unused=True)
+    found = {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+    here = fetched([*logits, *found.values()])
     return Outcome(
-        [piece.detach().double() for piece in logits],
+        here[: len(logits)],
         None if loss is None else float(loss.detach()),
-        {
-            name: gradient.detach().double()
-            for name, gradient in zip(named, gradients, strict=True)
-            if gradient is not None
-        },
+        dict(zip(found, here[len(logits) :], strict=True)),
     )
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return float64 copies on the CPU, brought there together: where processes share a GPU each transfer waits."""
+    flat = torch.cat([tensor.detach().flatten().double() for tensor in tensors]).cpu()
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
 def weighted(logits: Sequence[Tensor]) -> Tensor:
@@ -210,13 +217,15 @@ def errors_of(actual: Outcome, truth: Outcome) -> Errors:
         loss = abs((actual.loss if actual.loss is not None else torch.inf) - truth.loss) / max(abs(truth.loss), 1e-6)
     norms = {name: float(wanted.norm()) for name, wanted in truth.gradients.items()}
     least = LEAST_GRADIENT * max(norms.values(), default=1.0)
-    gradients = 0.0
+    gradients, worst = 0.0, ""
     for name in truth.gradients.keys() | actual.gradients.keys():
         got, wanted = actual.gradients.get(name), truth.gradients.get(name)
         zero = torch.zeros((), dtype=torch.float64)
         difference = float(((zero if got is None else got) - (zero.to(got) if wanted is None else wanted)).norm())
-        gradients = max(gradients, finite(difference / max(norms.get(name, 0.0), least)))
-    return Errors(finite(logits / largest), finite(loss), gradients)
+        error = finite(difference / max(norms.get(name, 0.0), least))
+        if error > gradients:
+            gradients, worst = error, name
+    return Errors(finite(logits / largest), finite(loss), gradients, worst)
 
 
 def finite_logits(outcome: Outcome) -> bool:
@@ -254,7 +263,7 @@ def logits_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     """Return the logits of each sequence alone, float64."""
     arguments = {name: value for name, value in batch.arguments.items() if name != "labels"}
     batch = Inputs(arguments, batch.places).to(next(model.parameters()).device)
-    return [piece.double() for piece in batch.split(model(**taken(model, batch.arguments)).logits)]
+    return fetched(batch.split(model(**taken(model, batch.arguments)).logits))
 
 
 def taken(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:

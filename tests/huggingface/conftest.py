@@ -25,7 +25,7 @@ class Result:
             return []
         return [
             f"{self.family.name} {name}, {way.name}: logits off by {found.errors.logits:.2g}, gradients by "
-            f"{found.errors.gradients:.2g}, {found.times:.2g} times what rounding does"
+            f"{found.errors.gradients:.2g} ({found.errors.worst or 'none'}), {found.times:.2g} times what rounding does"
             for name, checked in self.found.items()
             for way, found in checked.found.items()
             if way.name in ways and found.state == "wrong" and found.errors is not None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model.huggingface import checks
-from model.huggingface.checks import Bench, Errors, Outcome, bench_of, check, check_way, errors_of
+from model.huggingface.checks import Bench, Errors, Outcome, bench_of, check, check_way, errors_of, fetched
 from model.huggingface.families import CannotBuild, Family, build, family_named
 from model.huggingface.implementations import Implementation, implementation_named, implementations
 from model.huggingface.inputs import Way
@@ -114,7 +114,18 @@ def test_a_gradient_that_is_missing_or_too_many_counts_in_full(actual: Outcome) 
 
 
 def test_what_is_equal_has_no_error() -> None:
-    assert errors_of(outcome(1.0, w=2.0), outcome(1.0, w=2.0)) == Errors(0.0, 0.0, 0.0)
+    found = errors_of(outcome(1.0, w=2.0), outcome(1.0, w=2.0))
+    assert (found, found.worst) == (Errors(0.0, 0.0, 0.0), "")
+
+
+def test_the_parameter_whose_gradient_is_furthest_off_is_named() -> None:
+    assert errors_of(outcome(1.0, v=2.1, w=2.0, x=1.9), outcome(1.0, v=2.0, w=1.0, x=2.0)).worst == "w"
+
+
+def test_tensors_come_to_the_cpu_as_they_were() -> None:
+    given = [torch.randn(2, 3).bfloat16(), torch.randn(3, 2).t(), torch.tensor(1.5), torch.empty(0, 4)]
+    for got, wanted in zip(fetched(given), given, strict=True):
+        assert torch.equal(got, wanted.double())
 
 
 def test_the_position_that_a_family_counts_from_is_found() -> None:
