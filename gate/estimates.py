@@ -75,27 +75,22 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
         if bad is not None:
             return f"waited_ms holds {bad!r}, not a number of milliseconds"
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
-    fastest = fastest_steps(times, batches)
-    logs = tuple(math.log(times[step]) for step in fastest)
+    logs = batch_logs(times, batches)
     paces = info.get("pace_ms") if clock == "wall" else None
     paced = None
     if paces is not None:
         if len(paces) != len(times) or not all(map(_is_time, paces)):
             return f"pace_ms does not hold {len(times)} positive numbers of milliseconds"
-        paced = location([math.log(times[step] / paces[step]) for step in fastest])
+        paced = location(batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches))
     return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced)
 
 
-def fastest_steps(times_ms: Sequence[float], batches: Sequence[int]) -> list[int]:
-    """The number of each batch's fastest step, in the order of batch numbers.
-
-    What a neighbour on the host does only adds to a time, for seconds on end: more than half of the passes may be hit.
-    Fastest by its own time: over the pace it would be the one whose pace was hit.
-    """
-    passes: dict[int, list[int]] = {}
-    for step, batch in enumerate(batches):
-        passes.setdefault(batch, []).append(step)
-    return [min(passes[batch], key=lambda step: times_ms[step]) for batch in sorted(passes)]
+def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float, ...]:
+    """The log of each batch's time, its median where it was timed more than once; in the order of batch numbers."""
+    passes: dict[int, list[float]] = {}
+    for batch, ms in zip(batches, times_ms, strict=True):
+        passes.setdefault(batch, []).append(math.log(ms))
+    return tuple(statistics.median(passes[batch]) for batch in sorted(passes))
 
 
 def location(logs: Sequence[float]) -> float:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from gate import environment
-from gate.baseline import saving
 from gate.baseline.comparing import Comparing, add_options
 from gate.progress import Progress
-from gate.records import Journal, Record, cells, load_record
+from gate.records import Journal, Record, load_record
 from gate.table import WIDE, tables
 
 # Asking for any of these asks for step times.
@@ -32,7 +31,6 @@ class Gate:
     folders: list[Path] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
-    again: list[dict[str, Any]] = field(default_factory=list)
     journal: Journal | None = None
 
     @property
@@ -127,7 +125,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds --benchmark-stock-table beside pytest-benchmark's own options, and those of the comparison."""
     group = parser.getgroup("benchmark")
     add_options(group)
-    saving.add_options(group)
     group.addoption(
         "--benchmark-stock-table",
         action="store_true",
@@ -167,7 +164,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         gate.benchmarks.quiet = True
     try:
         gate.comparing.check_options()
-        saving.check_options(config)
         if gate.comparing.value:
             gate.set_folders()
             gate.comparing.find(gate.folders)
@@ -219,8 +215,6 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: Record) -> 
     """Adds the cells without a time, and notes what a save holds."""
     gate = config.stash[GATE]
     output_json["cells_without_time"] = gate.without_time()
-    if gate.again:
-        output_json["again"] = gate.again
     if summary := gate.comparing.summary():
         output_json["gate"] = summary
     entries = [*output_json["benchmarks"], *output_json["cells_without_time"]]
@@ -234,8 +228,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     benchmarks = gate.benchmarks
     if benchmarks is not None and gate.comparing.value and not session.config.option.collectonly:
         _compare(gate, session)
-    if benchmarks is not None and not session.config.option.collectonly and _whole(session):
-        gate.again = saving.timed_by_others(session.config, cells(gate.record()), _say(session))
     if benchmarks is not None and (benchmarks.benchmarks or gate.entries):
         gate.set_folders()
         if not benchmarks.benchmarks:
@@ -245,31 +237,22 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 def _compare(gate: Gate, session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    record = gate.record()
-    say = _say(session) if _whole(session) else None
-    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say)
-    compared = gate.comparing.chosen(record)
-    if compared is not None and not compared.committed:
-        by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
-        gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
-    if gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def _whole(session: pytest.Session) -> bool:
-    # Who interrupts a run does not want to wait for more of it.
-    return session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-
-
-def _say(session: pytest.Session) -> Callable[[str], None]:
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
 
     def say(line: str) -> None:
         if reporter is not None:
             reporter.ensure_newline()
             reporter.write_line(line)
 
-    return say
+    record = gate.record()
+    # Who interrupts a run does not want to wait for more of it.
+    whole = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
+    compared = gate.comparing.chosen(record)
+    if compared is not None and not compared.committed:
+        by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
+        gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
+    if gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _width(reporter: Any) -> int:

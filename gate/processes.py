@@ -29,10 +29,6 @@ PROGRESS = re.compile(r"^\[\d+/\d+\] (\S+): ?(.*)$", re.MULTILINE)
 #: The key of a record's entries without `stats`.
 LATER = "cells_without_time"
 
-#: Set for the processes started here: what they save is their own process alone (gate/baseline/saving.py). A variable,
-#: as the checkout of an older commit may not know an option.
-CHILD = "VARLEN_GATE_CHILD"
-
 COLLECTED = re.compile(r"::\S*?\[(\S+)\]$", re.MULTILINE)
 
 
@@ -182,11 +178,7 @@ def _run(side: Side, arguments: Sequence[str], log: Path, stall_s: float) -> End
     tests = [TIMED] if (side.checkout / TIMED).is_dir() else []
     command = [str(side.python), "-m", "pytest", *tests, "-m", "performance", "-n0", "-p", "no:cacheprovider", "-q"]
     # Unbuffered, as output is the sign of life.
-    variables = os.environ | {
-        "TORCHINDUCTOR_CACHE_DIR": str(side.cache.absolute()),
-        "PYTHONUNBUFFERED": "1",
-        CHILD: "1",
-    }
+    variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(side.cache.absolute()), "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 A baseline is a JSON file of its own kind and schema, `baselines/<device>/<workload>[-lengths].json`, written by
 `python -m gate promote` and named with its digest in `baselines/index.json`, so that one that was lost or edited is
-seen. A record of pytest-benchmark is a baseline of one process, or of a few where it holds them.
+seen. A record of pytest-benchmark is a baseline of one process.
 """
 
 import hashlib
@@ -85,24 +85,13 @@ def process_of(record: Record) -> Process:
     return Process(recorded_at(record), session_of(record), machine, commit, cells(record))
 
 
-def processes_of(record: Record) -> tuple[Process, ...]:
-    """The processes of a record: its own, and those that timed its cells again for it (gate/baseline/saving.py)."""
-    return (process_of(record), *(_process(entry) for entry in record.get("again") or ()))
-
-
 def load(path: Path) -> Baseline:
     """Read a baseline or a record; ValueError, one line that names the file and what to do, if it is neither."""
     content = _json(path)
     if not (isinstance(content, dict) and content.get("kind") == KIND):
         record = load_record(path)
         regressed = tuple((record.get("gate") or {}).get("regressed") or ())
-        try:
-            return Baseline(path, processes_of(record), committed=False, regressed=regressed)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not a readable benchmark record (again: {_named(error)}). "
-                "Restore it, or move it out of its folder."
-            ) from None
+        return Baseline(path, (process_of(record),), committed=False, regressed=regressed)
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{path} has schema {content.get('schema')!r}, this version of the gate reads {SCHEMA}. "
@@ -171,7 +160,7 @@ def write(path: Path, root: Path, processes: Sequence[Process], workload: tuple[
         "lengths": workload[1],
         "device": machine.get("device"),
         "device_slug": machine.get("device_slug"),
-        "processes": [entry_of(process) for process in processes],
+        "processes": [_entry(process) for process in processes],
     }
     # As JSON has it: the digest is of what a reader will find.
     content = json.loads(json.dumps(content))
@@ -228,8 +217,7 @@ def _process(entry: dict[str, Any]) -> Process:
 LEFT_OUT = ("warmup_ms",)
 
 
-def entry_of(process: Process) -> dict[str, Any]:
-    """A process as baselines keep it, and records those that timed their cells again."""
+def _entry(process: Process) -> dict[str, Any]:
     kept = {
         cell: {key: value for key, value in info.items() if key not in LEFT_OUT} for cell, info in process.cells.items()
     }

@@ -40,13 +40,14 @@ class Component:
 MIN_DF = 3.9
 
 #: Clock, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
-#: (0.3% in training, 0.6% in evaluation). The wall's: 20 fresh processes of the smoke workload in an hour on two shared
-#: cores, in products of the pace: 4.7% in training and 4.5% in evaluation, from 2% to 8% by cell.
+#: (0.3% in training, 0.6% in evaluation). The wall's: 4 and 5 fresh processes of the smoke workload on two shared
+#: cores, in products of the pace: 3.4% and 2.9% in training, 5.8% and 4.1% in evaluation, whose cells take a third of
+#: the time (11% and 14% by the wall clock without waiting for a core).
 PROCESS_DEFAULTS: dict[tuple[Clock, str], float] = {
     ("device", "train"): 0.003,
     ("device", "eval"): 0.006,
-    ("wall", "train"): 0.047,
-    ("wall", "eval"): 0.045,
+    ("wall", "train"): 0.035,
+    ("wall", "eval"): 0.055,
 }
 
 #: Clock -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not

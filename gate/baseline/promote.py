@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gate.baseline import doubts
-from gate.baseline.baselines import Process, file_name, load, processes_of, write
+from gate.baseline.baselines import Process, file_name, load, process_of, write
 from gate.estimates import estimate
 from gate.records import load_record
 
@@ -27,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the baseline; ValueError says which record does not fit."""
     paths: list[Path] = args.records
-    named = [(str(path), process) for path in paths for process in processes_of(load_record(path))]
+    processes = [process_of(load_record(path)) for path in paths]
+    named = list(zip(map(str, paths), processes, strict=True))
     workload = _workload(named)
-    slug = str(named[0][1].machine.get("device_slug") or "")
+    slug = str(processes[0].machine.get("device_slug") or "")
     if not slug:
         raise ValueError(f"{paths[0]} names no device; record it with this version of the gate.")
     target: Path = args.baselines / slug / file_name(workload)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gate.__main__ import main
-from gate.baseline import comparing, confirming, fresh
+from gate.baseline import comparing, confirming
 from tests.meta.test_records import FA2, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
 
 pytestmark = pytest.mark.meta
@@ -152,7 +152,7 @@ def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeyp
         entry = {"fullname": name, "extra_info": info(ms=31.0)}
         return {"benchmarks": [], "cells_without_time": [entry]}
 
-    monkeypatch.setattr(fresh, "run_cells", run_cells)
+    monkeypatch.setattr(confirming, "run_cells", run_cells)
     monkeypatch.setattr(pytestconfig.option, "steps", 6)
     monkeypatch.setattr(pytestconfig.option, "plugins", ["no:cacheprovider", "tests.meta.planted.host_sleep"])
     found, troubles = confirming.timed_again(pytestconfig, [FA2], 3)
