@@ -94,7 +94,8 @@ class Block(nn.Module):
 
         With `rows` the block takes and returns the values (T, E) of NestedTensors, and attends on NestedTensors of
         them. So do compiled blocks: what the host does to hand a NestedTensor to one and to its backward takes longer
-        than the device's work. An eager block computes on NestedTensors throughout.
+        than the device's work. Their norms come before and after, as torch.compile (2.13) cannot guard on sizes that
+        a norm compares, of a NestedTensor that was made inside. An eager block computes on NestedTensors throughout.
         """
         if update is not None:
             x = x + update
