@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from collators import IGNORE_INDEX, Batch, CollatorOptions, Example, NestedBatch, PackedBatch, PaddedBatch, example
+from collators import IGNORE_INDEX, Batch, CollatorOptions, Example, PackedBatch, PaddedBatch, example
+from collators.batch import NestedRows
 from collators.nested import Nested
 from collators.packed import Packed
 from collators.packed_multiple import PackedMultiple
@@ -409,8 +410,8 @@ def moving_drops_the_filler(patch: pytest.MonkeyPatch) -> None:
 )
 def nested_batch_dimension_dropped(patch: pytest.MonkeyPatch) -> None:
     """A nested batch of one sequence of one token loses its batch dimension."""
-    right = NestedBatch._jagged
-    patch.setattr(NestedBatch, "_jagged", lambda batch, values: values if values.numel() == 1 else right(batch, values))
+    right = NestedRows.nested
+    patch.setattr(NestedRows, "nested", lambda rows, values: values if values.numel() == 1 else right(rows, values))
 
 
 @plant("test_collators.py::test_a_nested_batch_has_a_row_of_its_own_length_for_each_sequence")
