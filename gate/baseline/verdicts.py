@@ -275,8 +275,9 @@ class Comparison:
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
         verdict, why = _said(change, half, threshold)
+        now_ms = _Seen(tuple(news), ()).ms
         if self.paced and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
-            wall = float(np.mean([one.log_ms for one in news]) - np.mean([one.log_ms for one in seen.estimates]))
+            wall = math.log(now_ms / seen.ms)
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
                 verdict = Verdict.CANNOT_TELL
                 why = f"the product beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
@@ -287,7 +288,6 @@ class Comparison:
         if verdict in (Verdict.REGRESSED, Verdict.IMPROVED) and doubts.explained_by_control(change, control):
             verdict = Verdict.CANNOT_TELL
             why = f"the machine itself moved: the product and the copy beside it by {math.expm1(control or 0):+.1%}"
-        now_ms = _Seen(tuple(news), ()).ms
         return CellVerdict(
             cell,
             verdict,

@@ -217,11 +217,9 @@ def errors_of(actual: Outcome, truth: Outcome) -> Errors:
         loss = abs((actual.loss if actual.loss is not None else torch.inf) - truth.loss) / max(abs(truth.loss), 1e-6)
     norms = {name: float(wanted.norm()) for name, wanted in truth.gradients.items()}
     least = LEAST_GRADIENT * max(norms.values(), default=1.0)
-    gradients, worst = 0.0, ""
+    gradients, worst, zero = 0.0, "", torch.zeros((), dtype=torch.float64)
     for name in truth.gradients.keys() | actual.gradients.keys():
-        got, wanted = actual.gradients.get(name), truth.gradients.get(name)
-        zero = torch.zeros((), dtype=torch.float64)
-        difference = float(((zero if got is None else got) - (zero.to(got) if wanted is None else wanted)).norm())
+        difference = float((actual.gradients.get(name, zero) - truth.gradients.get(name, zero)).norm())
         error = finite(difference / max(norms.get(name, 0.0), least))
         if error > gradients:
             gradients, worst = error, name

@@ -141,13 +141,6 @@ def batch_of(collator: Collator, lengths: Sequence[int]) -> Batch:
     return collate_for(collator)([Example(ids, ids) for ids in ones]).to(default_device())
 
 
-def jagged(batch: NestedBatch, values: Tensor) -> Tensor:
-    """Return `values` (T, H, D) as a NestedTensor with the ragged dimension of `batch`."""
-    return torch.nested.nested_tensor_from_jagged(
-        values, batch.offsets, min_seqlen=min(batch.lengths), max_seqlen=max(batch.lengths)
-    )
-
-
 def slots(batch: Batch) -> tuple[int, ...]:
     """Return the shape of a batch's token slots: padded (B, S), packed (1, T), nested (T,)."""
     if isinstance(batch, NestedBatch):
@@ -265,7 +258,7 @@ class AttentionRun:
         return {name: self._real(name, tensor) for name, tensor in found}
 
     def _nested(self, tensor: Tensor) -> Tensor:
-        return jagged(self.batch, tensor) if isinstance(self.batch, NestedBatch) else tensor
+        return self.batch.rows.nested(tensor) if isinstance(self.batch, NestedBatch) else tensor
 
     def _dense(self, out: Tensor) -> Tensor:
         if not isinstance(self.batch, NestedBatch):
