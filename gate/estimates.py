@@ -24,8 +24,8 @@ class Estimate:
     """A cell's time in one process; `log_ms` is the natural logarithm of milliseconds a step.
 
     `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all. `paced_log`
-    is the step's time in products of the pace beside it (tests/performance/pace.py) where those were timed: a shared
-    CPU that is slower for a while leaves it alone.
+    is the step's time over that of the block beside it (tests/performance/pace.py), where that was timed: a shared CPU
+    that is slower for a while leaves it alone.
     """
 
     cell: str
@@ -76,11 +76,11 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
             return f"waited_ms holds {bad!r}, not a number of milliseconds"
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
     logs = batch_logs(times, batches)
-    paces = info.get("pace_ms") if clock == "wall" else None
+    paces = info.get("block_ms") if clock == "wall" else None
     paced = None
     if paces is not None:
         if len(paces) != len(times) or not all(map(_is_time, paces)):
-            return f"pace_ms does not hold {len(times)} positive numbers of milliseconds"
+            return f"block_ms does not hold {len(times)} positive numbers of milliseconds"
         paced = location(batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches))
     return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced)
 

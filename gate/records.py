@@ -68,6 +68,12 @@ def workloads(record: Record) -> set[tuple[str, str]]:
     return {(info["cell"]["workload"], info["cell"]["lengths"]) for info in cells(record).values()}
 
 
+def same_versions(one: Record, other: Record) -> bool:
+    """Whether two records were made with the same packages."""
+    first, second = (record.get("machine_info", {}).get("versions") for record in (one, other))
+    return bool(first == second)
+
+
 def recorded_at(record: Record) -> datetime:
     """When the record was made; a time without a zone is taken as UTC."""
     at = datetime.fromisoformat(record["datetime"])

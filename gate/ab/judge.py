@@ -23,7 +23,7 @@ from gate.ab.run import Duel, Pair, failures, log_ratios
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import Finding, compare
-from gate.records import cells
+from gate.records import cells, same_versions
 
 #: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
 TO_BE_SEEN = 2.0
@@ -75,8 +75,7 @@ class Evidence:
 
     def same_versions(self) -> bool:
         """Whether both sides ran with the same packages: others have other exact costs."""
-        base, head = (record.get("machine_info", {}).get("versions") for record in (self.warm.base, self.warm.head))
-        return bool(base == head)
+        return same_versions(self.warm.base, self.warm.head)
 
 
 def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:

@@ -12,7 +12,7 @@ from typing import Any
 from gate.ab.disturbances import control_shifts, disturbance
 from gate.estimates import Estimate, estimate
 from gate.processes import Side, run_cells, write_json
-from gate.records import Record, cells
+from gate.records import Record, cells, same_versions
 
 #: Pairs that replace disturbed ones, at most.
 SPARE_PAIRS = 2
@@ -39,8 +39,8 @@ class Pair:
         base, head = (one for one in found if isinstance(one, Estimate))
         if base.clock != head.clock:
             return None
-        if base.paced_log is not None and head.paced_log is not None:
-            # Its pace is one for both: the ratio is what counts.
+        if base.paced_log is not None and head.paced_log is not None and same_versions(self.base, self.head):
+            # The pace is one for both, unless torch is another: the ratio is what counts.
             return base.log_ms, base.log_ms + head.paced_log - base.paced_log
         return base.log_ms, head.log_ms
 

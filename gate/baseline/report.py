@@ -68,18 +68,24 @@ def changes(now: Process, then: Process) -> list[str]:
 
 def _noise(comparison: Comparison) -> list[str]:
     told = []
-    for (clock, mode, execution), noise in comparison.noises.items():
+    for (kind, mode, execution), noise in comparison.noises.items():
         process = f"{noise.process.sd:.2%} between processes ({noise.process.source})"
         session = f", {noise.session.sd:.2%} between sessions ({noise.session.source})"
         told.append(f"noise, {mode} {execution}: {process}{'' if comparison.same_session else session}")
-        percent = THRESHOLD_PERCENT[clock] if comparison.rule.percent is None else comparison.rule.percent
+        percent = (
+            THRESHOLD_PERCENT["device" if kind == "device" else "wall"]
+            if comparison.rule.percent is None
+            else comparison.rule.percent
+        )
     if not told:
         return []
     told.append(
         f"Regressed is slower beyond that noise, and by more than {percent:g}% and {comparison.rule.microseconds:g} us."
     )
     if comparison.paced:
-        told.append("Changes are of step times over those of a product timed between steps, so not just now / then.")
+        told.append(
+            "Changes are of step times over those of a plain block timed between steps, so not just now / then."
+        )
     return told
 
 

@@ -118,8 +118,9 @@ class Comparison:
 
     @cached_property
     def paced(self) -> bool:
-        """Whether wall times are compared in products of the pace beside them: both sides must have it."""
-        return self._all_have("pace_ms") and self.net
+        """Whether wall times are compared in those of the block beside them: both sides must have it, and run the same
+        code in it, which is torch's."""
+        return self._all_have("block_ms") and self.net and self.same_versions
 
     def _all_have(self, key: str) -> bool:
         infos = [info for cell in self._cells for _, info in self.baseline.infos(cell)]
@@ -158,7 +159,7 @@ class Comparison:
     def group(self, cell: str) -> Group:
         """The group whose noise the cell shares."""
         key = self.now.cells[cell]["cell"]
-        return self.then[cell].estimates[0].clock, key["mode"], key["execution"]
+        return "paced" if self.paced else self.then[cell].estimates[0].clock, key["mode"], key["execution"]
 
     @cached_property
     def same_session(self) -> bool:
@@ -280,7 +281,7 @@ class Comparison:
             wall = math.log(now_ms / seen.ms)
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
                 verdict = Verdict.CANNOT_TELL
-                why = f"the product beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
+                why = f"the block beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
         infos = [info for _, info in self.baseline.infos(cell)]
         beside = confirmed or [self.now.cells[cell]]
         moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.baseline.noise import Component, Group, noise
+from gate.baseline.noise import Component, Group, Kind, noise
 from gate.estimates import Estimate, estimate
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
@@ -32,10 +32,13 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     estimates = {cell: _estimates(data, cell) for cell in cells}
     # As gate/baseline/verdicts.py compares them.
     paced = all(one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs))
-    found = noise(group, {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()})
+    kind: Kind = "paced" if paced else group[0]
+    found = noise(
+        (kind, *group[1:]), {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()}
+    )
     step, round_ = _within(data, cells)
     return {
-        "clock": group[0] + (", in products of the pace" if paced else ""),
+        "clock": "wall, over the pace" if paced else group[0],
         "mode": group[1],
         "execution": group[2],
         "cells": len(cells),
