@@ -41,20 +41,20 @@ class Component:
 #: session have 4, up to rounding, if all of their cells move together.
 MIN_DF = 3.9
 
-#: Clock, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
-#: (0.3% in training, 0.6% in evaluation). The wall's: 4 and 5 fresh processes of the smoke workload on two shared
-#: cores, in products of the pace: 3.4% and 2.9% in training, 5.8% and 4.1% in evaluation, whose cells take a third of
-#: the time (11% and 14% by the wall clock without waiting for a core).
+#: Kind, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
+#: (0.3% in training, 0.6% in evaluation). The wall's: 7 fresh processes of the smoke workload on two shared cores, 4%
+#: to 14%; over the pace of each cell 0.4% to 4% (and 6% in one that is not like it), where a machine of another pace is
+#: counted apart (`gate.estimates.PACE_SHARE_SD`).
 PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
     ("device", "train"): 0.003,
     ("device", "eval"): 0.006,
     ("wall", "train"): 0.11,
     ("wall", "eval"): 0.11,
-    ("paced", "train"): 0.035,
-    ("paced", "eval"): 0.035,
+    ("paced", "train"): 0.03,
+    ("paced", "eval"): 0.03,
 }
 
-#: Clock -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not
+#: Kind -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not
 #: measured: it is a guess on the large side.
 SESSION_DEFAULTS: dict[Kind, float] = {"device": 0.015, "wall": 0.05, "paced": 0.05}
 

@@ -83,9 +83,7 @@ def _noise(comparison: Comparison) -> list[str]:
         f"Regressed is slower beyond that noise, and by more than {percent:g}% and {comparison.rule.microseconds:g} us."
     )
     if comparison.paced:
-        told.append(
-            "Changes are of step times over those of a plain block timed between steps, so not just now / then."
-        )
+        told.append("Changes are of step times over those of plain work timed between steps, so not just now / then.")
     return told
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Process
 from gate.baseline.noise import Group, Noise, family_quantile, noise
-from gate.estimates import Clock, Estimate, estimate
+from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.records import NO_TIME_WORDS
 
@@ -118,9 +118,9 @@ class Comparison:
 
     @cached_property
     def paced(self) -> bool:
-        """Whether wall times are compared in those of the block beside them: both sides must have it, and run the same
+        """Whether wall times are compared in those of the work beside them: both sides must have it, and run the same
         code in it, which is torch's."""
-        return self._all_have("block_ms") and self.net and self.same_versions
+        return all(map(self._all_have, PACE)) and self.net and self.same_versions
 
     def _all_have(self, key: str) -> bool:
         infos = [info for cell in self._cells for _, info in self.baseline.infos(cell)]
@@ -186,7 +186,15 @@ class Comparison:
         shares = list(_counts([session for session, _ in olds]).values())
         difference = float(np.mean([self.log(one) for one in news]) - np.mean([value for _, value in olds]))
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
+        deviation = math.hypot(deviation, PACE_SHARE_SD * self._pace_moved(cell, news))
         return difference, deviation * family_quantile(df, family, level)
+
+    def _pace_moved(self, cell: str, news: Sequence[Estimate]) -> float:
+        """The log ratio of the pace beside a cell now to then, 0 where times are compared without."""
+        if not self.paced:
+            return 0.0
+        now, then = ([one.log_ms - self.log(one) for one in side] for side in (news, self.then[cell].estimates))
+        return float(np.mean(now) - np.mean(then))
 
     def suspects(self) -> list[str]:
         """The cells worth timing again before anything is said: slower than the threshold, and than chance alone.
@@ -281,7 +289,7 @@ class Comparison:
             wall = math.log(now_ms / seen.ms)
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
                 verdict = Verdict.CANNOT_TELL
-                why = f"the block beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
+                why = f"the work beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
         infos = [info for _, info in self.baseline.infos(cell)]
         beside = confirmed or [self.now.cells[cell]]
         moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]

@@ -85,18 +85,23 @@ def test_the_estimate_leaves_waiting_out():
 
 
 def test_a_machine_that_is_slower_for_a_while_leaves_the_paced_time_alone():
-    slower = {"wall_ms": [20.0, 40.0, 80.0], "median_wall_ms": 40.0, "block_ms": [6.0, 6.0, 6.0]}
-    then, now = estimate(TIMED | {"block_ms": [3.0, 3.0, 3.0]}), estimate(TIMED | slower)
+    pace = {"product_ms": [1.0, 1.0, 1.0], "block_ms": [3.0, 3.0, 3.0]}
+    slower = {"wall_ms": [20.0, 40.0, 80.0], "median_wall_ms": 40.0, "product_ms": [2.0] * 3, "block_ms": [6.0] * 3}
+    then, now = estimate(TIMED | pace), estimate(TIMED | slower)
     assert now.log_ms - then.log_ms == pytest.approx(math.log(2))
     assert now.paced_log == pytest.approx(then.paced_log)
     assert estimate(TIMED).paced_log is None
-    assert estimate(TIMED | {"block_ms": [3.0, 0.0, 3.0]}).startswith("block_ms does not hold 3 positive numbers")
+    assert estimate(TIMED | pace | {"product_ms": None}).paced_log is None
+    broken = pace | {"block_ms": [3.0, 0.0, 3.0]}
+    assert estimate(TIMED | broken) == "block_ms does not hold 3 positive numbers of milliseconds"
 
 
 def test_a_pace_is_taken_before_and_after_each_step():
-    assert Pace(times_ms=[1.0, 2.0, 4.0]).steps_ms() == [1.5, 3.0]
+    pace = Pace(product_ms=[1.0, 2.0, 4.0], block_ms=[5.0, 5.0, 6.0])
+    assert pace.steps() == {"product_ms": [1.5, 3.0], "block_ms": [5.0, 5.5]}
     fresh = Pace()
     fresh.tick()
-    assert len(fresh.times_ms) == 1
-    assert fresh.times_ms[0] > 0
+    assert len(fresh.product_ms) == len(fresh.block_ms) == 1
+    assert fresh.product_ms[0] > 0
+    assert fresh.block_ms[0] > 0
     assert all(parameter.grad is None for parameter in fresh.parameters)

@@ -1,14 +1,15 @@
-"""How fast a CPU is while a cell is timed: a block of plain torch, forward and backward, between every two steps.
+"""How fast a CPU is while a cell is timed: a matrix product and a block of plain torch between every two steps.
 
 Neighbours on a shared host slow a step down by its caches, memory and clocks even while it runs, for seconds or for
-minutes. A step does matrix products, goes over memory and takes new memory, and only work of the same kind is slowed
-down alike: in 59 stretches of six processes a training step spread by 5% to 8% over products of matrices that fit into
-a core's cache, and by 2% to 4% over this block. None of this project's code is in it, so no change of it moves the
-pace.
+minutes. Matrices that fit into a core's cache hardly notice; a block, forward and backward, that goes over memory and
+takes new memory notices more than most steps (gate/estimates.py weighs the two). None of this project's code is in
+them, so no change of it moves the pace.
 """
 
+import itertools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +18,17 @@ from torch.nn import functional as F
 from gate.waiting import waited_ms, waits_ms, without_waiting_ms
 from model.attention import Device
 
-#: Sizes for about 5 ms on two cores of a server: long enough to be timed, short against a step.
+#: Sizes for about 2 ms (product) and 5 ms (block) on two cores of a server: short against a step, long enough to time.
+ROWS = 512
 TOKENS, WIDTH, HIDDEN, VOCABULARY = 512, 128, 512, 256
 SEQUENCES, HEADS = 8, 4
+SHAPES = (
+    (TOKENS, WIDTH),
+    (SEQUENCES, HEADS, TOKENS // SEQUENCES, WIDTH // HEADS),
+    (WIDTH, HIDDEN),
+    (HIDDEN, WIDTH),
+    (WIDTH, VOCABULARY),
+)
 
 #: How often every batch is timed. A neighbour comes and goes within seconds, and a CPU's cell takes about one a pass.
 PASSES: dict[Device, int] = {"cuda": 1, "cpu": 3}
@@ -27,26 +36,26 @@ PASSES: dict[Device, int] = {"cuda": 1, "cpu": 3}
 
 @dataclass
 class Pace:
-    """Times of the block, before each step and after the last, without what they waited for a core."""
+    """Times of the product and of the block, before each step and after the last, without waiting for a core."""
 
-    parameters: list[torch.Tensor] = field(default_factory=lambda: _parameters())
-    times_ms: list[float] = field(default_factory=list)
+    factor: torch.Tensor = field(default_factory=lambda: _numbers(ROWS, ROWS))
+    parameters: list[torch.Tensor] = field(default_factory=lambda: [_numbers(*s).requires_grad_() for s in SHAPES])
+    product_ms: list[float] = field(default_factory=list)
+    block_ms: list[float] = field(default_factory=list)
 
     def tick(self) -> None:
-        """Time the block now: call it before each step, and after the last. The first call warms up too."""
-        if not self.times_ms:
-            self._block_ms()
-        self.times_ms.append(self._block_ms())
+        """Time both now: call it before each step, and after the last. The first call warms up too."""
+        if not self.block_ms:
+            self._product(), self._block()
+        self.product_ms.append(_net_ms(self._product))
+        self.block_ms.append(_net_ms(self._block))
 
-    def steps_ms(self) -> list[float]:
-        """Return the mean of the two blocks around each step."""
-        return [statistics.mean(around) for around in zip(self.times_ms[:-1], self.times_ms[1:], strict=True)]
+    def steps(self) -> dict[str, list[float]]:
+        """Return what the cell's record holds: the mean of the two times around each step."""
+        return {name: around(getattr(self, name)) for name in ("product_ms", "block_ms")}
 
-    def _block_ms(self) -> float:
-        waits, begin = waits_ms(), time.perf_counter()
-        self._block()
-        wall_ms = (time.perf_counter() - begin) * 1e3
-        return without_waiting_ms(wall_ms, waited_ms(waits, waits_ms()) or 0.0)
+    def _product(self) -> None:
+        _ = self.factor @ self.factor
 
     def _block(self) -> None:
         tokens, heads, up, down, unembed = self.parameters
@@ -58,8 +67,17 @@ class Pace:
             parameter.grad = None
 
 
-def _parameters() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    heads = (SEQUENCES, HEADS, TOKENS // SEQUENCES, WIDTH // HEADS)
-    shapes = ((TOKENS, WIDTH), heads, (WIDTH, HIDDEN), (HIDDEN, WIDTH), (WIDTH, VOCABULARY))
-    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+def around(times_ms: list[float]) -> list[float]:
+    """Return the mean of the times before and after each step."""
+    return [statistics.mean(both) for both in itertools.pairwise(times_ms)]
+
+
+def _net_ms(work: Callable[[], None]) -> float:
+    waits, begin = waits_ms(), time.perf_counter()
+    work()
+    wall_ms = (time.perf_counter() - begin) * 1e3
+    return without_waiting_ms(wall_ms, waited_ms(waits, waits_ms()) or 0.0)
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -57,7 +57,7 @@ def test_a_batch_is_timed(
             benchmark.pedantic(timer, setup=setup, rounds=len(order))
             if pace:
                 pace.tick()
-                info |= {"block_ms": pace.steps_ms(), "batches": order}
+                info |= pace.steps() | {"batches": order}
             info["gpu_after"], after = gpu_state(), shared.control.times()
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(timer.samples)
