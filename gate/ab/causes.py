@@ -16,7 +16,7 @@ from gate.records import cells
 CLOCKS = ("device_ms", "wall_ms", "host_ms")
 
 
-def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], warm: Pair) -> dict[str, Cause]:
+def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
     """Why each cell takes longer; profiles both sides where there is time, and keeps that in the duel's folder."""
     profiled: Pair | None = None
     if slower and (duel.deadline is None or time.monotonic() < duel.deadline):
@@ -25,12 +25,12 @@ def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], w
         except ValueError as error:
             # A checkout from before that option.
             print(f"no profile: {error}", flush=True)
-    return {cell: _said(confirms, profiled or warm, cell) for cell in slower}
+    return {cell: _said(confirms, profiled or exact, cell) for cell in slower}
 
 
-def costlier_causes(regressed: Sequence[str], screens: Sequence[Pair], warm: Pair) -> dict[str, Cause]:
+def costlier_causes(regressed: Sequence[str], screens: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
     """What exact costs tell of cells that take no longer: that they are compiled more often, or padded more."""
-    said = {cell: _said(screens, warm, cell) for cell in regressed}
+    said = {cell: _said(screens, exact, cell) for cell in regressed}
     return {cell: found for cell, found in said.items() if found.kind in ("recompiled", "padding")}
 
 

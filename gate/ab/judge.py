@@ -34,7 +34,6 @@ class Found:
     """What came of a comparison: a verdict a cell, and what it rests on."""
 
     verdicts: list[CellVerdict]
-    warm: Pair
     screens: list[Pair]
     confirms: list[Pair]
     shifts: dict[str, Shift]
@@ -52,7 +51,6 @@ class Evidence:
     threshold: Threshold
     alpha: float
     wanted: tuple[int, int]
-    warm: Pair
     screens: list[Pair]
     confirms: list[Pair] = field(default_factory=list)
     shifts: dict[str, Shift] = field(default_factory=dict)
@@ -75,17 +73,16 @@ class Evidence:
 
     def same_versions(self) -> bool:
         """Whether both sides ran with the same packages: others have other exact costs."""
-        return same_versions(self.warm.base, self.warm.head)
+        return same_versions(self.screens[0].base, self.screens[0].head)
 
 
 def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:
     """Run what is needed, and judge every cell of either side."""
-    # Untimed: fills the caches of compiled code, shows which cells there are, and measures the exact costs.
-    warm = duel.pair("warm", None, 1000 * (duel.seed + 1), head_first=False)
-    base, head = cells(warm.base), cells(warm.head)
+    first = duel.first()
+    base, head = cells(first.base), cells(first.head)
     both = [cell for cell in base if cell in head]
-    screens = duel.pairs("screen", both, screen_pairs, [warm])
-    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), warm, screens)
+    screens = duel.pairs("screen", both, screen_pairs, [first])
+    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
     logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
     seen.noise = spreads(logs)
     seen.chosen = [cell for cell in logs if flagged(float(np.mean(logs[cell])), seen.limit(cell))]
@@ -96,19 +93,19 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
     }
     if seen.chosen:
         print(f"to confirm: {', '.join(seen.chosen)}", flush=True)
-        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, [warm, *screens])
+        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, screens)
         enough = [cell for cell in seen.chosen if len(seen.valid(seen.confirms, cell)) >= FEWEST_PAIRS]
         table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
     verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
     told = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and found.change is not None]
     slower = [cell for cell in told if _slower(seen, cell)]
-    causes = slower_causes(duel, slower, seen.confirms, seen.warm)
-    causes |= costlier_causes([cell for cell in told if cell not in slower], screens, seen.warm)
+    causes = slower_causes(duel, slower, seen.confirms, first)
+    causes |= costlier_causes([cell for cell in told if cell not in slower], screens, first)
     order = list(Verdict)
     verdicts.sort(key=lambda found: (order.index(found.verdict), -(found.change or 0.0)))
     return Found(
-        verdicts, warm, screens, seen.confirms, seen.shifts, seen.noise, causes, duel.seconds, _notes(seen, verdicts)
+        verdicts, screens, seen.confirms, seen.shifts, seen.noise, causes, duel.seconds, _notes(seen, verdicts)
     )
 
 
@@ -140,7 +137,7 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
 
 def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
     """The verdict on a cell that has no valid time in some process, None where it always has."""
-    pairs = [seen.warm, *seen.screens, *seen.confirms]
+    pairs = [*seen.screens, *seen.confirms]
     on_base, on_head = failures(pairs, cell)
     if not on_base and not on_head:
         return None

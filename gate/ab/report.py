@@ -52,12 +52,12 @@ def as_json(found: Found, plan: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "plan": dict(plan),
-        "machine": found.warm.head.get("machine_info", {}),
+        "machine": found.screens[0].head.get("machine_info", {}),
         "seconds": found.seconds,
         "notes": found.notes,
         "pairs": [
             {"name": pair.name, "disturbed": pair.disturbed, "control_log_ratio": dict(pair.shifts)}
-            for pair in (found.warm, *found.screens, *found.confirms)
+            for pair in (*found.screens, *found.confirms)
         ],
         "cells": [_cell(found, verdict) for verdict in found.verdicts],
     }
@@ -104,7 +104,7 @@ def _change(one: CellVerdict) -> str:
 
 
 def _where(found: Found) -> str:
-    machine = found.warm.head.get("machine_info", {})
+    machine = found.screens[0].head.get("machine_info", {})
     versions = [f"{name} {version}" for name, version in (machine.get("versions") or {}).items() if version]
     return ", ".join([str(machine.get("device", "unknown device")), *versions])
 

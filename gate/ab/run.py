@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +99,27 @@ class Duel:
         base, head = records["base"], records["head"]
         return Pair(name, base, head, "", control_shifts(base, head))
 
-    def pairs(self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair]) -> list[Pair]:
-        """Run `wanted` undisturbed pairs, AB BA AB ..., with up to `SPARE_PAIRS` in place of disturbed ones.
+    def first(self) -> Pair:
+        """Run the first pair of the screening, which shows which cells there are and measures their exact costs too.
 
-        Cells that failed twice on a side, here or in `earlier` pairs, are not run again.
+        It fills the caches of compiled code; a cell compiles before its timed steps, so these count all the same.
         """
-        done: list[Pair] = []
-        first, seconds = self.seed + (phase == "confirm"), 0.0
+        pair = self.pair("screen-1", None, 1000 * (self.seed + 1) + 1, head_first=(1 + self.seed) % 2 == 0)
+        # Between two environments its control tells what is usual.
+        return self._counted(pair, [pair])
+
+    def pairs(self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair]) -> list[Pair]:
+        """Run pairs, AB BA AB ..., until `wanted` are undisturbed, with up to `SPARE_PAIRS` in place of disturbed ones.
+
+        Those of `earlier` pairs that are of this phase count. Cells that failed twice on a side, here or in `earlier`
+        pairs, are not run again.
+        """
+        done = [pair for pair in earlier if pair.name.startswith(f"{phase}-")]
+        others = [pair for pair in earlier if pair not in done]
+        first, seconds = self.seed + (phase == "confirm"), self.seconds if done else 0.0
         while sum(not pair.disturbed for pair in done) < wanted and len(done) < wanted + SPARE_PAIRS:
             number = len(done) + 1
-            left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
+            left = [cell for cell in ids if max(map(len, failures([*others, *done], cell))) < FAILS_TWICE]
             if not left:
                 break
             begun, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
@@ -118,12 +129,16 @@ class Duel:
                 break
             order_seed = 1000 * (self.seed + 1) + 100 * (phase == "confirm") + number
             pair = self.pair(f"{phase}-{number}", left, order_seed, (number + first) % 2 == 0, "--no-exact-costs")
-            reason = disturbance(pair.base, pair.head, self._usual([*earlier, *done]))
-            done.append(Pair(pair.name, pair.base, pair.head, reason, pair.shifts))
-            if reason:
-                print(f"{pair.name} does not count: {reason}", flush=True)
+            done.append(self._counted(pair, [*others, *done]))
             seconds = self.seconds - begun
         return done
+
+    def _counted(self, pair: Pair, earlier: Sequence[Pair]) -> Pair:
+        """The pair with the reason why it does not count, if there is one."""
+        reason = disturbance(pair.base, pair.head, self._usual(earlier))
+        if reason:
+            print(f"{pair.name} does not count: {reason}", flush=True)
+        return replace(pair, disturbed=reason)
 
     def _usual(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """What the control moves by between two environments, as far as the pairs so far tell."""

@@ -105,8 +105,6 @@ def ab(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> 
     nowhere = Path("replayed")
     sides = {name: Side(name, nowhere, nowhere, nowhere) for name in SIDES}
     duel = Replayed(sides, nowhere, [], data=data, planted=planted, deck=dealt(processes, rng))
-    # Exact costs are of one process each, and are not what pairs are short of.
-    duel.names["warm"] = (processes[0], processes[1])
     with contextlib.redirect_stdout(io.StringIO()):
         found = judge(duel, SCREEN_PAIRS, CONFIRM_PAIRS, Threshold(), ALPHA)
     causes = {cell: said.kind for cell, said in found.causes.items()}
