@@ -5,9 +5,11 @@ Reading is plain functions of events; only `profiled` needs torch. Categories ar
 """
 
 import json
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,22 @@ def busy_us(step: Iterable[Event]) -> float:
     return total
 
 
+@contextmanager
+def detached_afterwards() -> Iterator[None]:
+    """Have CUPTI let go of the process when a profile within ends; a TEARDOWN_CUPTI that is set is respected.
+
+    It stays attached else, and each later call into CUDA costs the host more (https://github.com/pytorch/pytorch/issues/144455):
+    on an H100 cells that wait for the host took up to half as long again once another cell had been profiled.
+    """
+    before = os.environ.get("TEARDOWN_CUPTI")
+    os.environ.setdefault("TEARDOWN_CUPTI", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TEARDOWN_CUPTI"]
+
+
 def profiled(run: Callable[[], object], *, steps: int = 1, lead_in: int = 0) -> list[Event]:
     """Run `run` on the GPU under the profiler and return the events of `steps` runs of it, after `lead_in` others.
 
@@ -138,7 +156,7 @@ def profiled(run: Callable[[], object], *, steps: int = 1, lead_in: int = 0) -> 
     from torch.profiler import ProfilerActivity, profile, record_function
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    with detached_afterwards(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(lead_in):
             run()
         torch.cuda.synchronize()

@@ -553,3 +553,29 @@ def compiled_code_differs(patch: pytest.MonkeyPatch) -> None:
         return out * 1.01 if torch.compiler.is_compiling() else out
 
     attends(patch, "sdpa_document_mask", attend)
+
+
+@plant("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
+def keys_are_scratch_memory(patch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients are right, and then the caller's keys are zeros."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: Scale) -> Tensor:
+        out = right(q, k.clone(), v, context, scale=scale)
+        k.detach().zero_()
+        return out
+
+    attends(patch, "sdpa_loop", attend)
+
+
+@plant("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
+def writes_behind_its_queries(patch: pytest.MonkeyPatch) -> None:
+    """16 numbers behind the queries are zeros, where the storage goes on."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: Scale) -> Tensor:
+        out = right(q, k, v, context, scale=scale)
+        last = sum((size - 1) * stride for size, stride in zip(q.shape, q.stride(), strict=True))
+        storage = torch.empty(0, dtype=q.dtype).set_(q.detach().untyped_storage())
+        storage[q.storage_offset() + last + 1 :][:16] = 0
+        return out
+
+    attends(patch, "sdpa_loop", attend)
