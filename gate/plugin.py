@@ -3,6 +3,7 @@
 Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
 """
 
+import copy
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ class Gate:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
     journal: Journal | None = None
+    stock_machine_info: dict[str, Any] | None = None
 
     @property
     def benchmarks(self) -> Any:
@@ -192,9 +194,16 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any] | None:
+    """Keeps what pytest-benchmark found the first time: to ask for the processor takes it a second."""
+    return copy.deepcopy(config.stash[GATE].stock_machine_info)
+
+
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Adds the environment, drops what names one host or its kernel: records are committed to a public repository."""
+    config.stash[GATE].stock_machine_info = copy.deepcopy(machine_info)
     for key in ("node", "release"):
         machine_info.pop(key, None)
     if isinstance(cpu := machine_info.get("cpu"), dict):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import pytest_benchmark.plugin
 
 from gate import environment
 from gate.records import cell_id, load_record, matches, record_from_journal, step_ms
@@ -133,6 +134,14 @@ def test_save_names_neither_host_nor_people(session, pytester):
     assert record["machine_info"]["device_slug"] == SLUG
     assert "node" not in record["machine_info"]
     assert record["commit_info"].keys() <= {"id", "time", "dirty"}
+
+
+def test_the_processor_is_asked_for_once(session, pytester, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pytest_benchmark.plugin, "get_cpu_info", lambda: asked.append(1) or {"arch": "here"})
+    assert session("--benchmark-save=mine").ret == 0
+    assert load_record(saved(pytester)[0])["machine_info"]["cpu"] == {"arch": "here"}
+    assert asked == [1]
 
 
 def test_cells_without_time_are_saved_and_compared(session, pytester):
