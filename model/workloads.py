@@ -86,8 +86,8 @@ SMOKE = Workload(
     batch_size=8,
     lengths=distribution_named("uniform"),
     dtype=torch.float32,
-    # A compiled block costs about 10 s on two cores: one of each layout. FlexAttention is neither compiled nor fused on a
-    # CPU, and nobody would run it there.
+    # A compiled block costs about 10 s on two cores: one of each layout. FlexAttention is neither compiled nor fused on
+    # a CPU, and nobody would run it there.
     rows=(
         Row("sdpa_padded", "pad_fixed", EAGER),
         Row("sdpa_padded", "pad_longest"),

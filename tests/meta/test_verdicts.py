@@ -207,6 +207,20 @@ def test_a_cpu_is_compared_in_its_own_pace():
     )
 
 
+def test_a_pace_of_another_torch_is_no_measure():
+    """A slower torch slows the work beside the steps down too: the wall's clock is left, and its larger noise."""
+    other = MACHINE | {"versions": MACHINE["versions"] | {"torch": "9.9"}}
+    then, now = wall(LOG), wall(LOG + 0.7, pace=3 * math.exp(0.7))
+    assert judged(now, then, machine=other).change == pytest.approx(math.expm1(0.7))
+    assert judged(now, then).change == pytest.approx(0)
+
+
+def test_a_machine_of_another_pace_widens_the_interval():
+    same, other = (judged(wall(LOG + moved, pace=3 * math.exp(moved)), wall(LOG)) for moved in (0.0, 0.3))
+    assert same.change == other.change == pytest.approx(0)
+    assert other.high > 1.5 * same.high
+
+
 @pytest.mark.parametrize("way", [1, -1])
 def test_a_pace_that_moved_alone_is_no_verdict_on_the_step(way):
     """The step took as long as before; the work beside it was slow then, or now, for whatever reason."""
