@@ -1,6 +1,7 @@
 """A profiled step: its launches, synchronisations and kernels are counted, and only what is the step's own."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gate.trace import (
     STEP,
     Event,
     busy_us,
+    detached_afterwards,
     events,
     kernel_launches,
     lost_kernels,
@@ -210,6 +212,18 @@ def test_moves_are_told_by_short_names_the_largest_gain_first() -> None:
 )
 def test_a_short_name_says_what_a_kernel_does(name: str, short: str) -> None:
     assert short_name(name) == short
+
+
+@pytest.mark.parametrize(("given", "during"), [(None, "1"), ("0", "0")])
+def test_the_profiler_lets_go_unless_told_otherwise(
+    given: str | None, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TEARDOWN_CUPTI", given)
+    with detached_afterwards():
+        assert os.environ["TEARDOWN_CUPTI"] == during
+    assert os.environ.get("TEARDOWN_CUPTI") == given
 
 
 def test_a_step_of_a_cpu_is_profiled_by_operators() -> None:
