@@ -86,7 +86,7 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
     logs = batch_logs(times, batches)
     paced = None
-    if clock == "wall" and all(info.get(key) is not None for key in PACE):
+    if clock == "wall" and has_pace(info):
         paces = [1.0] * len(times)
         for key, share in PACE.items():
             if len(info[key]) != len(times) or not all(map(_is_time, info[key])):
@@ -94,6 +94,11 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
             paces = [pace * ms**share for pace, ms in zip(paces, info[key], strict=True)]
         paced = location(batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches))
     return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced)
+
+
+def has_pace(info: dict[str, Any]) -> bool:
+    """Whether the work beside each step of a cell was timed."""
+    return all(info.get(key) is not None for key in PACE)
 
 
 def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float, ...]:

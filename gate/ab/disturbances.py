@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gate.baseline.doubts import CONTROL, control_ms, foreign_processes, throttled
-from gate.estimates import PACE
-from gate.records import Record, cells
+from gate.estimates import has_pace
+from gate.records import Record, cells, same_versions
 
 Info = dict[str, Any]
 
@@ -39,8 +39,9 @@ def disturbance(base: Record, head: Record, usual: Mapping[str, float]) -> str:
     """
     infos = cells(head).values()
     device = "cuda" if any(info.get("device_ms") for info in infos) else "cpu"
-    # A time in units of the work beside each step is compared as such: that is the better control.
-    paced = bool(infos) and all(info.get(key) for key in PACE for info in infos if info.get("verdict") == "timed")
+    # A time in units of the work beside each step is compared as such (`Pair.times`): that is the better control.
+    timed = [info for info in infos if info.get("verdict") == "timed"]
+    paced = bool(timed) and all(map(has_pace, timed)) and same_versions(base, head)
     for work, shift in control_shifts(base, head).items():
         moved = shift - usual.get(work, 0.0)
         if abs(moved) > LIMITS[device] and not paced:

@@ -12,7 +12,9 @@ from gate.ab import command as ab
 from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
 from gate.ab import worktrees
-from gate.processes import run_cells
+from gate.ab.disturbances import disturbance
+from gate.estimates import PACE
+from gate.processes import cell_of, run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
 
 pytestmark = pytest.mark.meta
@@ -224,6 +226,17 @@ def test_a_pair_in_another_state_of_the_machine_is_replaced(arena: Arena):
         "screen-2": "",
         "screen-3": "",
     }
+
+
+def test_a_control_that_moved_is_nothing_where_times_are_over_the_pace():
+    def record(torch: str, control_ms: float) -> dict[str, Any]:
+        control = {"matmul_ms": [control_ms], "copy_ms": [0.1]}
+        info = {"cell": cell_of(CELLS[0]), "verdict": "timed", "control": control} | {key: [1.0] for key in PACE}
+        return {"machine_info": {"versions": {"torch": torch}}, "benchmarks": [{"extra_info": info}]}
+
+    assert disturbance(record("1", 0.2), record("1", 0.3), {}) == ""
+    # Another torch times another pace: the wall's clock is compared, and the control is what there is.
+    assert disturbance(record("1", 0.2), record("2", 0.3), {}) == "the control moved (matmul +50.0%)"
 
 
 def test_a_machine_that_never_settles_tells_nothing(arena: Arena):
