@@ -81,7 +81,7 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
     first = duel.first()
     base, head = cells(first.base), cells(first.head)
     both = [cell for cell in base if cell in head]
-    screens = duel.pairs("screen", both, screen_pairs, [first])
+    screens = duel.pairs("screen", both, screen_pairs, begun=[first])
     seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
     logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
     seen.noise = spreads(logs)
@@ -93,7 +93,7 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
     }
     if seen.chosen:
         print(f"to confirm: {', '.join(seen.chosen)}", flush=True)
-        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, screens)
+        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, earlier=screens)
         enough = [cell for cell in seen.chosen if len(seen.valid(seen.confirms, cell)) >= FEWEST_PAIRS]
         table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)

@@ -104,38 +104,38 @@ class Duel:
 
         It fills the caches of compiled code; a cell compiles before its timed steps, so these count all the same.
         """
-        pair = self.pair("screen-1", None, 1000 * (self.seed + 1) + 1, head_first=(1 + self.seed) % 2 == 0)
-        # Between two environments its control tells what is usual.
-        return self._counted(pair, [pair])
+        return self._next("screen", 1, None, [])
 
-    def pairs(self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair]) -> list[Pair]:
+    def pairs(
+        self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair] = (), begun: Sequence[Pair] = ()
+    ) -> list[Pair]:
         """Run pairs, AB BA AB ..., until `wanted` are undisturbed, with up to `SPARE_PAIRS` in place of disturbed ones.
 
-        Those of `earlier` pairs that are of this phase count. Cells that failed twice on a side, here or in `earlier`
-        pairs, are not run again.
+        `begun` are the phase's first ones. Cells that failed twice on a side, here or in `earlier` pairs, are not run
+        again.
         """
-        done = [pair for pair in earlier if pair.name.startswith(f"{phase}-")]
-        others = [pair for pair in earlier if pair not in done]
-        first, seconds = self.seed + (phase == "confirm"), self.seconds if done else 0.0
+        done, seconds = list(begun), self.seconds if begun else 0.0
         while sum(not pair.disturbed for pair in done) < wanted and len(done) < wanted + SPARE_PAIRS:
             number = len(done) + 1
-            left = [cell for cell in ids if max(map(len, failures([*others, *done], cell))) < FAILS_TWICE]
+            left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
             if not left:
                 break
-            begun, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
+            before, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
             finished = all((self.folder / "processes" / f"{name}.json").exists() for name in names)
             if not finished and self.deadline is not None and time.monotonic() + seconds > self.deadline:
                 self.stopped = True
                 break
-            order_seed = 1000 * (self.seed + 1) + 100 * (phase == "confirm") + number
-            pair = self.pair(f"{phase}-{number}", left, order_seed, (number + first) % 2 == 0, "--no-exact-costs")
-            done.append(self._counted(pair, [*others, *done]))
-            seconds = self.seconds - begun
+            done.append(self._next(phase, number, left, [*earlier, *done], "--no-exact-costs"))
+            seconds = self.seconds - before
         return done
 
-    def _counted(self, pair: Pair, earlier: Sequence[Pair]) -> Pair:
-        """The pair with the reason why it does not count, if there is one."""
-        reason = disturbance(pair.base, pair.head, self._usual(earlier))
+    def _next(self, phase: str, number: int, ids: Sequence[str] | None, earlier: Sequence[Pair], *options: str) -> Pair:
+        """Run a phase's pair of this number, with the reason why it does not count, if there is one."""
+        confirming = phase == "confirm"
+        order_seed = 1000 * (self.seed + 1) + 100 * confirming + number
+        pair = self.pair(f"{phase}-{number}", ids, order_seed, (number + self.seed + confirming) % 2 == 0, *options)
+        # The first of all tells by itself what is usual between two environments.
+        reason = disturbance(pair.base, pair.head, self._usual(earlier or [pair]))
         if reason:
             print(f"{pair.name} does not count: {reason}", flush=True)
         return replace(pair, disturbed=reason)
