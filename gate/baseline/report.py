@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gate.baseline.baselines import Process
-from gate.baseline.verdicts import STRICT, THRESHOLD_PERCENT, CellVerdict, Comparison, Verdict
+from gate.baseline.verdicts import STRICT, CellVerdict, Comparison, Verdict
 from gate.cause import cause
 from gate.records import format_ms
 from gate.table import WIDE, markdown_box, render
@@ -72,11 +72,7 @@ def _noise(comparison: Comparison) -> list[str]:
         process = f"{noise.process.sd:.2%} between processes ({noise.process.source})"
         session = f", {noise.session.sd:.2%} between sessions ({noise.session.source})"
         told.append(f"noise, {mode} {execution}: {process}{'' if comparison.same_session else session}")
-        percent = (
-            THRESHOLD_PERCENT["device" if kind == "device" else "wall"]
-            if comparison.rule.percent is None
-            else comparison.rule.percent
-        )
+        percent = comparison.rule.percent_of(kind)
     if not told:
         return []
     told.append(

@@ -1,7 +1,7 @@
 """Verdicts: each cell of a run against a baseline, with an interval that holds for all cells at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -12,7 +12,7 @@ import numpy as np
 
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Process
-from gate.baseline.noise import Group, Noise, family_quantile, noise
+from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.records import NO_TIME_WORDS
@@ -20,8 +20,8 @@ from gate.records import NO_TIME_WORDS
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
 SESSION_LASTS = timedelta(hours=12)
 
-#: Practical thresholds in percent, by clock: a CPU has neighbours that no step time is free of.
-THRESHOLD_PERCENT: dict[Clock, float] = {"device": 1.0, "wall": 10.0}
+#: Practical thresholds in percent, by what is read: a CPU has neighbours that no step time is free of.
+THRESHOLD_PERCENT: dict[Kind, float] = {"device": 1.0, "wall": 10.0, "paced": 10.0}
 THRESHOLD_US = 20.0
 
 #: *Same* promises that no change of so many thresholds hides in the noise. One would be no more than the noise of five
@@ -82,8 +82,11 @@ class Rule:
 
     def threshold(self, clock: Clock, then_ms: float) -> float:
         """The practical threshold as a share of a cell's time."""
-        percent = THRESHOLD_PERCENT[clock] if self.percent is None else self.percent
-        return max(percent / 100, self.microseconds / 1e3 / then_ms)
+        return max(self.percent_of(clock) / 100, self.microseconds / 1e3 / then_ms)
+
+    def percent_of(self, kind: Kind) -> float:
+        """The practical threshold in percent."""
+        return THRESHOLD_PERCENT[kind] if self.percent is None else self.percent
 
 
 @dataclass(frozen=True)
@@ -177,24 +180,19 @@ class Comparison:
     def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float]:
         """The log ratio of new times to the baseline's, and the half-width of its interval."""
         seen = self.then[cell]
-        olds = list(zip(seen.sessions, map(self.log, seen.estimates), strict=True))
-        if self.same_session and any(session == self.now.session for session, _ in olds):
-            olds = [(session, value) for session, value in olds if session == self.now.session]
-            same = True
-        else:
-            same = False
-        shares = list(_counts([session for session, _ in olds]).values())
-        difference = float(np.mean([self.log(one) for one in news]) - np.mean([value for _, value in olds]))
+        same = self.same_session and self.now.session in seen.sessions
+        pairs = zip(seen.sessions, seen.estimates, strict=True)
+        kept = [(session, one) for session, one in pairs if not same or session == self.now.session]
+        shares, olds = list(_counts([session for session, _ in kept]).values()), [one for _, one in kept]
+        difference = _mean(map(self.log, news)) - _mean(map(self.log, olds))
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
-        deviation = math.hypot(deviation, PACE_SHARE_SD * self._pace_moved(cell, news))
+        deviation = math.hypot(deviation, PACE_SHARE_SD * self._pace_moved(news, olds))
         return difference, deviation * family_quantile(df, family, level)
 
-    def _pace_moved(self, cell: str, news: Sequence[Estimate]) -> float:
+    def _pace_moved(self, news: Sequence[Estimate], olds: Sequence[Estimate]) -> float:
         """The log ratio of the pace beside a cell now to then, 0 where times are compared without."""
-        if not self.paced:
-            return 0.0
-        now, then = ([one.log_ms - self.log(one) for one in side] for side in (news, self.then[cell].estimates))
-        return float(np.mean(now) - np.mean(then))
+        now, then = (_mean(one.log_ms - self.log(one) for one in side) for side in (news, olds))
+        return now - then
 
     def suspects(self) -> list[str]:
         """The cells worth timing again before anything is said: slower than the threshold, and than chance alone.
@@ -326,6 +324,10 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
 def _words(reason: str) -> str:
     verdict, colon, rest = reason.partition(":")
     return f"{NO_TIME_WORDS.get(verdict, verdict)}{colon}{rest}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:
