@@ -8,6 +8,8 @@ Source: /proc/PID/task/TID/schedstat, https://docs.kernel.org/scheduler/sched-st
 for one, time slices.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 TASKS = Path("/proc/self/task")
@@ -48,3 +50,11 @@ def waited_ms(before: Waits, after: Waits) -> float | None:
 def without_waiting_ms(wall_ms: float, waited: float) -> float:
     """Return the time of a step less the time that its threads waited for a core."""
     return wall_ms - min(waited, MOST_WAITING * wall_ms)
+
+
+def net_ms(work: Callable[[], object]) -> float:
+    """Run `work` and return its wall time without waiting for a core, in ms."""
+    waits, begin = waits_ms(), time.perf_counter()
+    work()
+    wall_ms = (time.perf_counter() - begin) * 1e3
+    return without_waiting_ms(wall_ms, waited_ms(waits, waits_ms()) or 0.0)

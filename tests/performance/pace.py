@@ -8,14 +8,12 @@ them, so no change of it moves the pace.
 
 import itertools
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
-from gate.waiting import waited_ms, waits_ms, without_waiting_ms
+from gate.waiting import net_ms
 from model.attention import Device
 
 #: Sizes for about 2 ms (product) and 5 ms (block) on two cores of a server: short against a step, long enough to time.
@@ -47,12 +45,12 @@ class Pace:
         """Time both now: call it before each step, and after the last. The first call warms up too."""
         if not self.block_ms:
             self._product(), self._block()
-        self.product_ms.append(_net_ms(self._product))
-        self.block_ms.append(_net_ms(self._block))
+        self.product_ms.append(net_ms(self._product))
+        self.block_ms.append(net_ms(self._block))
 
     def steps(self) -> dict[str, list[float]]:
         """Return what the cell's record holds: the mean of the two times around each step."""
-        return {name: around(getattr(self, name)) for name in ("product_ms", "block_ms")}
+        return {"product_ms": around(self.product_ms), "block_ms": around(self.block_ms)}
 
     def _product(self) -> None:
         _ = self.factor @ self.factor
@@ -70,13 +68,6 @@ class Pace:
 def around(times_ms: list[float]) -> list[float]:
     """Return the mean of the times before and after each step."""
     return [statistics.mean(both) for both in itertools.pairwise(times_ms)]
-
-
-def _net_ms(work: Callable[[], None]) -> float:
-    waits, begin = waits_ms(), time.perf_counter()
-    work()
-    wall_ms = (time.perf_counter() - begin) * 1e3
-    return without_waiting_ms(wall_ms, waited_ms(waits, waits_ms()) or 0.0)
 
 
 def _numbers(*shape: int) -> torch.Tensor:

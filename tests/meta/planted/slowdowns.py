@@ -8,6 +8,7 @@ Several are divided by commas. A variable, not an option: the fresh processes th
 """
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,13 +19,12 @@ import pytest
 import torch
 
 from gate.timing import StepTimer
-from gate.waiting import waited_ms, waits_ms
+from gate.waiting import net_ms
 from model.attention import backend_named
 from tests.performance.bench import WARM_UP, CellBench, cell_bench
 
 VARIABLE = "VARLEN_GATE_PLANTED"
 
-Step = Callable[[Any], object]
 MakeTimer = Callable[[CellBench], StepTimer]
 
 #: How long the GPU spins to find out how long a cycle is: about 5 ms.
@@ -34,21 +34,9 @@ SPIN_CYCLES = 10_000_000
 def host_sleep(bench: CellBench, share: str, timer: MakeTimer) -> StepTimer:
     """Sleep on the host for `share` of what each step just took there, less its waiting for a core."""
     made = timer(bench)
-    made.step = slept(made.step, float(share))
+    step = made.step
+    made.step = lambda batch: time.sleep(net_ms(lambda: step(batch)) / 1e3 * float(share))
     return made
-
-
-def slept(step: Step, share: float) -> Step:
-    """Return a step that sleeps for `share` of its own time on the host."""
-
-    def slow(batch: Any) -> object:
-        waits, begin = waits_ms(), time.perf_counter()
-        result = step(batch)
-        took_s = time.perf_counter() - begin - (waited_ms(waits, waits_ms()) or 0.0) / 1e3
-        time.sleep(max(took_s, 0.0) * share)
-        return result
-
-    return slow
 
 
 def device_sleep(bench: CellBench, share: str, timer: MakeTimer) -> StepTimer:
@@ -56,13 +44,13 @@ def device_sleep(bench: CellBench, share: str, timer: MakeTimer) -> StepTimer:
     made = timer(bench)
     step, taken_ms = made.step, list[float]()
 
-    def slow(batch: Any) -> object:
+    def slow(batch: Any) -> None:
         if len(taken_ms) < WARM_UP - 1:
             taken_ms.append(_drained_ms(lambda: step(batch)))
-            return None
+            return
         step(batch)
-        spin_ms = sorted(taken_ms)[len(taken_ms) // 2] * float(share)
-        return torch.cuda._sleep(int(SPIN_CYCLES * spin_ms / spun_ms))
+        spin_ms = statistics.median(taken_ms) * float(share)
+        torch.cuda._sleep(int(SPIN_CYCLES * spin_ms / spun_ms))
 
     torch.cuda._sleep(SPIN_CYCLES)
     spun_ms = _drained_ms(lambda: torch.cuda._sleep(SPIN_CYCLES))
