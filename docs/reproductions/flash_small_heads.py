@@ -10,7 +10,7 @@ from flash_attn import flash_attn_func
 
 for head_dim in (16, 32, 64, 128):
     # Every other of many blocks is freed again: what is allocated next lies between those that are left.
-    around = [torch.ones(128 << index % 8, dtype=torch.int32, device="cuda") for index in range(700)][::2]
+    around = [torch.ones(128 << index % 7, dtype=torch.int32, device="cuda") for index in range(700)][::2]
     damaged = 0
     for tokens in (1, 7, 64, 100, 128, 129, 300, 512):
         q, k, v = (

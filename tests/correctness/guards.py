@@ -9,7 +9,7 @@ from model.attention import Device
 
 #: Blocks of 512 bytes to 256 KiB, as an allocator hands them out.
 WORDS = tuple(128 << power for power in range(10))
-BLOCKS = 400
+BLOCKS_OF_EACH = 20
 MARK = 0x5AFE
 
 
@@ -18,20 +18,18 @@ class Guards:
     between two of them. There are none on a CPU, whose allocator keeps numbers of its own between blocks."""
 
     def __init__(self, device: Device) -> None:
-        made = [
-            torch.full((WORDS[i % len(WORDS)],), MARK, dtype=torch.int32, device=device)
-            for i in range(BLOCKS * (device == "cuda"))
-        ]
-        # WORDS are ten: of each size, the first, third, ... stay in one turn, and the others in the next.
-        self.blocks = [block for i, block in enumerate(made) if (i + i // len(WORDS)) % 2 == 0]
+        # Two of each size in turn, one of which stays.
+        sizes = [words for words in WORDS for _ in range(2)] * (BLOCKS_OF_EACH if device == "cuda" else 0)
+        self.blocks = [torch.full((words,), MARK, dtype=torch.int32, device=device) for words in sizes][::2]
 
     def overwritten(self) -> int:
         """Return how many bytes have lost their mark, and mark them again."""
         if not self.blocks:
             return 0
         lost = int((torch.cat(self.blocks) != MARK).sum())
-        for block in self.blocks if lost else ():
-            block.fill_(MARK)
+        if lost:
+            for block in self.blocks:
+                block.fill_(MARK)
         return lost * self.blocks[0].element_size()
 
 
