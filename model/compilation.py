@@ -52,13 +52,15 @@ def fresh_compiler() -> Iterator[Compiler]:
 
     Past its limit torch.compile would go on in eager mode, and a compiled cell would run something else. What an
     earlier process saw to be dynamic (kept where TORCH_COMPILE_JOB_ID is set) is not used: it would spare this one
-    compilations, and their number shall follow from the code alone.
+    compilations, and their number shall follow from the code alone. Floats, as the epsilon of a norm, are constants:
+    with dynamic shapes torch.compile would take them for inputs first, and trace everything once more without.
     """
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(
         recompile_limit=RECOMPILE_LIMIT,
         fail_on_recompile_limit_hit=True,
+        specialize_float=True,
         automatic_dynamic_local_pgo=False,
         automatic_dynamic_remote_pgo=False,
     ):
