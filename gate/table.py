@@ -1,6 +1,8 @@
 """Tables of a record: ms a step beside the article's, then what each cell cost. Also as Markdown:
 
 python -m gate.table RECORD.json
+
+Of a baseline's processes each cell shows the one in the middle.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gate.article import article_ms
+from gate.baseline.baselines import Baseline, load
 from gate.records import Record, cell_id, cells, format_ms, load_record, no_time_word, step_ms
 
 COLUMNS = (("eval", "eager"), ("eval", "compiled"), ("train", "eager"), ("train", "compiled"))
@@ -48,6 +51,20 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
 def markdown_table(record: Record) -> str:
     """The tables of a record as Markdown."""
     return tables(record, heading="### ") + "\n"
+
+
+def typical(baseline: Baseline) -> Record:
+    """A record with what the process in the middle of each cell's times holds of it; the cells by their ids.
+
+    Of an even number the faster one of the middle; of those without a time the last, where no process has one.
+    """
+    entries = []
+    for cell in sorted(baseline.cell_ids):
+        infos = [info for _, info in baseline.infos(cell)]
+        timed = sorted((ms, place) for place, info in enumerate(infos) if (ms := step_ms(info)) is not None)
+        place = timed[(len(timed) - 1) // 2][1] if timed else -1
+        entries.append({"extra_info": infos[place]})
+    return {"machine_info": baseline.newest.machine, "benchmarks": entries}
 
 
 def _step_table(group: Infos) -> Table:
@@ -173,11 +190,15 @@ def render(table: Table, width: int) -> str:
 
 
 def main() -> None:
-    """Print a record's tables as Markdown."""
+    """Print the tables of a record or of a baseline as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m gate.table", description=main.__doc__)
     parser.add_argument("record", type=Path, metavar="RECORD.json")
     try:
-        print(markdown_table(load_record(parser.parse_args().record)), end="")
+        path = parser.parse_args().record
+        found = load(path)
+        if found.committed:
+            print(f"{found}: of each cell the process in the middle.\n")
+        print(markdown_table(typical(found) if found.committed else load_record(path)), end="")
     except ValueError as error:
         parser.error(str(error))
 

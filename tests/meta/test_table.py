@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gate.article import ARTICLE_MS, article_ms
+from gate.baseline.baselines import Baseline, process_of
 from gate.records import cell_id
-from gate.table import markdown_table, tables
+from gate.table import markdown_table, tables, typical
 
 pytestmark = pytest.mark.meta
 
@@ -164,3 +165,17 @@ def test_command_prints_a_record_as_markdown(tmp_path):
     assert failed.returncode == 2
     assert "not a readable benchmark record" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_of_a_baseline_each_cell_shows_the_process_in_the_middle():
+    lost = info(verdict="out of memory", mode="train")
+    # Of the second cell two processes have a time: the faster one is shown.
+    processes = [
+        process_of(record(info(ms=31.0), info(ms=52.0, mode="train"))),
+        process_of(record(info(ms=33.0), lost)),
+        process_of(record(info(ms=32.0), info(ms=51.0, mode="train"))),
+    ]
+    baseline = Baseline(Path("article.json"), tuple(processes), committed=True)
+    text = markdown_table(typical(baseline))
+    assert [row[1] for row in rows(text, "fa2_varlen-")] == ["32.0", "51.0"]
+    assert "700 W" in text
