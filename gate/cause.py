@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gate.exact import COSTS
+from gate.host import HELD_SHARE, held_share
 from gate.kernels import Move, from_data, moved
 from gate.records import format_ms
 
@@ -65,7 +66,12 @@ def cause(now: Info, then: Info) -> Cause:
 
 
 def host_bound(info: Info) -> bool | None:
-    """Whether the device waits for the host to queue steps; None where the clocks do not tell."""
+    """Whether the device waits for the host to queue steps; None where the clocks do not tell.
+
+    By what the device had left to do when a step was queued, where that was read, else by the courses of both clocks.
+    """
+    if (held := held_share(info)) is not None:
+        return held > HELD_SHARE
     host, device = _times(info, "host_ms"), _times(info, "device_ms")
     if host is None or device is None or len(host) != len(device) or len(host) < 2:
         return None

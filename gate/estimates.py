@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gate.host import slow_host
 from gate.records import Record, cell_id, is_number
 from gate.waiting import without_waiting_ms
 
@@ -50,12 +51,15 @@ class Estimate:
         return math.exp(self.log_ms)
 
 
-def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = True) -> Estimate | str:
+def estimate(
+    info: dict[str, Any], clock: Clock | None = None, *, net: bool = True, calm_ms: float | None = None
+) -> Estimate | str:
     """The time of a cell's `extra_info`, or the sentence that says why it has no valid one.
 
     `clock` None takes the device's where it was read, else the wall's. A wall time is `net`, without what its step
-    waited for a core (gate/waiting.py), where that was read. `info["batches"]` (optional) is the number of the batch
-    of each step; without it each step is a batch of its own.
+    waited for a core (gate/waiting.py), where that was read. A device's counts only if no slow host held it up:
+    `calm_ms` (optional) is the pace of the host at its calmest in the session (gate/host.py). `info["batches"]`
+    (optional) is the number of the batch of each step; without it each step is a batch of its own.
     """
     verdict = info.get("verdict", "no verdict")
     if verdict != "timed":
@@ -84,6 +88,8 @@ def estimate(info: dict[str, Any], clock: Clock | None = None, *, net: bool = Tr
         if bad is not None:
             return f"waited_ms holds {bad!r}, not a number of milliseconds"
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
+    if clock == "device" and (reason := slow_host(info, calm_ms)):
+        return reason
     logs = batch_logs(times, batches)
     paced = None
     if clock == "wall" and has_pace(info):

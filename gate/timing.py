@@ -18,15 +18,18 @@ class Samples:
     """Times of finished steps in milliseconds, and the batch of each.
 
     `device_ms` is the time between the CUDA events at the end of the step before and at the end of this one,
-    `wall_ms` the time between the host's sight of the two, `host_ms` what the host took to queue the step. On the
-    CPU there are no events, and the host does the work itself: both other lists stay empty. There `waited_ms` is how
-    much of `wall_ms` the step's threads waited for a core that other programs had (empty where the system cannot tell).
+    `wall_ms` the time between the host's sight of the two, `host_ms` what the host took to queue the step. `lead_ms` is
+    how long the device was still at work on the step when the host had queued it: next to nothing where the host holds
+    it up. On the CPU there are no events, and the host does the work itself: the lists of the device stay empty. There
+    `waited_ms` is how much of `wall_ms` the step's threads waited for a core that other programs had (empty where the
+    system cannot tell).
     """
 
     batches: list[Any] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
     host_ms: list[float] = field(default_factory=list)
+    lead_ms: list[float] = field(default_factory=list)
     waited_ms: list[float] = field(default_factory=list)
 
 
@@ -35,6 +38,7 @@ class _Queued:
     batch: Any
     host_ms: float
     end: torch.cuda.Event
+    at: float
 
 
 class StepTimer:
@@ -52,6 +56,7 @@ class StepTimer:
         self.samples = Samples()
         self._queued: _Queued | None = None
         self._ended: torch.cuda.Event | None = None
+        self._timed: list[_Queued] = []
         self._seen = 0.0
 
     def __call__(self, batch: Any) -> None:
@@ -68,7 +73,10 @@ class StepTimer:
             return
         import torch
 
-        before, self._queued = self._queued, _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True))
+        before, self._queued = (
+            self._queued,
+            _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True), begin + host_ms / 1e3),
+        )
         self._queued.end.record()
         if before is None:
             return
@@ -79,12 +87,27 @@ class StepTimer:
             self.samples.host_ms.append(before.host_ms)
             self.samples.wall_ms.append((now - self._seen) * 1e3)
             self.samples.device_ms.append(self._ended.elapsed_time(before.end))
+            self._timed.append(before)
         self._ended, self._seen = before.end, now
 
     def forget(self) -> Samples:
         """Start new samples, as after warm-up, and return the old ones."""
-        dropped, self.samples = self.samples, Samples()
+        dropped, self.samples, self._timed = self.samples, Samples(), []
         return dropped
+
+    def finish(self) -> Samples:
+        """Wait for the device, and return the samples with their `lead_ms`; nothing else is timed after it."""
+        if self._timed:
+            import torch
+
+            # Both clocks are read at one moment: events tell how long before it each step ended.
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            mark.synchronize()
+            now = time.perf_counter()
+            ends = [now - step.end.elapsed_time(mark) / 1e3 for step in self._timed]
+            self.samples.lead_ms = [(end - step.at) * 1e3 for end, step in zip(ends, self._timed, strict=True)]
+        return self.samples
 
 
 def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> float:

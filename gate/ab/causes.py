@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gate.ab.run import Duel, Pair
+from gate.ab.run import Duel, Pair, valid_times
 from gate.cause import Cause, cause
 from gate.records import cells
 
 #: The step times that a cause is looked for in.
-CLOCKS = ("device_ms", "wall_ms", "host_ms")
+CLOCKS = ("device_ms", "wall_ms", "host_ms", "lead_ms")
 
 
 def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
@@ -40,8 +40,8 @@ def _said(pairs: Sequence[Pair], exact: Pair, cell: str) -> Cause:
 
 def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
     """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
-    valid = [pair for pair in pairs if not pair.disturbed and pair.times(cell)]
-    infos = [cells(getattr(pair, side))[cell] for pair in valid]
+    counting = valid_times(pairs, cell)
+    infos = [cells(getattr(pair, side))[cell] for pair, _ in counting]
     pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
     for clock in CLOCKS:
         lists = [times for info in infos if isinstance(times := info.get(clock), list)]
@@ -49,7 +49,7 @@ def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[st
     if pooled["device_ms"] is None:
         # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
         which = 0 if side == "base" else 1
-        pooled["wall_ms"] = [math.exp(both[which]) for pair in valid if (both := pair.times(cell))] or None
+        pooled["wall_ms"] = [math.exp(both[which]) for _, both in counting] or None
     for clock in ("device", "wall"):
         times = pooled[f"{clock}_ms"]
         pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None

@@ -19,7 +19,7 @@ from gate.ab.pairs import (
     spreads,
     visible,
 )
-from gate.ab.run import Duel, Pair, failures, log_ratios
+from gate.ab.run import Duel, Pair, calmest, failures, log_ratios, valid_times
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import Finding, compare
@@ -64,11 +64,11 @@ class Evidence:
     def base_ms(self, cell: str) -> float:
         """A cell's time on base, in the pairs that its change is from."""
         pairs = self.confirms if cell in self.chosen and self.valid(self.confirms, cell) else self.screens
-        return math.exp(float(np.mean([both[0] for p in pairs if not p.disturbed and (both := p.times(cell))])))
+        return math.exp(float(np.mean([base for _, (base, _) in valid_times(pairs, cell)])))
 
     def limit(self, cell: str) -> float:
         """The practical threshold of a cell, as a log-ratio."""
-        times = [both[0] for pair in self.screens if not pair.disturbed and (both := pair.times(cell))]
+        times = [base for _, (base, _) in valid_times(self.screens, cell)]
         return self.threshold.log(math.exp(float(np.mean(times))))
 
     def same_versions(self) -> bool:
@@ -166,7 +166,9 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
     if cell not in seen.shifts:
         phase = seen.confirms if cell in seen.chosen else seen.screens
         wanted = seen.wanted[cell in seen.chosen]
-        reasons = [f"{pair.name}: {pair.disturbed}" for pair in phase if pair.disturbed]
+        calm = calmest(phase)
+        why = [(pair.name, pair.disturbed or pair.held_up(cell, calm)) for pair in phase]
+        reasons = [f"{name}: {reason}" for name, reason in why if reason]
         if seen.duel.stopped:
             reasons.append("no time for more within --minutes")
         valid = len(seen.valid(phase, cell))

@@ -6,11 +6,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gate.ab.disturbances import control_shifts, disturbance
 from gate.estimates import Estimate, estimate
+from gate.host import calm_ms, slow_host
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
 
@@ -31,9 +33,12 @@ class Pair:
     disturbed: str
     shifts: Mapping[str, float]
 
-    def times(self, cell: str) -> tuple[float, float] | None:
-        """The logs of a cell's times on base and head; None if one of them has no valid time."""
-        found = [_estimated(record, cell) for record in (self.base, self.head)]
+    def times(self, cell: str, calm: float | None = None) -> tuple[float, float] | None:
+        """The logs of a cell's times on base and head; None if one of them has no valid time.
+
+        `calm` is the pace of the host at its calmest: a time that a slow host made is none.
+        """
+        found = [_estimated(record, cell, calm) for record in (self.base, self.head)]
         if not all(isinstance(one, Estimate) for one in found):
             return None
         base, head = (one for one in found if isinstance(one, Estimate))
@@ -44,15 +49,37 @@ class Pair:
             return base.log_ms, base.log_ms + head.paced_log - base.paced_log
         return base.log_ms, head.log_ms
 
+    @cached_property
+    def calm_ms(self) -> float | None:
+        """The pace of the host at its calmest in any cell of both processes."""
+        return calm_ms(info for record in (self.base, self.head) for info in cells(record).values())
 
-def _estimated(record: Record, cell: str) -> Estimate | str:
+    def held_up(self, cell: str, calm: float | None) -> str:
+        """Why a slow host made one of a cell's times, "" if it did not."""
+        found = [cells(record).get(cell) for record in (self.base, self.head)]
+        return next((reason for info in found if info and (reason := slow_host(info, calm))), "")
+
+
+def _estimated(record: Record, cell: str, calm: float | None = None) -> Estimate | str:
     info = cells(record).get(cell)
-    return "not run" if info is None else estimate(info)
+    return "not run" if info is None else estimate(info, calm_ms=calm)
+
+
+def calmest(pairs: Sequence[Pair]) -> float | None:
+    """The pace of the host at its calmest in any cell of these pairs, in ms; all are of one session."""
+    return min((pair.calm_ms for pair in pairs if pair.calm_ms is not None), default=None)
+
+
+def valid_times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float]]]:
+    """The pairs that count for a cell, each with the logs of its times on base and head."""
+    calm = calmest(pairs)
+    return [(pair, both) for pair in pairs if not pair.disturbed and (both := pair.times(cell, calm))]
 
 
 def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
     """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
-    times = [pair.times(cell) for pair in pairs if not pair.disturbed]
+    calm = calmest(pairs)
+    times = [pair.times(cell, calm) for pair in pairs if not pair.disturbed]
     return [math.nan if both is None else both[1] - both[0] for both in times]
 
 
@@ -109,15 +136,19 @@ class Duel:
     def pairs(
         self, phase: str, ids: Sequence[str], wanted: int, earlier: Sequence[Pair] = (), begun: Sequence[Pair] = ()
     ) -> list[Pair]:
-        """Run pairs, AB BA AB ..., until `wanted` are undisturbed, with up to `SPARE_PAIRS` in place of disturbed ones.
+        """Run pairs, AB BA AB ..., until `wanted` count for each cell, with up to `SPARE_PAIRS` more.
 
-        `begun` are the phase's first ones. Cells that failed twice on a side, here or in `earlier` pairs, are not run
-        again.
+        A pair that was disturbed counts for none, one beside a slow host not for the cells that it held up; those in
+        their place run only what lacks a pair. `begun` are the phase's first ones. Cells that failed twice on a side,
+        here or in `earlier` pairs, are not run again.
         """
         done, seconds = list(begun), self.seconds if begun else 0.0
-        while sum(not pair.disturbed for pair in done) < wanted and len(done) < wanted + SPARE_PAIRS:
+        while len(done) < wanted + SPARE_PAIRS:
             number = len(done) + 1
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
+            if len(done) >= wanted:
+                calm = calmest(done)
+                left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break
             before, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
@@ -146,6 +177,12 @@ class Duel:
             return {}
         kinds = {kind for pair in pairs for kind in pair.shifts}
         return {kind: statistics.median(p.shifts[kind] for p in pairs if kind in p.shifts) for kind in kinds}
+
+
+def _counting(pairs: Sequence[Pair], cell: str, calm: float | None) -> int:
+    """How many pairs would count for a cell, had it a time in each that it was run in."""
+    run = [pair for pair in pairs if cell in cells(pair.base) and cell in cells(pair.head)]
+    return sum(not pair.disturbed and not pair.held_up(cell, calm) for pair in run)
 
 
 def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:

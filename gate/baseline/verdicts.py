@@ -15,6 +15,7 @@ from gate.baseline.baselines import Baseline, Process
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
+from gate.host import calm_ms, slow_host
 from gate.records import NO_TIME_WORDS
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
@@ -131,9 +132,17 @@ class Comparison:
         timed = [info for info in infos if info.get("verdict") == "timed"]
         return bool(timed) and all(info.get(key) is not None for info in timed)
 
-    def estimate(self, info: dict[str, Any]) -> Estimate | str:
-        """A cell's time as both sides of this comparison can tell it."""
-        return estimate(info, net=self.net)
+    def estimate(self, info: dict[str, Any], session: str) -> Estimate | str:
+        """A cell's time as both sides of this comparison can tell it; none where a slow host made it."""
+        return estimate(info, net=self.net, calm_ms=self.calm_ms.get(session))
+
+    @cached_property
+    def calm_ms(self) -> dict[str, float | None]:
+        """The pace of the host at its calmest in each session."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for process in (self.now, *self.baseline.processes):
+            found.setdefault(process.session, []).extend(process.cells.values())
+        return {session: calm_ms(infos) for session, infos in found.items()}
 
     def log(self, one: Estimate) -> float:
         """What is compared of a time."""
@@ -144,7 +153,7 @@ class Comparison:
         """The baseline's valid times of every cell that is compared."""
         found = {}
         for cell in self._cells:
-            pairs = [(process, self.estimate(info)) for process, info in self.baseline.infos(cell)]
+            pairs = [(process, self.estimate(info, process.session)) for process, info in self.baseline.infos(cell)]
             valid = [(process.session, one) for process, one in pairs if isinstance(one, Estimate)]
             if valid:
                 found[cell] = _Seen(tuple(one for _, one in valid), tuple(session for session, _ in valid))
@@ -175,7 +184,10 @@ class Comparison:
     @cached_property
     def _timed(self) -> int:
         """How many cells are compared by time: the family that the interval holds for."""
-        return sum(isinstance(self.estimate(self.now.cells[cell]), Estimate) for cell in self.then)
+        return sum(isinstance(self._now(cell), Estimate) for cell in self.then)
+
+    def _now(self, cell: str) -> Estimate | str:
+        return self.estimate(self.now.cells[cell], self.now.session)
 
     def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float]:
         """The log ratio of new times to the baseline's, and the half-width of its interval."""
@@ -195,18 +207,25 @@ class Comparison:
         return now - then
 
     def suspects(self) -> list[str]:
-        """The cells worth timing again before anything is said: slower than the threshold, and than chance alone.
+        """The cells worth timing again before anything is said: slower than the threshold, and than chance alone; and
+        those that a slow host held up, of which nothing could be said.
 
         Each on its own, not all at once: what is said in the end is said of the new times.
         """
         found = []
         for cell in self.then:
-            new = self.estimate(self.now.cells[cell])
-            if isinstance(new, Estimate) and not self._incomparable(cell, new):
+            new = self._now(cell)
+            if self._held_up(self.now.cells[cell]):
+                found.append(cell)
+            elif isinstance(new, Estimate) and not self._incomparable(cell, new):
                 change, half = self.change(cell, [new], level=0.1, family=1)
                 if change > half and math.expm1(change) > self.rule.threshold(new.clock, self.then[cell].ms):
                     found.append(cell)
         return found
+
+    def _held_up(self, info: dict[str, Any]) -> bool:
+        """Whether a slow host made a time of this session."""
+        return bool(slow_host(info, self.calm_ms.get(self.now.session)))
 
     def _incomparable(self, cell: str, new: Estimate) -> list[str]:
         infos = [info for _, info in self.baseline.infos(cell)]
@@ -230,9 +249,13 @@ class Comparison:
         if not self.baseline.infos(cell):
             return CellVerdict(cell, Verdict.NEW, "not in the record")
         newest = self.baseline.infos(cell)[-1][1]
-        new = self.estimate(info)
+        new = self._now(cell)
+        if self._held_up(info):
+            # Timed again it may have a time.
+            again = [self.estimate(other, self.now.session) for other in confirmed or ()]
+            new = next((one for one in again if isinstance(one, Estimate)), new)
         if isinstance(new, str) or cell not in self.then:
-            return self._without_time(cell, new, self.estimate(newest))
+            return self._without_time(cell, new, newest)
         findings = tuple(compare(info, newest)) if self.same_versions else ()
         worse = [finding for finding in findings if finding.worse]
         judged = self._timed_cell(cell, new, confirmed)
@@ -254,9 +277,11 @@ class Comparison:
         new, old = self.now.machine, self.baseline.newest.machine
         return all(new.get(key) == old.get(key) for key in ("versions", "device"))
 
-    def _without_time(self, cell: str, new: Estimate | str, old: Estimate | str) -> CellVerdict:
+    def _without_time(self, cell: str, new: Estimate | str, newest: dict[str, Any]) -> CellVerdict:
+        old = self.estimate(newest, self.baseline.infos(cell)[-1][0].session)
         if isinstance(new, Estimate):
-            return CellVerdict(cell, Verdict.NEW, f"no time in the record ({old})", now_ms=new.ms)
+            verdict = Verdict.CANNOT_TELL if newest.get("verdict") == "timed" else Verdict.NEW
+            return CellVerdict(cell, verdict, f"no time in the record ({old})", now_ms=new.ms)
         lost = self.now.cells[cell].get("verdict")
         if cell in self.then:
             known = lost != "timed"
@@ -273,7 +298,7 @@ class Comparison:
             return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
         news, note = [new], ""
         if confirmed is not None:
-            again = [self.estimate(info) for info in confirmed]
+            again = [self.estimate(info, self.now.session) for info in confirmed]
             valid = [one for one in again if isinstance(one, Estimate)]
             if not valid:
                 why = f"slower, and not confirmed: {again[0] if again else 'no process timed it again'}"

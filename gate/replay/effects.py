@@ -73,6 +73,8 @@ def host_sleep(info: Info, size: float) -> Slower:
     slower = _with(info, np.maximum(sleep_ms - spare, 0.0))
     if info.get("host_ms"):
         slower.info["host_ms"] = [ms + sleep_ms for ms in info["host_ms"]]
+    if info.get("lead_ms"):
+        slower.info["lead_ms"] = [max(ms - sleep_ms, 0.0) for ms in info["lead_ms"]]
     return slower
 
 

@@ -27,6 +27,9 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
     side = Path.cwd().name
     shared, own = random.Random(f"{side} {seed}"), random.Random(f"{side} {seed} {cell}")
     ms *= math.exp(fake.get("noise", 0.002) * (shared.gauss() + own.gauss()) / math.sqrt(2))
+    # A slow host holds up all steps of these cells, in the processes of these seeds.
+    held = cell in fake.get("slow_host", {}).get(str(seed), [])
+    ms *= 1.5 if held else 1.0
     times = [ms * (1 + step / 100) for step in range(STEPS)]
     control = 1.1 if seed in fake.get("disturbed", []) else 1.0
     return {
@@ -43,7 +46,9 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
         "verdict": "timed",
         "device_ms": times,
         "wall_ms": times,
-        "host_ms": [each / 3 for each in times],
+        "host_ms": times if held else [each / 3 for each in times],
+        "lead_ms": [0.0 if held else each for each in times],
+        "host_pace_ms": [0.4 if held else 0.2] * STEPS,
         "tokens": [100] * STEPS,
         "control": {"matmul_ms": [control] * 4, "copy_ms": [control] * 4},
         "gpu_before": {},

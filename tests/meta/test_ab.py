@@ -239,6 +239,32 @@ def test_a_control_that_moved_is_nothing_where_times_are_over_the_pace():
     assert disturbance(record("1", 0.2), record("2", 0.3), {}) == "the control moved (matmul +50.0%)"
 
 
+def test_a_pair_beside_a_slow_host_is_replaced_for_the_cells_it_held_up(arena: Arena):
+    arena.set(head={"slow_host": {"1002": [CELLS[1]]}})
+    assert arena.ab("--gate-strict") == 0
+    assert arena.order == "bhhbbh"
+    assert [len(call[-1].split(",")) for call in arena.calls[-2:]] == [1, 1]
+    assert set(arena.verdicts.values()) == {"same"}
+
+
+def test_a_slowdown_is_found_beside_a_slow_host(arena: Arena):
+    # 1101 to 1106 are the confirming pairs.
+    arena.set(base={"slow_host": {"1103": [CELLS[2]]}}, head=slower(slow_host={"1102": [CELLS[2]]}))
+    assert arena.ab() == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
+    assert "slower in 6 fresh pairs" in arena.cells[CELLS[2]]["why"]
+    assert len([pair for pair in arena.report["pairs"] if pair["name"].startswith("confirm")]) == 8
+    assert arena.cells[CELLS[2]]["change"] == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_host_that_is_slow_all_the_time_tells_nothing_of_what_waits_for_it(arena: Arena):
+    arena.set(head={"slow_host": {str(seed): [CELLS[1]] for seed in range(1000, 1010)}})
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell"}
+    why = arena.cells[CELLS[1]]["why"]
+    assert why.startswith("0 of 2 pairs count; screen-1: the host was slow and held up 100% of the steps: its own work")
+
+
 def test_a_machine_that_never_settles_tells_nothing(arena: Arena):
     arena.set(head={"disturbed": list(range(1000, 1010))})
     assert arena.ab("--gate-strict") == 1

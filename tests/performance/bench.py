@@ -137,6 +137,7 @@ class CellBench:
             "device_ms": samples.device_ms or None,
             "wall_ms": samples.wall_ms,
             "host_ms": samples.host_ms or None,
+            "lead_ms": samples.lead_ms or None,
             "waited_ms": samples.waited_ms or None,
             "median_device_ms": device,
             "median_wall_ms": wall,

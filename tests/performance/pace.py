@@ -1,13 +1,17 @@
-"""How fast a CPU is while a cell is timed: a matrix product and a block of plain torch between every two steps.
+"""How fast the host is while a cell is timed: fixed work of its own between every two steps, plain torch.
 
 Neighbours on a shared host slow a step down by its caches, memory and clocks even while it runs, for seconds or for
-minutes. Matrices that fit into a core's cache hardly notice; a block, forward and backward, that goes over memory and
-takes new memory notices more than most steps (gate/estimates.py weighs the two). None of this project's code is in
-them, so no change of it moves the pace.
+minutes. None of this project's code is in the work beside it, so no change of it moves the pace.
+
+On a CPU it is a matrix product and a block, and a step is timed in what they take: matrices that fit into a core's
+cache hardly notice neighbours; a block, forward and backward, that goes over memory and takes new memory notices more
+than most steps (gate/estimates.py weighs the two). On a GPU, where only some steps wait for the host, it is small
+operations, and tells whether the host was as fast as at other times (gate/host.py).
 """
 
 import itertools
 import statistics
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +31,9 @@ SHAPES = (
     (HIDDEN, WIDTH),
     (WIDTH, VOCABULARY),
 )
+
+#: Operations on a small tensor: 0.2 ms or so, which a step that waits for the host takes longer in every record.
+OPERATIONS = 80
 
 #: How often every batch is timed. A neighbour comes and goes within seconds, and a CPU's cell takes about one a pass.
 PASSES: dict[Device, int] = {"cuda": 1, "cpu": 3}
@@ -63,6 +70,36 @@ class Pace:
         F.cross_entropy(out @ unembed, torch.zeros(TOKENS, dtype=torch.long)).backward()
         for parameter in self.parameters:
             parameter.grad = None
+
+
+@dataclass
+class HostPace:
+    """Times of small operations that the host dispatches one by one, before each step: no kernel is launched."""
+
+    small: torch.Tensor = field(default_factory=lambda: torch.zeros(8, 8, device="cpu"))
+    times_ms: list[float] = field(default_factory=list)
+
+    def tick(self) -> None:
+        """Time them now: call it before each step, and after the last. The first call warms up too."""
+        if not self.times_ms:
+            self._dispatch()
+        begin = time.perf_counter()
+        self._dispatch()
+        self.times_ms.append((time.perf_counter() - begin) * 1e3)
+
+    def steps(self) -> dict[str, list[float]]:
+        """Return what the cell's record holds: the mean of the two times around each step."""
+        return {"host_pace_ms": around(self.times_ms)}
+
+    def _dispatch(self) -> None:
+        numbers = self.small
+        for _ in range(OPERATIONS // 2):
+            numbers = (numbers + 1.0).transpose(0, 1)
+
+
+def pace_of(device: Device) -> Pace | HostPace:
+    """Return the work that tells how fast the host of steps on `device` is."""
+    return Pace() if device == "cpu" else HostPace()
 
 
 def around(times_ms: list[float]) -> list[float]:

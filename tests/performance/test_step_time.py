@@ -13,7 +13,7 @@ from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
 from tests.performance.bench import Shared, cell_bench, release_memory, warm_up
-from tests.performance.pace import PASSES, Pace
+from tests.performance.pace import PASSES, pace_of
 from tests.selection import required_backends
 
 pytestmark = pytest.mark.performance
@@ -47,20 +47,21 @@ def test_a_batch_is_timed(
             info["warmup_ms"] = timer.forget().wall_ms
             order = [number for _ in range(PASSES[shared.device]) for number in range(len(batches))]
             rounds = iter(order)
-            pace = Pace() if shared.device == "cpu" else None
+            pace = pace_of(shared.device)
 
             def setup() -> tuple[tuple[Batch], dict[str, Any]]:
-                if pace:
-                    pace.tick()
+                pace.tick()
                 return (batches[next(rounds)],), {}
 
             benchmark.pedantic(timer, setup=setup, rounds=len(order))
-            if pace:
-                pace.tick()
-                info |= pace.steps() | {"batches": order}
+            pace.tick()
+            samples = timer.finish()
+            info |= pace.steps()
+            if PASSES[shared.device] > 1:
+                info["batches"] = order
             info["gpu_after"], after = gpu_state(), shared.control.times()
             info["control"] = {name: times + after[name] for name, times in before.items()}
-            costs = bench.costs(timer.samples)
+            costs = bench.costs(samples)
             if not request.config.getoption("no_exact_costs"):
                 costs |= bench.exact_costs(timer, kernels=request.config.getoption("profile_kernels"))
             benchmark.extra_info.update(info | {"verdict": "timed"} | costs)

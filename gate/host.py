@@ -1,0 +1,60 @@
+"""Whether a GPU's step waited for the host that queues it, and whether that host was slow just then.
+
+A host has neighbours: on one H100's machine it took 1.5 to 2 times as long for tens of seconds at a time, and cells
+that otherwise wait for the device were slower by up to a third. Two numbers beside each step tell such a time from
+slower code: how long the device still had to work when the host had queued the step (`lead_ms`), and what a fixed piece
+of the host's own work took just before it (`host_pace_ms`, tests/performance/pace.py), in which none of the code under
+test is.
+"""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from gate.records import is_number
+
+Info = dict[str, Any]
+
+#: The host held a step up that the device finished within this share of its time after the host had queued all of it.
+#: Where it waits for a full queue (1,024 launches), a fifth or more is left even of a step of thousands.
+HELD_LEAD = 0.1
+
+#: A cell waits for the host where more of its steps do: fewer are cut off as the slowest ones (`estimates.TRIMMED`).
+HELD_SHARE = 0.2
+
+#: The host is slow where its own work takes this many times what it took in the calmest cell of the session.
+SLOW = 1.1
+
+
+def held_share(info: Info) -> float | None:
+    """The share of a cell's steps that the host held up, None where that was not read."""
+    leads, steps = info.get("lead_ms"), info.get("device_ms")
+    if not isinstance(leads, list) or not isinstance(steps, list) or not leads or len(leads) != len(steps):
+        return None
+    if not all(map(is_number, [*leads, *steps])):
+        return None
+    return sum(lead < HELD_LEAD * step for lead, step in zip(leads, steps, strict=True)) / len(steps)
+
+
+def pace_ms(info: Info) -> float | None:
+    """The median time of the host's own work beside a cell, None where it was not timed."""
+    times = info.get("host_pace_ms")
+    if not isinstance(times, list) or not times or not all(is_number(ms) and ms > 0 for ms in times):
+        return None
+    return statistics.median(times)
+
+
+def calm_ms(infos: Iterable[Info]) -> float | None:
+    """The pace of the host at its calmest, over cells of one session; None without any."""
+    return min((ms for info in infos if (ms := pace_ms(info)) is not None), default=None)
+
+
+def slow_host(info: Info, calm: float | None) -> str:
+    """Why a cell's time tells of the host and not of the code, "" if it does not: it waited for a host that was slow.
+
+    A cell that waits for the device is as fast beside a slow host; one that waits for a calm host tells of the code.
+    """
+    pace, held = pace_ms(info), held_share(info)
+    if pace is None or held is None or calm is None or held <= HELD_SHARE or pace <= SLOW * calm:
+        return ""
+    return f"the host was slow and held up {held:.0%} of the steps: its own work took {pace / calm:.1f} times as long"

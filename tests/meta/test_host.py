@@ -1,0 +1,123 @@
+"""A step that waited for a slow host tells nothing of the code; any other does."""
+
+import math
+
+import pytest
+import torch
+
+from gate.baseline.verdicts import Comparison, Verdict
+from gate.cause import host_bound
+from gate.host import calm_ms, held_share, slow_host
+from gate.records import cell_id
+from gate.timing import StepTimer
+from tests.meta.gate_cells import baseline, key, process, timed
+from tests.performance.pace import HostPace
+
+pytestmark = pytest.mark.meta
+
+CELL, OTHER = key(), key("backend1")
+ID = cell_id(CELL)
+LOG = math.log(100)
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: events time its steps")
+
+
+def beside(cell=CELL, log_ms=LOG, *, pace=0.2, held=0.0):
+    """A cell beside a host of this pace, which held up this share of its steps."""
+    info = timed(cell, log_ms)
+    steps = info["device_ms"]
+    leads = [0.01 * ms if place < held * len(steps) else ms for place, ms in enumerate(steps)]
+    return info | {"lead_ms": leads, "host_pace_ms": [pace] * len(steps)}
+
+
+def judged(now, thens, confirmed=None):
+    """The comparison of one process with processes of its session; in each the host is calm beside another cell."""
+    calm = beside(OTHER)
+    olds = baseline([process([then, calm], hours=number) for number, then in enumerate(thens)])
+    comparison = Comparison(process([now, calm], hours=6), olds, [])
+    (found,) = [one for one in comparison.judge(confirmed) if one.cell == ID]
+    return comparison, found
+
+
+def test_only_steps_that_wait_for_a_slow_host_are_none() -> None:
+    assert held_share(beside(held=0.5)) == 0.5
+    assert calm_ms([beside(), beside(pace=0.3), timed(CELL)]) == 0.2
+    assert slow_host(beside(pace=0.3, held=0.5), 0.2) == (
+        "the host was slow and held up 50% of the steps: its own work took 1.5 times as long"
+    )
+    assert slow_host(beside(pace=0.3), 0.2) == ""
+    assert slow_host(beside(held=1.0), 0.2) == ""
+    # As many steps are cut off as the slowest ones.
+    assert slow_host(beside(pace=0.3, held=1 / 6), 0.2) == ""
+
+
+@pytest.mark.parametrize("lost", [{"lead_ms": None}, {"host_pace_ms": None}, {"lead_ms": [1.0]}, {"host_pace_ms": [0]}])
+def test_what_was_not_read_doubts_nothing(lost) -> None:
+    assert slow_host(beside(pace=0.3, held=1.0) | lost, 0.2) == ""
+
+
+def test_a_time_that_a_slow_host_made_is_timed_again() -> None:
+    slow = beside(log_ms=LOG + 0.3, pace=0.35, held=1.0)
+    comparison, alone = judged(slow, [beside()] * 5)
+    assert comparison.suspects() == [ID]
+    assert alone.verdict == Verdict.CANNOT_TELL
+    assert alone.why.startswith("the host was slow and held up 100% of the steps")
+    assert judged(slow, [beside()] * 5, {ID: [slow, slow]})[1].verdict == Verdict.CANNOT_TELL
+    assert judged(slow, [beside()] * 5, {ID: [slow, beside()]})[1].verdict == Verdict.SAME
+    slower = beside(log_ms=LOG + 0.05)
+    assert judged(slow, [beside()] * 5, {ID: [slow, slower]})[1].verdict == Verdict.REGRESSED
+
+
+@pytest.mark.parametrize("now", [{"held": 1.0}, {"pace": 0.35}])
+def test_slower_code_is_slower_beside_a_calm_host_and_on_the_device_beside_a_slow_one(now) -> None:
+    comparison, found = judged(beside(log_ms=LOG + 0.05, **now), [beside(held=now.get("held", 0.0))] * 5)
+    assert comparison.suspects() == [ID]
+    assert found.verdict == Verdict.REGRESSED
+
+
+def test_a_slow_host_in_the_baseline_does_not_pass_for_noise() -> None:
+    slow = beside(log_ms=LOG + 0.3, pace=0.35, held=1.0)
+    _, found = judged(beside(log_ms=LOG + 0.05), [beside(), beside(), slow, beside(), beside()])
+    assert found.verdict == Verdict.REGRESSED
+    assert found.change == pytest.approx(math.expm1(0.05))
+    _, found = judged(beside(), [slow] * 5)
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.why.startswith("no time in the record (the host was slow")
+
+
+def test_who_holds_a_step_up_is_told_from_what_the_device_has_left() -> None:
+    assert host_bound(beside(held=1.0)) is True
+    assert host_bound(beside()) is False
+
+
+def test_the_pace_of_the_host_is_timed_around_each_step() -> None:
+    pace = HostPace()
+    for _ in range(4):
+        pace.tick()
+    times = pace.steps()["host_pace_ms"]
+    assert len(times) == 3
+    assert min(times) > 0
+
+
+@needs_cuda
+def test_on_a_gpu_a_step_that_the_host_holds_up_has_no_lead() -> None:
+    cycles = 20_000_000
+
+    def on_device(_: object) -> None:
+        torch.cuda._sleep(cycles)
+
+    def on_host(_: object) -> None:
+        pace = HostPace()
+        for _ in range(50):
+            pace.tick()
+        torch.cuda._sleep(1000)
+
+    shares = []
+    for step in (on_device, on_host):
+        timer = StepTimer(step, "cuda")
+        for batch in range(10):
+            timer(batch)
+        samples = timer.finish()
+        assert len(samples.lead_ms) == len(samples.device_ms)
+        shares.append(held_share({"lead_ms": samples.lead_ms, "device_ms": samples.device_ms}))
+    assert shares == [0.0, 1.0]
