@@ -3,12 +3,14 @@
 A cell's log time is its mean, plus a session's effect (the machine of that boot), plus a process's (memory layout,
 clocks, what step and round noise leaves in the estimate). The two variances are estimated by the analysis of variance
 of processes nested in sessions, pooled over the cells of a group (a mode and an execution), as a handful of processes
-says little about one cell. What a baseline has too few processes or sessions to show comes from `DEFAULTS`.
+says little about one cell. Some cells are not like the others: those that wait for the host moved by 20 times as much
+on one H100. They stay out of the pool, and are judged by what little is known of them. What a baseline has too few
+processes or sessions to show comes from the defaults below.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -41,6 +43,15 @@ class Component:
 #: session have 4, up to rounding, if all of their cells move together.
 MIN_DF = 3.9
 
+#: Fewer degrees of freedom than these tell nothing of one cell's own noise.
+FEWEST_DF = 2
+
+#: The probability that a cell like the others is taken for a noisier one, in a whole group of them.
+OUTLIER_LEVEL = 0.01
+
+#: Fewer cells than these have no others to be unlike.
+FEWEST_CELLS = 4
+
 #: Kind, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
 #: (0.3% in training, 0.6% in evaluation). The wall's: 7 fresh processes of the smoke workload on two shared cores, 4%
 #: to 14%; over the pace of each cell 0.4% to 4% (and 6% in one that is not like it), where a machine of another pace is
@@ -64,11 +75,16 @@ DEFAULT_DF = 30.0
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a group of cells, and the within-session variance of each of them where it was measured."""
+    """The noise of a group of cells, and the within-session variance of each of them where it was measured.
+
+    `apart` are the cells that are noisier than the group: only their own processes tell how much, with so many degrees
+    of freedom.
+    """
 
     process: Component
     session: Component
     cell_variances: Mapping[str, float]
+    apart: Mapping[str, int] = field(default_factory=dict)
 
     def prediction(self, cell: str, *, new: int, shares: Sequence[int], same_session: bool) -> tuple[float, float]:
         """The standard error and degrees of freedom of: mean of `new` processes - mean of a baseline's.
@@ -83,7 +99,8 @@ class Noise:
         if variance == 0:
             return 0.0, math.inf
         # Satterthwaite's approximation for a sum of independent variances.
-        df = variance**2 / (process**2 / self.process.df + session**2 / self.session.df)
+        own = self.apart.get(cell, self.process.df)
+        df = variance**2 / (process**2 / own + session**2 / self.session.df)
         return math.sqrt(variance), df
 
 
@@ -94,19 +111,35 @@ def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> No
     session = Component(SESSION_DEFAULTS[kind], DEFAULT_DF, "default")
     names = sorted({name for seen in observations.values() for name, _ in seen})
     processes = max((len(seen) for seen in observations.values()), default=0)
-    within = _pooled({cell: _within(seen) for cell, seen in observations.items()})
-    variances: dict[str, float] = {}
+    apart = _apart({cell: _within(seen) for cell, seen in observations.items()})
+    within = _pooled({cell: _within(seen) for cell, seen in observations.items() if cell not in apart})
+    variances = {cell: own for cell, seen in observations.items() if (own := _own_variance(seen)) is not None}
     if within.df >= MIN_DF:
         source = f"measured on {processes} processes"
         process = Component(math.sqrt(within.variance), within.df, source)
-        variances = {cell: own for cell, seen in observations.items() if (own := _own_variance(seen)) is not None}
-    between = _pooled({cell: _between(seen) for cell, seen in observations.items()})
+    else:
+        variances = {cell: own for cell, own in variances.items() if cell in apart}
+    between = _pooled({cell: _between(seen) for cell, seen in observations.items() if cell not in apart})
     if between.df >= MIN_DF and within.df >= MIN_DF:
         # A session's mean holds a share of the noise between processes, which is taken off.
         each = np.mean([_processes_a_session(seen) for seen in observations.values() if len(_by_session(seen)) > 1])
         variance = max(between.variance - within.variance, 0.0) / each
         session = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
-    return Noise(process, session, variances)
+    return Noise(process, session, variances, apart)
+
+
+def _apart(residuals: Mapping[str, tuple[np.ndarray, int]]) -> dict[str, int]:
+    """The cells whose variance is no chance beside that of the cell in the middle, and their degrees of freedom."""
+    # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
+    from scipy import stats
+
+    own = {cell: (float(values @ values) / df, df) for cell, (values, df) in residuals.items() if df >= FEWEST_DF}
+    if len(own) < FEWEST_CELLS:
+        return {}
+    # The median of a variance's estimates lies below the variance.
+    middle = float(np.median([variance / (stats.chi2.median(df) / df) for variance, df in own.values()]))
+    each = OUTLIER_LEVEL / len(own)
+    return {cell: df for cell, (variance, df) in own.items() if variance > middle * stats.chi2.isf(each, df) / df}
 
 
 @dataclass(frozen=True)
@@ -162,7 +195,7 @@ def _processes_a_session(seen: Sequence[Observation]) -> float:
 def _own_variance(seen: Sequence[Observation]) -> float | None:
     """A cell's own variance between processes; a cell noisier than its group is judged by that."""
     values, df = _within(seen)
-    return float(values @ values) / df if df >= 2 else None
+    return float(values @ values) / df if df >= FEWEST_DF else None
 
 
 def family_quantile(df: float, comparisons: int, level: float) -> float:

@@ -90,7 +90,8 @@ def figures(
     data: Data, comparisons: int, redraws: int, *, seed: int = 0, command: str = "", others: bool = True
 ) -> dict[str, Any]:
     """Everything that the tables show, as JSON has it."""
-    ways = rules(data)
+    enough = bool(data.sessions)
+    ways = rules(data) if enough else {}
     with ExitStack() as stack:
         stack.enter_context(remembered(estimates, "location"))
         stack.enter_context(remembering())
@@ -107,7 +108,7 @@ def figures(
                     outcomes = _drawn(rule, data, planted, [seed, number, 1])
                     sensitivity.append({"how": how} | _sensitivity(data, kind, size, planted, outcomes))
         sensitivity.sort(key=lambda row: list(ways).index(row["how"]))
-        side_by_side = _side_by_side(data, comparisons, seed) if others else []
+        side_by_side = _side_by_side(data, comparisons, seed) if others and enough else []
     return {
         "kind": KIND,
         "schema": SCHEMA,
@@ -115,7 +116,7 @@ def figures(
             "command": command,
             "seed": seed,
             "redraws": redraws,
-            "how": _how(data),
+            "how": _how(data) if enough else "",
             "rivals": _rivals_said(len(data.cells)),
         },
         "data": _described(data),

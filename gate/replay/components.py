@@ -50,8 +50,13 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
 
 
 def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
-    pairs = [(each.process.session, estimate(each.process.cells[cell])) for each in data.recordings]
-    return [(session, one) for session, one in pairs if isinstance(one, Estimate)]
+    found = []
+    for recording in data.recordings:
+        session = recording.process.session
+        one = estimate(recording.process.cells[cell], calm_ms=data.calm_ms[session])
+        if isinstance(one, Estimate):
+            found.append((session, one))
+    return found
 
 
 def _log(one: Estimate, paced: bool) -> float:

@@ -13,12 +13,16 @@ from typing import Any
 from gate.baseline import baselines, doubts
 from gate.baseline.baselines import Infos, Process
 from gate.estimates import Estimate, estimate
+from gate.host import calm_ms
 from gate.records import Record, cell_id, load_record
 
 Info = dict[str, Any]
 
-#: Fewer processes of a session than these make few comparisons that differ.
+#: Fewer processes of a session than these make few comparisons that differ: only their noise is told.
 FEWEST = 6
+
+#: One process has no other to differ from.
+FEWEST_AT_ALL = 2
 
 #: Records that are further apart were not made one right after the other.
 LONGEST_S = 1800.0
@@ -66,6 +70,14 @@ class Data:
         for recording in self.recordings:
             found.setdefault(recording.process.session, []).append(recording)
         return {name: group for name, group in found.items() if len(group) >= FEWEST}
+
+    @cached_property
+    def calm_ms(self) -> dict[str, float | None]:
+        """The pace of the host at its calmest in each session."""
+        found: dict[str, list[Info]] = {}
+        for recording in self.recordings:
+            found.setdefault(recording.process.session, []).extend(recording.process.cells.values())
+        return {session: calm_ms(infos) for session, infos in found.items()}
 
     @cached_property
     def is_gpu(self) -> bool:
@@ -161,10 +173,10 @@ def comparable(recordings: Sequence[Recording], wanted: Sequence[str] | None = N
 
     ValueError for too few of them, for other devices, versions or code among them, and without a common cell.
     """
-    if len(recordings) < FEWEST:
+    if len(recordings) < FEWEST_AT_ALL:
         raise ValueError(
-            f"a replay needs at least {FEWEST} fresh processes; got {len(recordings)}. Record some: "
-            "python -m gate record --processes 16"
+            f"a replay needs at least {FEWEST} fresh processes of one session, {FEWEST_AT_ALL} to tell their noise; "
+            f"got {len(recordings)}. Record some: python -m gate record --processes 16"
         )
     first = recordings[0]
     for other in recordings[1:]:
@@ -180,10 +192,7 @@ def comparable(recordings: Sequence[Recording], wanted: Sequence[str] | None = N
     if not cells:
         told = next((f": {cell}: {reason}" for cell, reason in reasons.items() if reason), "")
         raise ValueError(f"no cell of these records has a valid time in each of {len(recordings)} processes{told}")
-    data = Data(tuple(recordings), tuple(cells), {cell: reason for cell, reason in reasons.items() if reason})
-    if not data.sessions:
-        raise ValueError(f"a replay needs at least {FEWEST} processes of one session; no session of these has so many.")
-    return data
+    return Data(tuple(recordings), tuple(cells), {cell: reason for cell, reason in reasons.items() if reason})
 
 
 def _reason(recordings: Sequence[Recording], cell: str) -> str:

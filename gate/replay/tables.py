@@ -5,6 +5,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from gate.replay.data import FEWEST
+
 BEGIN = "<!-- python -m gate replay --markdown writes what follows -->"
 END = "<!-- end of what python -m gate replay --markdown wrote -->"
 
@@ -33,8 +35,11 @@ def markdown(figures: Figures) -> str:
     blocks = [
         _of_what(figures),
         "### Variance components\n\n" + _components(figures["components"]),
-        "### False alarms\n\n" + _false_alarms(figures["false_alarms"], figures["replay"]),
     ]
+    if figures["false_alarms"]:
+        blocks.append("### False alarms\n\n" + _false_alarms(figures["false_alarms"], figures["replay"]))
+    else:
+        blocks.append(f"No comparisons are drawn from fewer than {FEWEST} processes of one session.")
     if figures["sensitivity"]:
         blocks.append("### Sensitivity\n\n" + _sensitivity(figures["sensitivity"]))
     if figures["side_by_side"]:

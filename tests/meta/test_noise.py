@@ -80,6 +80,28 @@ def test_a_noisy_cell_is_judged_by_its_own_noise():
     assert loud > 2 * quiet
 
 
+@pytest.mark.parametrize("processes", [3, 6])
+def test_a_noisy_cell_takes_nothing_from_the_others(processes):
+    rng = np.random.default_rng(6)
+    seen = drawn(rng, cells=8, sessions=1, processes=processes, process_sd=0.002, session_sd=0.0)
+    loud = [("s0", float(value)) for value in rng.normal(0, 0.1, processes)]
+    found, without = noise(GROUP, seen | {"loud": loud}), noise(GROUP, seen)
+    asked = {"new": 1, "shares": [processes], "same_session": True}
+    assert found.prediction("cell0", **asked) == without.prediction("cell0", **asked)
+    deviation, df = found.prediction("loud", **asked)
+    assert deviation > 0.03
+    assert df == processes - 1
+
+
+def test_cells_that_are_alike_are_seldom_taken_for_noisier_ones():
+    rng = np.random.default_rng(7)
+    groups = [
+        noise(GROUP, drawn(rng, cells=12, sessions=1, processes=5, process_sd=0.004, session_sd=0.0))
+        for _ in range(300)
+    ]
+    assert sum(bool(group.apart) for group in groups) <= 12
+
+
 def test_a_new_session_costs_precision_and_more_processes_gain_it():
     found = noise(GROUP, {"cell": [("s0", 0.0)]})
     same = found.prediction("cell", new=1, shares=[5], same_session=True)

@@ -289,10 +289,17 @@ def test_records_that_make_no_experiment_are_refused(change, said) -> None:
 
 
 def test_too_few_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 6 fresh processes; got 5"):
-        comparable(recordings(5))
-    with pytest.raises(ValueError, match="of one session"):
-        comparable([*recordings(3), *recordings(3, session="s1")])
+    with pytest.raises(ValueError, match="at least 6 fresh processes of one session, 2 to tell their noise; got 1"):
+        comparable(recordings(1))
+
+
+@pytest.mark.parametrize("processes", [recordings(5), [*recordings(3), *recordings(3, session="s1")]])
+def test_few_processes_tell_their_noise_and_nothing_else(processes) -> None:
+    found = figures(comparable(processes), 3, 1)
+    assert [found[table] for table in ("false_alarms", "sensitivity", "side_by_side")] == [[], [], []]
+    text = markdown(found)
+    assert "### Variance components" in text
+    assert "No comparisons are drawn from fewer than 6 processes of one session." in text
 
 
 def test_a_cell_that_some_lack_is_left_out_by_name() -> None:
@@ -357,7 +364,7 @@ def test_processes_that_gate_ab_kept_are_read_with_what_they_took(tmp_path: Path
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere does not exist"),
-        (["."], "at least 6 fresh processes; got 0"),
+        (["."], "at least 6 fresh processes of one session, 2 to tell their noise; got 0"),
         (["records", "--cells=fa9*"], "no cell of these records is like --cells fa9*"),
         (["records", "--comparisons=0"], "at least 1"),
         (["records", "--markdown=plain.md"], "plain.md has no place for the tables"),
