@@ -29,8 +29,10 @@ from gate.replay.rivals import RUNS, installed, judged, pairs_wanted, rememberin
 from gate.replay.rules import BASELINE, CONFIRM_PAIRS, SCREEN_PAIRS, Outcome, Planted, rules
 from gate.replay.tables import figures_path, markdown, written
 
-#: Slowdowns, as shares: those of the power curve, and those that every kind of slowdown is tried with.
-CURVE, SIZES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05), (0.01, 0.02, 0.05)
+#: Slowdowns, as shares, by whether a GPU is timed: those of the power curve, and those that every kind of slowdown is
+#: tried with. A shared CPU's threshold is ten times as large.
+CURVE = {True: (0.005, 0.01, 0.015, 0.02, 0.03, 0.05), False: (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)}
+SIZES = {True: (0.01, 0.02, 0.05), False: (0.05, 0.1, 0.2)}
 
 #: Fewer comparisons without an alarm say little: 59 independent ones without any would bound its probability by 5%.
 COMPARISONS = 60
@@ -101,7 +103,7 @@ def figures(
             outcomes = _drawn(rule, data, [None] * comparisons, [seed, number])
             alarms.append({"how": how} | _false_alarms(data, outcomes))
         for kind in KINDS if redraws else ():
-            for size in CURVE if kind is KINDS[0] else SIZES:
+            for size in (CURVE if kind is KINDS[0] else SIZES)[data.is_gpu]:
                 for number, (how, rule) in enumerate(ways.items()):
                     _say(f"{how}: {kind.name}, {size:.1%}")
                     planted = [Planted(cell, kind, size) for cell in data.cells for _ in range(redraws)]
@@ -170,6 +172,7 @@ def _sensitivity(
 
 def _side_by_side(data: Data, comparisons: int, seed: int) -> list[dict[str, Any]]:
     """The gate's rules and the other tools, with as many comparisons each, the slower cells in turn."""
+    sizes = SIZES[data.is_gpu]
     tools: list[tuple[str, str, Draw]] = [(how, "the gate's estimates", rule) for how, rule in rules(data).items()]
     tools += [(rival.name, rival.times, partial(judged, rival)) for rival in rivals(data)]
     rows = []
@@ -177,10 +180,10 @@ def _side_by_side(data: Data, comparisons: int, seed: int) -> list[dict[str, Any
         _say(f"side by side: {name}, {times}")
         same = _drawn(draw, data, [None] * comparisons, [seed, 2])
         turns = [data.cells[number % len(data.cells)] for number in range(comparisons)]
-        slower = {size: [Planted(cell, KINDS[0], size) for cell in turns] for size in SIZES}
+        slower = {size: [Planted(cell, KINDS[0], size) for cell in turns] for size in sizes}
         found = {size: _drawn(draw, data, planted, [seed, 2]) for size, planted in slower.items()}
         found[0.0] = same
-        each = [(what, one) for size in SIZES for what, one in zip(slower[size], found[size], strict=True)]
+        each = [(what, one) for size in sizes for what, one in zip(slower[size], found[size], strict=True)]
         rows.append(
             {
                 "tool": name,

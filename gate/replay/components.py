@@ -1,5 +1,6 @@
 """How much step times scatter, and where: between steps, rounds, processes and sessions, of recorded processes."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ def components(data: Data) -> list[dict[str, Any]]:
 
     *step*: all timed steps of a cell in one process, whose batches differ in length. *round*: one timed step about its
     batch's and its process's level. *process* and *session*: of the gate's estimate of a cell's time
-    (gate/baseline/noise.py), None where these records cannot show it.
+    (gate/baseline/noise.py), None where these records cannot show it. *apart*: the cells that are noisier than the
+    others of their row, which those two leave out, each with its own noise between processes.
     """
     groups: dict[Group, list[str]] = {}
     for cell in data.cells:
@@ -46,6 +48,7 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
         "round": round_,
         "process": _measured(found.process),
         "session": _measured(found.session),
+        "apart": {cell: math.sqrt(found.cell_variances[cell]) for cell in sorted(found.apart)},
     }
 
 

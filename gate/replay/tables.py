@@ -91,12 +91,15 @@ def _components(rows: Sequence[Figures]) -> str:
             for row in rows
         ),
     ]
+    apart = [f"{cell} {_percent(sd, 1)}" for row in rows for cell, sd in row["apart"].items()]
+    noisier = f"\n\nNoisier than the others of their row: {', '.join(apart)}." if apart else ""
     return _table(table) + (
         "\n\nStandard deviations of logs. *step*: between the timed steps of one process, whose batches differ in "
         "length (the same ones in every process, so this cancels). *round*: one timed step about its batch's and its "
         "process's level. *process*, *session*: of the gate's estimate of a cell, between fresh processes and between "
         "sessions, pooled over the cells of a row (in brackets: degrees of freedom, cells that move together counted "
-        "once)."
+        "once). Cells that are noisier than the others are judged by their own noise, and left out of these two."
+        + noisier
     )
 
 

@@ -155,8 +155,8 @@ def test_a_process_of_few_cells_costs_its_start_and_theirs() -> None:
 
 
 def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "CURVE", (0.005, 0.05))
-    monkeypatch.setattr(replay, "SIZES", (0.05,))
+    monkeypatch.setattr(replay, "CURVE", {True: (0.005, 0.05)})
+    monkeypatch.setattr(replay, "SIZES", {True: (0.05,)})
     found = figures(data(cells=2), 2, 1, others=False)
     assert [row["comparisons"] for row in found["false_alarms"]] == [2, 2]
     five = [row for row in found["sensitivity"] if row["size"] == 0.05]
@@ -383,10 +383,11 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, monkeypatch, capsys, argu
     assert said in error.splitlines()[-1]
 
 
-def test_the_documents_tables_are_those_of_its_figures() -> None:
+@pytest.mark.parametrize("name", ["gate.md", "gate_cpu.md"])
+def test_the_documents_tables_are_those_of_its_figures(name: str) -> None:
     """`python -m gate replay RECORDS --markdown docs/gate.md` makes both anew."""
-    document = Path(__file__).parents[2] / "docs" / "gate.md"
+    document = Path(__file__).parents[2] / "docs" / name
     figures_file = figures_path(document)
     tables = markdown(json.loads(figures_file.read_text())) if figures_file.exists() else NO_FIGURES
     text = document.read_text(encoding="utf8")
-    assert written(text, tables, "docs/gate.md") == text
+    assert written(text, tables, name) == text
