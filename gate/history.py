@@ -140,11 +140,13 @@ def read(paths: Iterable[Path]) -> tuple[list[Process], list[str]]:
 
 
 def courses(processes: Iterable[Process]) -> list[Course]:
-    """The course of each cell on each GPU model, from processes by time."""
+    """The course of each cell on each GPU model, from processes by time; a time that a slow host made is none."""
+    processes = list(processes)
+    calm = baselines.calm_by_session(processes)
     entries: dict[tuple[str, str, str], list[tuple[Process, float | None]]] = {}
     for process in processes:
         for cell, info in process.cells.items():
-            time = estimate(info)
+            time = estimate(info, calm_ms=calm[process.session])
             workload = f"{info['cell']['workload']} workload, {info['cell']['lengths']} lengths"
             key = (_device(process), workload, cell)
             entries.setdefault(key, []).append((process, None if isinstance(time, str) else time.log_ms))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.estimates import session_of
+from gate.host import calm_ms
 from gate.records import Record, cells, load_record, recorded_at
 
 KIND = "varlen-gate baseline"
@@ -77,6 +78,14 @@ class Baseline:
         counts = f"{_plural(len(self.processes), 'process', 'processes')} of {_plural(sessions, 'session', 'sessions')}"
         kind = "baseline" if self.committed else "record"
         return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({counts})"
+
+
+def calm_by_session(processes: Iterable[Process]) -> dict[str, float | None]:
+    """The pace of the host at its calmest in each session, in ms (gate/host.py)."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for process in processes:
+        found.setdefault(process.session, []).extend(process.cells.values())
+    return {session: calm_ms(infos) for session, infos in found.items()}
 
 
 def process_of(record: Record) -> Process:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from gate.baseline import doubts
-from gate.baseline.baselines import Baseline, Process
+from gate.baseline.baselines import Baseline, Process, calm_by_session
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.host import calm_ms, slow_host
+from gate.host import slow_host
 from gate.records import NO_TIME_WORDS
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
@@ -139,10 +139,7 @@ class Comparison:
     @cached_property
     def calm_ms(self) -> dict[str, float | None]:
         """The pace of the host at its calmest in each session."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for process in (self.now, *self.baseline.processes):
-            found.setdefault(process.session, []).extend(process.cells.values())
-        return {session: calm_ms(infos) for session, infos in found.items()}
+        return calm_by_session([self.now, *self.baseline.processes])
 
     def log(self, one: Estimate) -> float:
         """What is compared of a time."""

@@ -13,7 +13,6 @@ from typing import Any
 from gate.baseline import baselines, doubts
 from gate.baseline.baselines import Infos, Process
 from gate.estimates import Estimate, estimate
-from gate.host import calm_ms
 from gate.records import Record, cell_id, load_record
 
 Info = dict[str, Any]
@@ -74,10 +73,7 @@ class Data:
     @cached_property
     def calm_ms(self) -> dict[str, float | None]:
         """The pace of the host at its calmest in each session."""
-        found: dict[str, list[Info]] = {}
-        for recording in self.recordings:
-            found.setdefault(recording.process.session, []).extend(recording.process.cells.values())
-        return {session: calm_ms(infos) for session, infos in found.items()}
+        return baselines.calm_by_session(recording.process for recording in self.recordings)
 
     @cached_property
     def is_gpu(self) -> bool:

@@ -55,11 +55,12 @@ def test_a_batch_is_timed(
 
             benchmark.pedantic(timer, setup=setup, rounds=len(order))
             pace.tick()
-            samples = timer.finish()
+            # Before it is idle: clocks are those under load.
+            info["gpu_after"] = gpu_state()
+            samples, after = timer.finish(), shared.control.times()
             info |= pace.steps()
             if PASSES[shared.device] > 1:
                 info["batches"] = order
-            info["gpu_after"], after = gpu_state(), shared.control.times()
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(samples)
             if not request.config.getoption("no_exact_costs"):
