@@ -3,8 +3,9 @@
     VARLEN_GATE_PLANTED='host_sleep=0.2@sdpa_loop-*' \
         pytest -m performance --benchmark-compare -p tests.meta.planted.slowdowns
 
-Several are divided by commas. A variable, not an option: the fresh processes that time suspects again are as slow. For
-`gate ab` give one side a checkout whose conftest.py names this plugin.
+Several are divided by commas. A variable, not an option: the fresh processes that time suspects again are as slow.
+Where VARLEN_GATE_PLANTED_IN names a folder, only its checkout is slower: so is one side of `gate ab`
+(tests/meta/planted/live.py).
 """
 
 import os
@@ -24,6 +25,7 @@ from model.attention import backend_named
 from tests.performance.bench import WARM_UP, CellBench, cell_bench
 
 VARIABLE = "VARLEN_GATE_PLANTED"
+PLACE = "VARLEN_GATE_PLANTED_IN"
 
 MakeTimer = Callable[[CellBench], StepTimer]
 
@@ -119,9 +121,10 @@ def slowdowns(text: str) -> list[Slowdown]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def planted() -> Iterator[None]:
+def planted(pytestconfig: pytest.Config) -> Iterator[None]:
     """Slow down the steps of the named cells for this session."""
-    wanted, original = slowdowns(os.environ[VARIABLE]), CellBench.timer
+    here = os.environ.get(PLACE) in (None, str(pytestconfig.rootpath))
+    wanted, original = slowdowns(os.environ[VARIABLE]) if here else [], CellBench.timer
 
     def timer(bench: CellBench) -> StepTimer:
         for one in wanted:
