@@ -69,6 +69,9 @@ PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
 #: measured: it is a guess on the large side.
 SESSION_DEFAULTS: dict[Kind, float] = {"device": 0.015, "wall": 0.05, "paced": 0.05}
 
+#: The source of a component that was not measured.
+DEFAULT = "default"
+
 #: What the defaults count as: they were measured on few machines, and yours is another one.
 DEFAULT_DF = 30.0
 
@@ -107,8 +110,8 @@ class Noise:
 def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> Noise:
     """The noise of a group from what a baseline holds of its cells; defaults where that is too little."""
     kind, mode, _ = group
-    process = Component(PROCESS_DEFAULTS[kind, mode], DEFAULT_DF, "default")
-    session = Component(SESSION_DEFAULTS[kind], DEFAULT_DF, "default")
+    process = Component(PROCESS_DEFAULTS[kind, mode], DEFAULT_DF, DEFAULT)
+    session = Component(SESSION_DEFAULTS[kind], DEFAULT_DF, DEFAULT)
     names = sorted({name for seen in observations.values() for name, _ in seen})
     processes = max((len(seen) for seen in observations.values()), default=0)
     apart = _apart({cell: _within(seen) for cell, seen in observations.items()})

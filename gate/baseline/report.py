@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gate.baseline.baselines import Process
+from gate.baseline.noise import DEFAULT
 from gate.baseline.verdicts import STRICT, CellVerdict, Comparison, Verdict
 from gate.cause import cause
 from gate.records import format_ms
@@ -78,6 +79,12 @@ def _noise(comparison: Comparison) -> list[str]:
     told.append(
         f"Regressed is slower beyond that noise, and by more than {percent:g}% and {comparison.rule.microseconds:g} us."
     )
+    assumed = any(noise.session.source == DEFAULT for noise in comparison.noises.values())
+    if comparison.baseline.committed and not comparison.same_session and assumed:
+        told.append(
+            "The baseline is of too few sessions, and not of this one: what moves between them is assumed, and may "
+            "hide all that matters. Add processes of others, four or more in all (gate promote --add), or use gate ab."
+        )
     if comparison.paced:
         told.append("Changes are of step times over those of plain work timed between steps, so not just now / then.")
     return told

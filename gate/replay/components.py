@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.baseline.noise import Component, Group, Kind, noise
+from gate.baseline.noise import DEFAULT, Component, Group, Kind, noise
 from gate.estimates import Estimate, estimate
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
@@ -67,7 +67,7 @@ def _log(one: Estimate, paced: bool) -> float:
 
 
 def _measured(component: Component) -> Mapping[str, Any]:
-    default = component.source == "default"
+    default = component.source == DEFAULT
     return {"sd": None if default else component.sd, "assumed": component.sd if default else None, "df": component.df}
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from gate.baseline.report import lines
 from gate.baseline.verdicts import Comparison, Rule, Verdict
 from gate.records import cell_id
 from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
@@ -270,3 +271,15 @@ def test_the_worst_comes_first():
     found = Comparison(now, then, [ID]).judge()
     assert [one.cell.partition("-")[0] for one in found] == ["backend3", "backend2", "backend0", "backend1"]
     assert dataclasses.asdict(found[0])["verdict"] == "regressed"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "session", "told"), [(1, "elsewhere", True), (1, "s0", False), (4, "elsewhere", False)]
+)
+def test_what_is_only_assumed_between_sessions_is_told_with_a_way_out(sessions, session, told):
+    rng = np.random.default_rng(8)
+    olds = [one for n in range(sessions) for one in simulated(rng, 5, session=f"s{n}", hours=n, session_sd=0.004)]
+    (now,) = simulated(rng, 1, session=session, hours=1)
+    comparison = Comparison(now, baseline(olds), [])
+    text = "\n".join(lines(comparison, comparison.judge(), strict=False))
+    assert ("four or more in all (gate promote --add), or use gate ab" in text) is told
