@@ -142,11 +142,11 @@ def read(paths: Iterable[Path]) -> tuple[list[Process], list[str]]:
 def courses(processes: Iterable[Process]) -> list[Course]:
     """The course of each cell on each GPU model, from processes by time; a time that a slow host made is none."""
     processes = list(processes)
-    calm = baselines.calm_by_session(processes)
+    calm = baselines.calm_by_host(processes)
     entries: dict[tuple[str, str, str], list[tuple[Process, float | None]]] = {}
     for process in processes:
         for cell, info in process.cells.items():
-            time = estimate(info, calm_ms=calm[process.session])
+            time = estimate(info, calm_ms=calm[baselines.host_of(process)])
             workload = f"{info['cell']['workload']} workload, {info['cell']['lengths']} lengths"
             key = (_device(process), workload, cell)
             entries.setdefault(key, []).append((process, None if isinstance(time, str) else time.log_ms))

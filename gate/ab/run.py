@@ -12,9 +12,13 @@ from typing import Any
 
 from gate.ab.disturbances import control_shifts, disturbance
 from gate.estimates import Estimate, estimate
-from gate.host import calm_ms, slow_host
+from gate.host import calm_ms, held_share, pace_ms, slow_host
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
+
+#: The pace of the host at its calmest on base and on head, in ms; None where it was not timed.
+Calm = tuple[float | None, float | None]
+UNKNOWN: Calm = (None, None)
 
 #: Pairs that replace disturbed ones, at most.
 SPARE_PAIRS = 2
@@ -33,12 +37,14 @@ class Pair:
     disturbed: str
     shifts: Mapping[str, float]
 
-    def times(self, cell: str, calm: float | None = None) -> tuple[float, float] | None:
+    def times(self, cell: str, calm: Calm = UNKNOWN) -> tuple[float, float] | None:
         """The logs of a cell's times on base and head; None if one of them has no valid time.
 
         `calm` is the pace of the host at its calmest: a time that a slow host made is none.
         """
-        found = [_estimated(record, cell, calm) for record in (self.base, self.head)]
+        if self.held_up(cell, calm):
+            return None
+        found = [_estimated(record, cell) for record in (self.base, self.head)]
         if not all(isinstance(one, Estimate) for one in found):
             return None
         base, head = (one for one in found if isinstance(one, Estimate))
@@ -50,24 +56,40 @@ class Pair:
         return base.log_ms, head.log_ms
 
     @cached_property
-    def calm_ms(self) -> float | None:
-        """The pace of the host at its calmest in any cell of both processes."""
-        return calm_ms(info for record in (self.base, self.head) for info in cells(record).values())
+    def calm_ms(self) -> Calm:
+        """The pace of the host at its calmest in any cell of each process."""
+        base, head = (calm_ms(cells(record).values()) for record in (self.base, self.head))
+        return base, head
 
-    def held_up(self, cell: str, calm: float | None) -> str:
-        """Why a slow host made one of a cell's times, "" if it did not."""
+    def held_up(self, cell: str, calm: Calm) -> str:
+        """Why a slow host made one of a cell's times, "" if it did not, or if only one side could tell.
+
+        To leave out pairs for what befell one side alone would favour the other.
+        """
         found = [cells(record).get(cell) for record in (self.base, self.head)]
-        return next((reason for info in found if info and (reason := slow_host(info, calm))), "")
+        if not all(info and pace_ms(info) is not None and held_share(info) is not None for info in found):
+            return ""
+        both = zip(found, calm, strict=True)
+        return next((reason for info, ms in both if info and (reason := slow_host(info, ms))), "")
 
 
-def _estimated(record: Record, cell: str, calm: float | None = None) -> Estimate | str:
+def _estimated(record: Record, cell: str) -> Estimate | str:
     info = cells(record).get(cell)
-    return "not run" if info is None else estimate(info, calm_ms=calm)
+    return "not run" if info is None else estimate(info)
 
 
-def calmest(pairs: Sequence[Pair]) -> float | None:
-    """The pace of the host at its calmest in any cell of these pairs, in ms; all are of one session."""
-    return min((pair.calm_ms for pair in pairs if pair.calm_ms is not None), default=None)
+def calmest(pairs: Sequence[Pair]) -> Calm:
+    """The pace of the host at its calmest in any cell of these pairs, in ms; all are of one session.
+
+    Of each side for itself where they have other versions, whose pace is another.
+    """
+    sides = [[ms for ms in column if ms is not None] for column in zip(*(pair.calm_ms for pair in pairs), strict=True)]
+    if not sides:
+        return UNKNOWN
+    if all(same_versions(pair.base, pair.head) for pair in pairs):
+        sides = [[*sides[0], *sides[1]]] * 2
+    base, head = (min(side, default=None) for side in sides)
+    return base, head
 
 
 def valid_times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float]]]:
@@ -179,7 +201,7 @@ class Duel:
         return {kind: statistics.median(p.shifts[kind] for p in pairs if kind in p.shifts) for kind in kinds}
 
 
-def _counting(pairs: Sequence[Pair], cell: str, calm: float | None) -> int:
+def _counting(pairs: Sequence[Pair], cell: str, calm: Calm) -> int:
     """How many pairs would count for a cell, had it a time in each that it was run in."""
     run = [pair for pair in pairs if cell in cells(pair.base) and cell in cells(pair.head)]
     return sum(not pair.disturbed and not pair.held_up(cell, calm) for pair in run)

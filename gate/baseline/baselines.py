@@ -24,6 +24,9 @@ INDEX = "index.json"
 
 Infos = dict[str, dict[str, Any]]
 
+#: Session, and versions of Python and torch.
+Host = tuple[str, str | None, str | None]
+
 
 @dataclass(frozen=True)
 class Process:
@@ -80,12 +83,18 @@ class Baseline:
         return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({counts})"
 
 
-def calm_by_session(processes: Iterable[Process]) -> dict[str, float | None]:
-    """The pace of the host at its calmest in each session, in ms (gate/host.py)."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def host_of(process: Process) -> Host:
+    """What the pace of a host depends on: the session, and the versions of Python and torch that the work runs in."""
+    versions = process.machine.get("versions") or {}
+    return process.session, process.machine.get("python"), versions.get("torch")
+
+
+def calm_by_host(processes: Iterable[Process]) -> dict[Host, float | None]:
+    """The pace of each host at its calmest, in ms (gate/host.py)."""
+    found: dict[Host, list[dict[str, Any]]] = {}
     for process in processes:
-        found.setdefault(process.session, []).extend(process.cells.values())
-    return {session: calm_ms(infos) for session, infos in found.items()}
+        found.setdefault(host_of(process), []).extend(process.cells.values())
+    return {host: calm_ms(infos) for host, infos in found.items()}
 
 
 def process_of(record: Record) -> Process:

@@ -80,14 +80,13 @@ DEFAULT_DF = 30.0
 class Noise:
     """The noise of a group of cells, and the within-session variance of each of them where it was measured.
 
-    `apart` are the cells that are noisier than the group: only their own processes tell how much, with so many degrees
-    of freedom.
+    `apart` are the cells that are noisier than the group: only their own processes and sessions tell how much.
     """
 
     process: Component
     session: Component
     cell_variances: Mapping[str, float]
-    apart: Mapping[str, int] = field(default_factory=dict)
+    apart: Mapping[str, tuple[Component, Component]] = field(default_factory=dict)
 
     def prediction(self, cell: str, *, new: int, shares: Sequence[int], same_session: bool) -> tuple[float, float]:
         """The standard error and degrees of freedom of: mean of `new` processes - mean of a baseline's.
@@ -96,14 +95,14 @@ class Noise:
         session: one of these (`same_session`, then `shares` holds just that one), or another one.
         """
         total = sum(shares)
-        process = max(self.process.variance, self.cell_variances.get(cell, 0.0)) * (1 / new + 1 / total)
-        session = 0.0 if same_session else self.session.variance * (1 + sum((n / total) ** 2 for n in shares))
+        between_processes, between_sessions = self.apart.get(cell, (self.process, self.session))
+        process = max(between_processes.variance, self.cell_variances.get(cell, 0.0)) * (1 / new + 1 / total)
+        session = 0.0 if same_session else between_sessions.variance * (1 + sum((n / total) ** 2 for n in shares))
         variance = process + session
         if variance == 0:
             return 0.0, math.inf
         # Satterthwaite's approximation for a sum of independent variances.
-        own = self.apart.get(cell, self.process.df)
-        df = variance**2 / (process**2 / own + session**2 / self.session.df)
+        df = variance**2 / (process**2 / between_processes.df + session**2 / between_sessions.df)
         return math.sqrt(variance), df
 
 
@@ -125,24 +124,41 @@ def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> No
     between = _pooled({cell: _between(seen) for cell, seen in observations.items() if cell not in apart})
     if between.df >= MIN_DF and within.df >= MIN_DF:
         # A session's mean holds a share of the noise between processes, which is taken off.
-        each = np.mean([_processes_a_session(seen) for seen in observations.values() if len(_by_session(seen)) > 1])
+        pooled = [seen for cell, seen in observations.items() if cell not in apart and len(_by_session(seen)) > 1]
+        each = np.mean([_processes_a_session(seen) for seen in pooled])
         variance = max(between.variance - within.variance, 0.0) / each
         session = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
-    return Noise(process, session, variances, apart)
+    alone = {cell: _alone(observations[cell], process, session) for cell in apart}
+    return Noise(process, session, variances, alone)
 
 
-def _apart(residuals: Mapping[str, tuple[np.ndarray, int]]) -> dict[str, int]:
-    """The cells whose variance is no chance beside that of the cell in the middle, and their degrees of freedom."""
+def _alone(seen: Sequence[Observation], process: Component, session: Component) -> tuple[Component, Component]:
+    """The noise of a cell that is unlike its group, between processes and between sessions.
+
+    As much noisier between sessions as between processes, where it has too few sessions to show it.
+    """
+    values, df = _within(seen)
+    within = float(values @ values) / df
+    own = Component(math.sqrt(within), df, f"measured on {len(seen)} processes")
+    means, sessions = _between(seen)
+    if sessions >= FEWEST_DF:
+        variance = max((float(means @ means) / sessions - within) / _processes_a_session(seen), session.variance)
+        return own, Component(math.sqrt(variance), sessions, f"measured on {sessions + 1} sessions")
+    return own, Component(session.sd * max(own.sd / process.sd, 1.0), df, DEFAULT)
+
+
+def _apart(residuals: Mapping[str, tuple[np.ndarray, int]]) -> set[str]:
+    """The cells whose variance is no chance beside that of the cell in the middle."""
     # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
     from scipy import stats
 
     own = {cell: (float(values @ values) / df, df) for cell, (values, df) in residuals.items() if df >= FEWEST_DF}
     if len(own) < FEWEST_CELLS:
-        return {}
+        return set()
     # The median of a variance's estimates lies below the variance.
     middle = float(np.median([variance / (stats.chi2.median(df) / df) for variance, df in own.values()]))
     each = OUTLIER_LEVEL / len(own)
-    return {cell: df for cell, (variance, df) in own.items() if variance > middle * stats.chi2.isf(each, df) / df}
+    return {cell for cell, (variance, df) in own.items() if variance > middle * stats.chi2.isf(each, df) / df}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gate.baseline import doubts
-from gate.baseline.baselines import Baseline, Process, calm_by_session
+from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_of
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
@@ -132,14 +132,23 @@ class Comparison:
         timed = [info for info in infos if info.get("verdict") == "timed"]
         return bool(timed) and all(info.get(key) is not None for info in timed)
 
-    def estimate(self, info: dict[str, Any], session: str) -> Estimate | str:
-        """A cell's time as both sides of this comparison can tell it; none where a slow host made it."""
-        return estimate(info, net=self.net, calm_ms=self.calm_ms.get(session))
+    def estimate(self, info: dict[str, Any], process: Process) -> Estimate | str:
+        """A cell's time in a process as both sides can tell it; none where a slow host made it."""
+        return estimate(info, net=self.net, calm_ms=self.calm_ms(process))
+
+    def calm_ms(self, process: Process) -> float | None:
+        """The pace of the host at its calmest in the session of a process."""
+        near = abs(self.now.at - process.at) <= SESSION_LASTS
+        return (self._calm if near else self._calm_before).get(host_of(process))
 
     @cached_property
-    def calm_ms(self) -> dict[str, float | None]:
-        """The pace of the host at its calmest in each session."""
-        return calm_by_session([self.now, *self.baseline.processes])
+    def _calm(self) -> dict[Host, float | None]:
+        near = [one for one in self.baseline.processes if abs(self.now.at - one.at) <= SESSION_LASTS]
+        return calm_by_host([self.now, *near])
+
+    @cached_property
+    def _calm_before(self) -> dict[Host, float | None]:
+        return calm_by_host([one for one in self.baseline.processes if abs(self.now.at - one.at) > SESSION_LASTS])
 
     def log(self, one: Estimate) -> float:
         """What is compared of a time."""
@@ -150,7 +159,7 @@ class Comparison:
         """The baseline's valid times of every cell that is compared."""
         found = {}
         for cell in self._cells:
-            pairs = [(process, self.estimate(info, process.session)) for process, info in self.baseline.infos(cell)]
+            pairs = [(process, self.estimate(info, process)) for process, info in self.baseline.infos(cell)]
             valid = [(process.session, one) for process, one in pairs if isinstance(one, Estimate)]
             if valid:
                 found[cell] = _Seen(tuple(one for _, one in valid), tuple(session for session, _ in valid))
@@ -181,10 +190,11 @@ class Comparison:
     @cached_property
     def _timed(self) -> int:
         """How many cells are compared by time: the family that the interval holds for."""
-        return sum(isinstance(self._now(cell), Estimate) for cell in self.then)
+        held = [cell for cell in self.then if self._held_up(self.now.cells[cell])]
+        return len(held) + sum(isinstance(self._now(cell), Estimate) for cell in self.then if cell not in held)
 
     def _now(self, cell: str) -> Estimate | str:
-        return self.estimate(self.now.cells[cell], self.now.session)
+        return self.estimate(self.now.cells[cell], self.now)
 
     def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float]:
         """The log ratio of new times to the baseline's, and the half-width of its interval."""
@@ -222,7 +232,7 @@ class Comparison:
 
     def _held_up(self, info: dict[str, Any]) -> bool:
         """Whether a slow host made a time of this session."""
-        return bool(slow_host(info, self.calm_ms.get(self.now.session)))
+        return bool(slow_host(info, self.calm_ms(self.now)))
 
     def _incomparable(self, cell: str, new: Estimate) -> list[str]:
         infos = [info for _, info in self.baseline.infos(cell)]
@@ -249,13 +259,16 @@ class Comparison:
         new = self._now(cell)
         if self._held_up(info):
             # Timed again it may have a time.
-            again = [self.estimate(other, self.now.session) for other in confirmed or ()]
+            again = [self.estimate(other, self.now) for other in confirmed or ()]
             new = next((one for one in again if isinstance(one, Estimate)), new)
-        if isinstance(new, str) or cell not in self.then:
-            return self._without_time(cell, new, newest)
-        findings = tuple(compare(info, newest)) if self.same_versions else ()
+        # Exact costs were measured all the same where a time is none.
+        measured = info.get("verdict") == newest.get("verdict") == "timed"
+        findings = tuple(compare(info, newest)) if measured and self.same_versions else ()
         worse = [finding for finding in findings if finding.worse]
-        judged = self._timed_cell(cell, new, confirmed)
+        if isinstance(new, str) or cell not in self.then:
+            judged = self._without_time(cell, new, newest)
+        else:
+            judged = self._timed_cell(cell, new, confirmed)
         told = [str(finding) for finding in findings]
         verdict, why = judged.verdict, judged.why
         if worse:
@@ -275,7 +288,7 @@ class Comparison:
         return all(new.get(key) == old.get(key) for key in ("versions", "device"))
 
     def _without_time(self, cell: str, new: Estimate | str, newest: dict[str, Any]) -> CellVerdict:
-        old = self.estimate(newest, self.baseline.infos(cell)[-1][0].session)
+        old = self.estimate(newest, self.baseline.infos(cell)[-1][0])
         if isinstance(new, Estimate):
             verdict = Verdict.CANNOT_TELL if newest.get("verdict") == "timed" else Verdict.NEW
             return CellVerdict(cell, verdict, f"no time in the record ({old})", now_ms=new.ms)
@@ -295,7 +308,7 @@ class Comparison:
             return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
         news, note = [new], ""
         if confirmed is not None:
-            again = [self.estimate(info, self.now.session) for info in confirmed]
+            again = [self.estimate(info, self.now) for info in confirmed]
             valid = [one for one in again if isinstance(one, Estimate)]
             if not valid:
                 why = f"slower, and not confirmed: {again[0] if again else 'no process timed it again'}"

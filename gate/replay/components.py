@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gate.baseline import baselines
 from gate.baseline.noise import DEFAULT, Component, Group, Kind, noise
 from gate.estimates import Estimate, estimate
 from gate.replay.data import Data
@@ -31,9 +32,11 @@ def components(data: Data) -> list[dict[str, Any]]:
 
 
 def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
-    estimates = {cell: _estimates(data, cell) for cell in cells}
+    estimates = {cell: times for cell in cells if (times := _estimates(data, cell))}
     # As gate/baseline/verdicts.py compares them.
-    paced = all(one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs))
+    paced = bool(estimates) and all(
+        one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs)
+    )
     kind: Kind = "paced" if paced else group[0]
     found = noise(
         (kind, *group[1:]), {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()}
@@ -55,10 +58,10 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
 def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
     found = []
     for recording in data.recordings:
-        session = recording.process.session
-        one = estimate(recording.process.cells[cell], calm_ms=data.calm_ms[session])
+        calm = data.calm_ms[baselines.host_of(recording.process)]
+        one = estimate(recording.process.cells[cell], calm_ms=calm)
         if isinstance(one, Estimate):
-            found.append((session, one))
+            found.append((recording.process.session, one))
     return found
 
 

@@ -71,9 +71,9 @@ class Data:
         return {name: group for name, group in found.items() if len(group) >= FEWEST}
 
     @cached_property
-    def calm_ms(self) -> dict[str, float | None]:
-        """The pace of the host at its calmest in each session."""
-        return baselines.calm_by_session(recording.process for recording in self.recordings)
+    def calm_ms(self) -> dict[baselines.Host, float | None]:
+        """The pace of each host at its calmest."""
+        return baselines.calm_by_host(recording.process for recording in self.recordings)
 
     @cached_property
     def is_gpu(self) -> bool:

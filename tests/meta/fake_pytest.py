@@ -31,6 +31,7 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
     held = cell in fake.get("slow_host", {}).get(str(seed), [])
     ms *= 1.5 if held else 1.0
     times = [ms * (1 + step / 100) for step in range(STEPS)]
+    pace = fake.get("pace", 0.2)
     control = 1.1 if seed in fake.get("disturbed", []) else 1.0
     return {
         "cell": {
@@ -47,8 +48,8 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
         "device_ms": times,
         "wall_ms": times,
         "host_ms": times if held else [each / 3 for each in times],
-        "lead_ms": [0.0 if held else each for each in times],
-        "host_pace_ms": [0.4 if held else 0.2] * STEPS,
+        "lead_ms": [0.0 if held or fake.get("held") else each for each in times],
+        "host_pace_ms": pace and [2 * pace if held else pace] * STEPS,
         "tokens": [100] * STEPS,
         "control": {"matmul_ms": [control] * 4, "copy_ms": [control] * 4},
         "gpu_before": {},

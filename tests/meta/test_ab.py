@@ -257,6 +257,21 @@ def test_a_slowdown_is_found_beside_a_slow_host(arena: Arena):
     assert arena.cells[CELLS[2]]["change"] == pytest.approx(0.05, abs=0.01)
 
 
+def test_a_pace_of_other_versions_is_another(arena: Arena):
+    arena.set(base={"versions": {"torch": "1"}}, head={"versions": {"torch": "2"}, "pace": 0.3, "held": True})
+    assert arena.ab("--gate-strict") == 0
+    assert arena.order == "bhhb"
+
+
+def test_a_side_that_cannot_tell_has_no_pair_left_out(arena: Arena):
+    arena.set(base={"pace": None}, head={"slow_host": {"1002": [CELLS[1]]}})
+    arena.ab()
+    assert {pair["name"] for pair in arena.report["pairs"] if pair["name"].startswith("screen")} == {
+        "screen-1",
+        "screen-2",
+    }
+
+
 def test_a_host_that_is_slow_all_the_time_tells_nothing_of_what_waits_for_it(arena: Arena):
     arena.set(head={"slow_host": {str(seed): [CELLS[1]] for seed in range(1000, 1010)}})
     assert arena.ab("--gate-strict") == 1

@@ -10,7 +10,7 @@ from gate.cause import host_bound
 from gate.host import calm_ms, held_share, slow_host
 from gate.records import cell_id
 from gate.timing import StepTimer
-from tests.meta.gate_cells import baseline, key, process, timed
+from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
 from tests.performance.pace import HostPace
 
 pytestmark = pytest.mark.meta
@@ -66,6 +66,27 @@ def test_a_time_that_a_slow_host_made_is_timed_again() -> None:
     assert judged(slow, [beside()] * 5, {ID: [slow, beside()]})[1].verdict == Verdict.SAME
     slower = beside(log_ms=LOG + 0.05)
     assert judged(slow, [beside()] * 5, {ID: [slow, slower]})[1].verdict == Verdict.REGRESSED
+
+
+def test_what_costs_more_is_red_beside_a_slow_host_too() -> None:
+    slow = beside(log_ms=LOG + 0.3, pace=0.35, held=1.0) | {"compilations": 4}
+    _, found = judged(slow, [beside() | {"compilations": 2}] * 5)
+    assert found.verdict == Verdict.REGRESSED
+    assert "compilations 4, was 2" in found.why
+
+
+def test_all_cells_that_are_judged_share_the_family() -> None:
+    slow = beside(log_ms=LOG + 0.3, pace=0.35, held=1.0)
+    alone, _ = judged(slow, [beside()] * 5)
+    both, _ = judged(beside(), [beside()] * 5)
+    assert alone._timed == both._timed == 2
+
+
+def test_another_torch_has_another_pace() -> None:
+    new = MACHINE | {"versions": {"torch": "2.14.0"}}
+    olds = baseline([process([beside(pace=0.2)], hours=number) for number in range(5)])
+    now = process([beside(pace=0.3, held=1.0)], hours=6, machine=new)
+    assert Comparison(now, olds, []).suspects() == []
 
 
 @pytest.mark.parametrize("now", [{"held": 1.0}, {"pace": 0.35}])

@@ -46,7 +46,7 @@ def test_the_table_says_what_was_planted_and_found(tmp_path) -> None:
         folder = tmp_path / live.name(runs[number], number)
         folder.mkdir()
         (folder / "report.json").write_text(json.dumps(said))
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["01-equal", "02-device_sleep"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["01-equal", f"02-device_sleep=0.02_{CELLS[1]}"]
     last = live.table(live.rows(runs, tmp_path)).splitlines()[-1]
     columns = [column.strip() for column in last.strip("|").split("|")]
     assert columns == [PLANTED, "1 of 1", "+2.0% (+1.0% .. +3.0%)", "device", "none", "0", "2.5"]
@@ -65,3 +65,14 @@ def test_only_the_checkout_that_is_named_is_slower(pytestconfig, monkeypatch, he
     returned = CellBench.timer(bench)
     assert (returned is made, len(slow)) == ((False, 1) if here else (True, 0))
     next(session, None)
+
+
+def test_a_copy_leaves_out_the_folder_that_it_goes_to(tmp_path, monkeypatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.py").write_text("pass")
+    (tmp_path / "live" / "01-equal").mkdir(parents=True)
+    monkeypatch.setattr(live, "ROOT", tmp_path)
+    for _ in range(2):
+        copy = live.copied(tmp_path / "live", "head")
+    assert [path.name for path in copy.iterdir()] == ["model"]
+    assert (copy / "model" / "a.py").read_text() == "pass"

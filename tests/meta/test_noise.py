@@ -93,6 +93,26 @@ def test_a_noisy_cell_takes_nothing_from_the_others(processes):
     assert df == processes - 1
 
 
+def test_a_noisy_cell_is_noisy_between_sessions_too():
+    rng = np.random.default_rng(9)
+    found = []
+    for _ in range(40):
+        seen = drawn(rng, cells=8, sessions=7, processes=3, process_sd=0.002, session_sd=0.0)
+        levels = rng.normal(0, 0.1, 7)
+        seen["loud"] = [(f"s{s}", float(levels[s] + rng.normal(0, 0.03))) for s in range(7) for _ in range(3)]
+        deviation, df = noise(GROUP, seen).prediction("loud", new=1, shares=[3] * 7, same_session=False)
+        found.append(deviation**2)
+        assert df < 20
+    true = 0.1**2 * (1 + 1 / 7) + 0.03**2 * (1 + 1 / 21)
+    assert np.mean(found) == pytest.approx(true, rel=0.25)
+    # Of one session nothing tells: it is taken to be as much noisier as between processes.
+    one = drawn(rng, cells=8, sessions=1, processes=6, process_sd=0.002, session_sd=0.0)
+    one["loud"] = [("s0", float(value)) for value in rng.normal(0, 0.1, 6)]
+    told = noise(GROUP, one)
+    loud, quiet = (told.prediction(c, new=1, shares=[6], same_session=False)[0] for c in ("loud", "cell0"))
+    assert loud > 10 * quiet
+
+
 def test_cells_that_are_alike_are_seldom_taken_for_noisier_ones():
     rng = np.random.default_rng(7)
     groups = [

@@ -1,7 +1,8 @@
 """How fast the host is while a cell is timed: fixed work of its own between every two steps, plain torch.
 
 Neighbours on a shared host slow a step down by its caches, memory and clocks even while it runs, for seconds or for
-minutes. None of this project's code is in the work beside it, so no change of it moves the pace.
+minutes. None of this project's code is in the work beside it, so no change of it moves the pace (but for one that keeps
+other threads of the process busy).
 
 On a CPU it is a matrix product and a block, and a step is timed in what they take: matrices that fit into a core's
 cache hardly notice neighbours; a block, forward and backward, that goes over memory and takes new memory notices more

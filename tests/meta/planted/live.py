@@ -10,6 +10,7 @@ repeated.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from tests.meta.planted.slowdowns import PLACE, VARIABLE, slowdowns
 
 #: What a checkout does not need to be timed, and what is large.
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "baselines")
+
+SIDES = ("base", "head")
 
 #: The cause that each kind of slowdown is to be given.
 CAUSES = {
@@ -58,17 +61,17 @@ def main() -> int:
 
 
 def compared(planted: str, number: int, folder: Path, arguments: Sequence[str]) -> None:
-    """Compare this checkout with a copy of it in which `planted` ("" for nothing) makes cells slower."""
-    head, run = (folder / "head").absolute(), folder / name(planted, number)
+    """Compare two copies of this checkout, in one of which `planted` ("" for nothing) makes cells slower."""
+    folder = folder.resolve()
+    run = folder / name(planted, number)
     if (run / "report.json").exists():
         return
-    if not head.exists():
-        shutil.copytree(ROOT, head, ignore=LEFT_OUT)
+    base, head = (copied(folder, side) for side in SIDES)
     variables = dict(os.environ)
     if planted:
         # Both sides load the plugin, and one of them is slower.
         variables |= {"PYTEST_PLUGINS": "tests.meta.planted.slowdowns", VARIABLE: planted, PLACE: str(head)}
-    asked = [f"--base={ROOT}", f"--head={head}", f"--seed={number}", f"--folder={run}", *arguments]
+    asked = [f"--base={base}", f"--head={head}", f"--seed={number}", f"--folder={run}", *arguments]
     given = [f"--resume={run}"] if (run / "plan.json").exists() else asked
     run.mkdir(parents=True, exist_ok=True)
     with (run / "output.log").open("a") as output:
@@ -76,9 +79,25 @@ def compared(planted: str, number: int, folder: Path, arguments: Sequence[str]) 
         subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, check=False)
 
 
+def copied(folder: Path, side: str) -> Path:
+    """A side's copy of this checkout as it was when the first comparison began, whole or not at all."""
+    copy = folder / side
+    if not copy.exists():
+        begun = folder / f"{side}.partial"
+        shutil.rmtree(begun, ignore_errors=True)
+        # The folder may lie in the checkout.
+        shutil.copytree(ROOT, begun, ignore=lambda at, names: {*LEFT_OUT(at, names), *_inside(folder, at, names)})
+        begun.rename(copy)
+    return copy
+
+
+def _inside(folder: Path, at: str, names: Sequence[str]) -> set[str]:
+    return {each for each in names if (Path(at) / each).resolve() == folder}
+
+
 def name(planted: str, number: int) -> str:
-    """The folder of a comparison."""
-    return f"{number + 1:02}-{planted.partition('=')[0].partition('@')[0] or 'equal'}"
+    """The folder of a comparison; another slowdown has another one."""
+    return f"{number + 1:02}-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', planted) or 'equal'}"
 
 
 def rows(runs: Sequence[str], folder: Path) -> list[dict[str, Any]]:

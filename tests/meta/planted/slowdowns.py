@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,7 +124,8 @@ def slowdowns(text: str) -> list[Slowdown]:
 @pytest.fixture(scope="session", autouse=True)
 def planted(pytestconfig: pytest.Config) -> Iterator[None]:
     """Slow down the steps of the named cells for this session."""
-    here = os.environ.get(PLACE) in (None, str(pytestconfig.rootpath))
+    place = os.environ.get(PLACE)
+    here = place is None or Path(place).resolve() == pytestconfig.rootpath.resolve()
     wanted, original = slowdowns(os.environ[VARIABLE]) if here else [], CellBench.timer
 
     def timer(bench: CellBench) -> StepTimer:
