@@ -38,6 +38,7 @@ class _Queued:
     batch: Any
     host_ms: float
     end: torch.cuda.Event
+    #: The host's clock when all of the step was queued, in seconds.
     at: float
 
 
@@ -64,7 +65,8 @@ class StepTimer:
         waits = waits_ms() if self.device != "cuda" else {}
         begin = time.perf_counter()
         self.step(batch)
-        host_ms = (time.perf_counter() - begin) * 1e3
+        at = time.perf_counter()
+        host_ms = (at - begin) * 1e3
         if self.device != "cuda":
             self.samples.batches.append(batch)
             self.samples.wall_ms.append(host_ms)
@@ -73,10 +75,7 @@ class StepTimer:
             return
         import torch
 
-        before, self._queued = (
-            self._queued,
-            _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True), begin + host_ms / 1e3),
-        )
+        before, self._queued = self._queued, _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True), at)
         self._queued.end.record()
         if before is None:
             return

@@ -92,17 +92,20 @@ def calmest(pairs: Sequence[Pair]) -> Calm:
     return base, head
 
 
+def _times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float] | None]]:
+    """The pairs that were not disturbed, each with the logs of a cell's times on base and head."""
+    calm = calmest(pairs)
+    return [(pair, pair.times(cell, calm)) for pair in pairs if not pair.disturbed]
+
+
 def valid_times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float]]]:
     """The pairs that count for a cell, each with the logs of its times on base and head."""
-    calm = calmest(pairs)
-    return [(pair, both) for pair in pairs if not pair.disturbed and (both := pair.times(cell, calm))]
+    return [(pair, both) for pair, both in _times(pairs, cell) if both is not None]
 
 
 def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
     """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
-    calm = calmest(pairs)
-    times = [pair.times(cell, calm) for pair in pairs if not pair.disturbed]
-    return [math.nan if both is None else both[1] - both[0] for both in times]
+    return [math.nan if both is None else both[1] - both[0] for _, both in _times(pairs, cell)]
 
 
 @dataclass

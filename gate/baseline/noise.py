@@ -113,52 +113,51 @@ def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> No
     session = Component(SESSION_DEFAULTS[kind], DEFAULT_DF, DEFAULT)
     names = sorted({name for seen in observations.values() for name, _ in seen})
     processes = max((len(seen) for seen in observations.values()), default=0)
-    apart = _apart({cell: _within(seen) for cell, seen in observations.items()})
-    within = _pooled({cell: _within(seen) for cell, seen in observations.items() if cell not in apart})
-    variances = {cell: own for cell, seen in observations.items() if (own := _own_variance(seen)) is not None}
+    residuals = {cell: _within(seen) for cell, seen in observations.items()}
+    own = {cell: Component(_root_mean_square(*each), each[1], "its own") for cell, each in residuals.items()}
+    own = {cell: one for cell, one in own.items() if one.df >= FEWEST_DF}
+    apart = _apart(own)
+    alike = {cell: seen for cell, seen in observations.items() if cell not in apart}
+    within = _pooled({cell: residuals[cell] for cell in alike})
+    variances: dict[str, float] = {}
     if within.df >= MIN_DF:
         source = f"measured on {processes} processes"
         process = Component(math.sqrt(within.variance), within.df, source)
-    else:
-        variances = {cell: own for cell, own in variances.items() if cell in apart}
-    between = _pooled({cell: _between(seen) for cell, seen in observations.items() if cell not in apart})
+        variances = {cell: one.variance for cell, one in own.items()}
+    between = _pooled({cell: _between(seen) for cell, seen in alike.items()})
     if between.df >= MIN_DF and within.df >= MIN_DF:
         # A session's mean holds a share of the noise between processes, which is taken off.
-        pooled = [seen for cell, seen in observations.items() if cell not in apart and len(_by_session(seen)) > 1]
-        each = np.mean([_processes_a_session(seen) for seen in pooled])
+        each = np.mean([_processes_a_session(seen) for seen in alike.values() if len(_by_session(seen)) > 1])
         variance = max(between.variance - within.variance, 0.0) / each
         session = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
-    alone = {cell: _alone(observations[cell], process, session) for cell in apart}
+    alone = {cell: (own[cell], _alone(observations[cell], own[cell], process, session)) for cell in apart}
     return Noise(process, session, variances, alone)
 
 
-def _alone(seen: Sequence[Observation], process: Component, session: Component) -> tuple[Component, Component]:
-    """The noise of a cell that is unlike its group, between processes and between sessions.
+def _alone(seen: Sequence[Observation], own: Component, process: Component, session: Component) -> Component:
+    """The noise between sessions of a cell that is unlike its group; `own` is its noise between processes.
 
     As much noisier between sessions as between processes, where it has too few sessions to show it.
     """
-    values, df = _within(seen)
-    within = float(values @ values) / df
-    own = Component(math.sqrt(within), df, f"measured on {len(seen)} processes")
     means, sessions = _between(seen)
     if sessions >= FEWEST_DF:
-        variance = max((float(means @ means) / sessions - within) / _processes_a_session(seen), session.variance)
-        return own, Component(math.sqrt(variance), sessions, f"measured on {sessions + 1} sessions")
-    return own, Component(session.sd * max(own.sd / process.sd, 1.0), df, DEFAULT)
+        between = _root_mean_square(means, sessions) ** 2
+        variance = max((between - own.variance) / _processes_a_session(seen), session.variance)
+        return Component(math.sqrt(variance), sessions, f"measured on {sessions + 1} sessions")
+    return Component(session.sd * max(own.sd / process.sd, 1.0), own.df, DEFAULT)
 
 
-def _apart(residuals: Mapping[str, tuple[np.ndarray, int]]) -> set[str]:
-    """The cells whose variance is no chance beside that of the cell in the middle."""
+def _apart(own: Mapping[str, Component]) -> set[str]:
+    """The cells whose noise between processes is no chance beside that of the cell in the middle."""
     # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
     from scipy import stats
 
-    own = {cell: (float(values @ values) / df, df) for cell, (values, df) in residuals.items() if df >= FEWEST_DF}
     if len(own) < FEWEST_CELLS:
         return set()
     # The median of a variance's estimates lies below the variance.
-    middle = float(np.median([variance / (stats.chi2.median(df) / df) for variance, df in own.values()]))
+    middle = float(np.median([one.variance / (stats.chi2.median(one.df) / one.df) for one in own.values()]))
     each = OUTLIER_LEVEL / len(own)
-    return {cell for cell, (variance, df) in own.items() if variance > middle * stats.chi2.isf(each, df) / df}
+    return {cell for cell, one in own.items() if one.variance > middle * stats.chi2.isf(each, one.df) / one.df}
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,9 @@ def _processes_a_session(seen: Sequence[Observation]) -> float:
     return float((sizes.sum() - (sizes**2).sum() / sizes.sum()) / (len(sizes) - 1))
 
 
-def _own_variance(seen: Sequence[Observation]) -> float | None:
-    """A cell's own variance between processes; a cell noisier than its group is judged by that."""
-    values, df = _within(seen)
-    return float(values @ values) / df if df >= FEWEST_DF else None
+def _root_mean_square(values: np.ndarray, df: int) -> float:
+    """The standard deviation that residuals with these degrees of freedom show; 0 with none."""
+    return math.sqrt(float(values @ values) / df) if df else 0.0
 
 
 def family_quantile(df: float, comparisons: int, level: float) -> float:

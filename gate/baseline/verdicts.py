@@ -138,17 +138,17 @@ class Comparison:
 
     def calm_ms(self, process: Process) -> float | None:
         """The pace of the host at its calmest in the session of a process."""
-        near = abs(self.now.at - process.at) <= SESSION_LASTS
-        return (self._calm if near else self._calm_before).get(host_of(process))
+        return self._calm[self._near(process)][host_of(process)]
 
     @cached_property
-    def _calm(self) -> dict[Host, float | None]:
-        near = [one for one in self.baseline.processes if abs(self.now.at - one.at) <= SESSION_LASTS]
-        return calm_by_host([self.now, *near])
+    def _calm(self) -> dict[bool, dict[Host, float | None]]:
+        """The paces of hosts in processes that are not long ago, and in those that are."""
+        every = (self.now, *self.baseline.processes)
+        return {near: calm_by_host(one for one in every if self._near(one) is near) for near in (True, False)}
 
-    @cached_property
-    def _calm_before(self) -> dict[Host, float | None]:
-        return calm_by_host([one for one in self.baseline.processes if abs(self.now.at - one.at) > SESSION_LASTS])
+    def _near(self, process: Process) -> bool:
+        """Whether a process ran not so long ago that its boot's session has ended."""
+        return abs(self.now.at - process.at) <= SESSION_LASTS
 
     def log(self, one: Estimate) -> float:
         """What is compared of a time."""
@@ -183,15 +183,14 @@ class Comparison:
     def same_session(self) -> bool:
         """Whether the baseline holds a process of this session that is not long ago."""
         return any(
-            process.session == self.now.session != "unknown" and abs(self.now.at - process.at) <= SESSION_LASTS
+            process.session == self.now.session != "unknown" and self._near(process)
             for process in self.baseline.processes
         )
 
     @cached_property
     def _timed(self) -> int:
         """How many cells are compared by time: the family that the interval holds for."""
-        held = [cell for cell in self.then if self._held_up(self.now.cells[cell])]
-        return len(held) + sum(isinstance(self._now(cell), Estimate) for cell in self.then if cell not in held)
+        return sum(self._held_up(self.now.cells[cell]) or isinstance(self._now(cell), Estimate) for cell in self.then)
 
     def _now(self, cell: str) -> Estimate | str:
         return self.estimate(self.now.cells[cell], self.now)

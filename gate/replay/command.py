@@ -92,8 +92,7 @@ def figures(
     data: Data, comparisons: int, redraws: int, *, seed: int = 0, command: str = "", others: bool = True
 ) -> dict[str, Any]:
     """Everything that the tables show, as JSON has it."""
-    enough = bool(data.sessions)
-    ways = rules(data) if enough else {}
+    ways = rules(data)
     with ExitStack() as stack:
         stack.enter_context(remembered(estimates, "location"))
         stack.enter_context(remembering())
@@ -110,7 +109,7 @@ def figures(
                     outcomes = _drawn(rule, data, planted, [seed, number, 1])
                     sensitivity.append({"how": how} | _sensitivity(data, kind, size, planted, outcomes))
         sensitivity.sort(key=lambda row: list(ways).index(row["how"]))
-        side_by_side = _side_by_side(data, comparisons, seed) if others and enough else []
+        side_by_side = _side_by_side(data, comparisons, seed) if others and ways else []
     return {
         "kind": KIND,
         "schema": SCHEMA,
@@ -118,7 +117,7 @@ def figures(
             "command": command,
             "seed": seed,
             "redraws": redraws,
-            "how": _how(data) if enough else "",
+            "how": _how(data) if ways else "",
             "rivals": _rivals_said(len(data.cells)),
         },
         "data": _described(data),

@@ -1,6 +1,5 @@
 """How much step times scatter, and where: between steps, rounds, processes and sessions, of recorded processes."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +50,7 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
         "round": round_,
         "process": _measured(found.process),
         "session": _measured(found.session),
-        "apart": {cell: math.sqrt(found.cell_variances[cell]) for cell in sorted(found.apart)},
+        "apart": {cell: own.sd for cell, (own, _) in sorted(found.apart.items())},
     }
 
 

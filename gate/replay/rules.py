@@ -150,7 +150,9 @@ def _against(
 
 
 def rules(data: Data) -> dict[str, Rule]:
-    """The rules that these records can answer for, by what the tables call them."""
+    """The rules that these records can answer for, by what the tables call them; none without enough of a session."""
+    if not data.sessions:
+        return {}
     found: dict[str, Rule] = {"gate ab": ab, "against a baseline": against_baseline}
     if len(data.sessions) > 1:
         found["against a baseline of other sessions"] = against_another_session

@@ -60,6 +60,7 @@ def test_a_batch_is_timed(
             samples, after = timer.finish(), shared.control.times()
             info |= pace.steps()
             if PASSES[shared.device] > 1:
+                # Of one pass each step is a batch of its own: the first one that is timed is not the first of `order`.
                 info["batches"] = order
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(samples)
