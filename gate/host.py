@@ -22,9 +22,8 @@ HELD_LEAD = 0.1
 #: A cell waits for the host where more of its steps do: fewer are cut off as the slowest ones (`estimates.TRIMMED`).
 HELD_SHARE = 0.2
 
-#: The host is slow where its own work takes this many times what it took in the calmest cell of the session. To queue a
-#: step it took up to 1.2 times as long as at best, or 1.4 to 2.7 times, in most cells of five processes on an H100.
-SLOW = 1.2
+#: The host is slow where its own work takes this many times what it took beside the same cell at the session's calmest.
+SLOW = 1.4
 
 
 def held_share(info: Info) -> float | None:
@@ -46,7 +45,10 @@ def pace_ms(info: Info) -> float | None:
 
 
 def calm_ms(infos: Iterable[Info]) -> float | None:
-    """The pace of the host at its calmest, over cells of one session; None without any."""
+    """The pace of the host at its calmest beside one cell, over processes of one session; None without any.
+
+    Beside another cell it is another one: what a step leaves in the caches, and how idle it leaves the host, counts.
+    """
     return min((ms for info in infos if (ms := pace_ms(info)) is not None), default=None)
 
 

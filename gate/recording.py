@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="record", help="records are NUMBER_NAME.json (default: record)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of cells, another one in each process")
     parser.add_argument(
-        "--storage", type=Path, default=Path(".benchmarks"), help="records go to its folder of this device"
+        "--storage",
+        # As pytest-benchmark takes it too.
+        type=lambda text: Path(text.removeprefix("file://")),
+        default=Path(".benchmarks"),
+        metavar="DIR",
+        help="records go to its folder of this device",
     )
     parser.add_argument("pytest_arguments", nargs="*", metavar="ARGUMENT", help="after --: for pytest, as they are")
 

@@ -71,8 +71,8 @@ class Data:
         return {name: group for name, group in found.items() if len(group) >= FEWEST}
 
     @cached_property
-    def calm_ms(self) -> dict[baselines.Host, float | None]:
-        """The pace of each host at its calmest."""
+    def calm_ms(self) -> dict[tuple[baselines.Host, str], float | None]:
+        """The pace of each host at its calmest beside each cell."""
         return baselines.calm_by_host(recording.process for recording in self.recordings)
 
     @cached_property

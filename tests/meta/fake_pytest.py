@@ -68,7 +68,7 @@ def main() -> int:
         calls.write(json.dumps([str(Path.cwd()), *sys.argv[1:]]) + "\n")
     if "usage" in fake:
         print(f"ERROR: {fake['usage']}")
-        return 4
+        return fake.get("status", 4)
     ids, wanted, seed = list(fake["cells"]), option("cells"), int(option("order-seed") or 0)
     if wanted:
         ids = [cell for cell in ids if cell in wanted.split(",")]

@@ -106,11 +106,11 @@ def test_a_record_that_was_cut_short_comes_from_the_journal(tmp_path: Path):
     assert set(verdicts(side(tmp_path, cut=True), tmp_path, ids=CELLS).values()) == {"timed"}
 
 
-def test_pytests_own_words_come_through(tmp_path: Path):
-    with pytest.raises(
-        ValueError, match=r"head: pytest ended before a cell did \(exit status 4\): ERROR: no such option"
-    ):
-        run_cells(side(tmp_path, usage="no such option"), [], tmp_path / "logs", "one")
+@pytest.mark.parametrize("status", [1, 4])
+def test_pytests_own_words_come_through(tmp_path: Path, status: int):
+    wrong = rf"head: pytest ended before a cell did \(exit status {status}\): ERROR: no such option"
+    with pytest.raises(ValueError, match=wrong):
+        run_cells(side(tmp_path, usage="no such option", status=status), [], tmp_path / "logs", "one")
 
 
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str, **fake: object) -> int:
@@ -118,6 +118,11 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str, **f
     monkeypatch.setattr(recording, "ROOT", found.checkout)
     monkeypatch.setattr(recording.sys, "executable", str(found.python))
     return main(["record", "--processes=3", f"--storage={tmp_path / 'st'}", "--name=h100", *options])
+
+
+def test_a_storage_may_be_written_as_pytest_benchmark_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert recorded(tmp_path, monkeypatch, f"--storage=file://{tmp_path / 'other'}") == 0
+    assert len(list((tmp_path / "other" / "fake-device").glob("*.json"))) == 3
 
 
 def test_a_workload_is_recorded_in_fresh_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
