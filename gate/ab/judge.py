@@ -10,23 +10,22 @@ import numpy as np
 from gate.ab.causes import costlier_causes, slower_causes
 from gate.ab.pairs import (
     FEWEST_PAIRS,
+    FLAG_SHARE,
+    TO_BE_SEEN,
     Shift,
     Spread,
     Threshold,
     confirmed,
-    flagged,
     screened_shift,
     spreads,
     visible,
+    worth_confirming,
 )
 from gate.ab.run import Duel, Pair, calmest, failures, log_ratios, valid_times
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import Finding, compare
 from gate.records import cells, same_versions
-
-#: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
-TO_BE_SEEN = 2.0
 
 
 @dataclass
@@ -85,7 +84,7 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
     seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
     logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
     seen.noise = spreads(logs)
-    seen.chosen = [cell for cell in logs if flagged(float(np.mean(logs[cell])), seen.limit(cell))]
+    seen.chosen = [cell for cell in logs if worth_confirming(logs[cell], seen.noise[cell], seen.limit(cell))]
     seen.shifts = {
         cell: screened_shift(logs[cell], seen.noise[cell], len(logs), alpha=alpha)
         for cell in logs
@@ -173,10 +172,9 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
             reasons.append("no time for more within --minutes")
         valid = len(seen.valid(phase, cell))
         return Verdict.CANNOT_TELL, f"{valid} of {wanted} pairs count; {'; '.join(reasons) or 'too few'}"
-    shift, noise, limit = seen.shifts[cell], seen.noise[cell], seen.limit(cell)
+    shift, limit = seen.shifts[cell], seen.limit(cell)
     if shift.p_slower is None or shift.p_faster is None:
-        hidden = visible(noise, shift.pairs, limit)
-        return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, "")
+        return _not_slower(shift, limit, FLAG_SHARE, "")
     pairs, shown, p = f"{shift.pairs} fresh pairs", shift.shown(alpha=seen.alpha), min(shift.p_slower, shift.p_faster)
     word = "slower" if shift.log_ratio > 0 else "faster"
     if abs(shift.log_ratio) > limit:
@@ -186,12 +184,15 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
         return Verdict.CANNOT_TELL, f"{word} by the mean of {pairs}, but noise may be all of it (p {p:.3f})"
     if shown:
         return Verdict.SAME, f"{word}, by less than the threshold of {math.expm1(limit):.1%}"
-    hidden = visible(noise, shift.pairs, limit, share=1.0)
-    return _hidden(hidden) if hidden > TO_BE_SEEN * limit else (Verdict.SAME, f"not confirmed by {pairs}")
+    return _not_slower(shift, limit, 1.0, f"not confirmed by {pairs}")
 
 
-def _hidden(log_ratio: float) -> tuple[Verdict, str]:
-    return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(log_ratio):.1%}"
+def _not_slower(shift: Shift, limit: float, share: float, why: str) -> tuple[Verdict, str]:
+    """*Same*, unless noise hides slowdowns that are to be seen among those that pass `share` of the threshold."""
+    seen = visible(shift.noise, shift.pairs, limit, share=share)
+    if seen > TO_BE_SEEN * limit:
+        return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(seen):.1%}"
+    return Verdict.SAME, why
 
 
 def _slower(seen: Evidence, cell: str) -> bool:

@@ -14,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from gate.baseline.noise import Component, noisier
+
 Floats = NDArray[np.float64]
 
 #: A slowdown in the screening of this share of the threshold is confirmed. With 2 pairs of processes that differ by
 #: 0.6% a slowdown of twice the threshold (2%) is passed over in 1 of 100 runs, and 1 in 6 unchanged cells is confirmed.
 FLAG_SHARE = 0.6
+
+#: A slowdown of so many thresholds is to be seen; where noise hides it, nothing is said.
+TO_BE_SEEN = 2.0
 
 #: A sign-flip p cannot be below 2 to the power of minus this many.
 FEWEST_PAIRS = 5
@@ -48,21 +53,26 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Spread:
-    """The standard deviation of one pair's log-ratio, and the degrees of freedom it was estimated with."""
+    """The standard deviation of one pair's log-ratio, and the degrees of freedom it was estimated with.
+
+    `apart`: the cell is noisier than the others, and nothing but its own few pairs tells how much.
+    """
 
     sd: float
     freedom: float
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Shift:
-    """The change of a cell: mean log-ratio, simultaneous interval, and p of a slowdown and of a speedup (None: not
-    tested)."""
+    """The change of a cell: mean log-ratio, simultaneous interval, what is known of a pair's noise, and p of a slowdown
+    and of a speedup (None: not tested)."""
 
     log_ratio: float
     low: float
     high: float
     pairs: int
+    noise: Spread
     p_slower: float | None = None
     p_faster: float | None = None
 
@@ -80,27 +90,41 @@ class Shift:
 def spreads(screened: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
     """The noise of each cell: its own variance over the screening pairs, drawn towards that of all cells.
 
-    A few pairs say little about a variance, and cells of one device are alike. Cells with fewer than two pairs get the
-    common value; nothing if no cell has two.
+    A few pairs say little about a variance, and cells of one device are alike, but for some that are noisier by far: on
+    an H100 cells that wait for the host, by ten times. Those have their own alone. Cells with fewer than two pairs get
+    the common value; nothing if no cell has two.
     """
-    own = {cell: (np.var(logs, ddof=1), len(logs) - 1) for cell, logs in screened.items() if len(logs) > 1}
-    freedom = sum(count for _, count in own.values())
+    own = {
+        cell: Component(float(np.std(logs, ddof=1)), len(logs) - 1, "its own")
+        for cell, logs in screened.items()
+        if len(logs) > 1
+    }
+    apart = noisier(own)
+    alike = [one for cell, one in own.items() if cell not in apart]
+    freedom = sum(one.df for one in alike)
     if not freedom:
         return {}
-    common = sum(float(variance) * count for variance, count in own.values()) / freedom
+    common = sum(one.variance * one.df for one in alike) / freedom
     prior = min(PRIOR_FREEDOM, freedom)
     found = {}
     for cell in screened:
-        variance, count = own.get(cell, (0.0, 0))
-        pooled = (prior * common + count * float(variance)) / (prior + count)
+        variance, count = (own[cell].variance, own[cell].df) if cell in own else (0.0, 0.0)
+        pooled = variance if cell in apart else (prior * common + count * variance) / (prior + count)
         # Clocks tick: no spread at all would make any shift infinitely large.
-        found[cell] = Spread(max(math.sqrt(pooled), 1e-9), prior + count)
+        sd, known = max(math.sqrt(pooled), 1e-9), count if cell in apart else prior + count
+        found[cell] = Spread(sd, known, cell in apart)
     return found
 
 
 def flagged(log_ratio: float, threshold: float) -> bool:
     """Tell whether a screened change is worth a confirmation: towards slower sooner than towards faster."""
     return log_ratio > FLAG_SHARE * threshold or log_ratio < -threshold
+
+
+def worth_confirming(logs: Sequence[float], noise: Spread, threshold: float) -> bool:
+    """Tell whether the screening flags a cell, or could not where it would others: for noise that is its own alone."""
+    unseen = noise.apart and visible(noise, len(logs), threshold) > TO_BE_SEEN * threshold
+    return flagged(float(np.mean(logs)), threshold) or unseen
 
 
 def visible(noise: Spread, pairs: int, threshold: float, *, share: float = FLAG_SHARE) -> float:
@@ -111,8 +135,9 @@ def visible(noise: Spread, pairs: int, threshold: float, *, share: float = FLAG_
 def confirmed(pairs: Mapping[str, Sequence[float]], noise: Mapping[str, Spread], *, alpha: float) -> dict[str, Shift]:
     """Judge cells by fresh pairs; NaN where a pair has no valid time for a cell, at least `FEWEST_PAIRS` others.
 
-    One row of signs flips the pairs of all cells together, so whatever cells of a process share stays as it is.
-    `noise` comes from the screening alone: it weighs cells against each other, and needs not be right.
+    One row of signs flips the pairs of all cells together, so whatever cells of a process share stays as it is. Cells
+    are weighed against each other by the screening's `noise` and by the squares of the fresh pairs, which no sign
+    changes: neither needs to be right, but a cell whose noise the screening missed must not drown the others.
     """
     if not pairs:
         return {}
@@ -120,8 +145,9 @@ def confirmed(pairs: Mapping[str, Sequence[float]], noise: Mapping[str, Spread],
     counts = np.isfinite(table).sum(axis=0)
     if counts.min() < FEWEST_PAIRS or len(table) > MOST_PAIRS:
         raise ValueError(f"a confirmation takes {FEWEST_PAIRS} to {MOST_PAIRS} pairs; got {counts.min()} for a cell.")
-    sd = np.array([noise[cell].sd for cell in pairs])
-    scaled = np.nan_to_num(table) / sd / np.sqrt(counts)
+    known = np.array([noise[cell].freedom for cell in pairs])
+    squares = known * np.array([noise[cell].sd for cell in pairs]) ** 2 + np.nansum(table**2, axis=0)
+    scaled = np.nan_to_num(table) / np.sqrt(squares / (known + counts) * counts)
     slower, faster = sign_flip_p(scaled), sign_flip_p(-scaled)
     level = alpha * CONFIRMED_SHARE / len(pairs)
     shifts = {}
@@ -169,7 +195,7 @@ def _shift(
     """A mean with a t interval that leaves out `level` of its errors."""
     half = _quantile(1 - level / 2, noise.freedom) * noise.sd / math.sqrt(len(logs))
     mean = float(logs.mean())
-    return Shift(mean, mean - half, mean + half, len(logs), slower, faster)
+    return Shift(mean, mean - half, mean + half, len(logs), noise, slower, faster)
 
 
 @functools.cache

@@ -116,7 +116,7 @@ def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> No
     residuals = {cell: _within(seen) for cell, seen in observations.items()}
     own = {cell: Component(_root_mean_square(*each), each[1], "its own") for cell, each in residuals.items()}
     own = {cell: one for cell, one in own.items() if one.df >= FEWEST_DF}
-    apart = _apart(own)
+    apart = noisier(own)
     alike = {cell: seen for cell, seen in observations.items() if cell not in apart}
     within = _pooled({cell: residuals[cell] for cell in alike})
     variances: dict[str, float] = {}
@@ -147,8 +147,8 @@ def _alone(seen: Sequence[Observation], own: Component, process: Component, sess
     return Component(session.sd * max(own.sd / process.sd, 1.0), own.df, DEFAULT)
 
 
-def _apart(own: Mapping[str, Component]) -> set[str]:
-    """The cells whose noise between processes is no chance beside that of the cell in the middle."""
+def noisier(own: Mapping[str, Component]) -> set[str]:
+    """The cells whose own noise is no chance beside that of the cell in the middle; pooled it would hide the others."""
     # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
     from scipy import stats
 

@@ -26,7 +26,8 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
     # What a process shares, and what is the cell's own.
     side = Path.cwd().name
     shared, own = random.Random(f"{side} {seed}"), random.Random(f"{side} {seed} {cell}")
-    ms *= math.exp(fake.get("noise", 0.002) * (shared.gauss() + own.gauss()) / math.sqrt(2))
+    noise = fake.get("noisy", {}).get(cell, fake.get("noise", 0.002))
+    ms *= math.exp(noise * (shared.gauss() + own.gauss()) / math.sqrt(2))
     # A slow host holds up all steps of these cells, in the processes of these seeds.
     held = cell in fake.get("slow_host", {}).get(str(seed), [])
     ms *= 1.5 if held else 1.0

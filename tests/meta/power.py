@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.ab.pairs import Threshold, confirmed, flagged, screened_shift, spreads
+from gate.ab.pairs import Threshold, confirmed, screened_shift, spreads, worth_confirming
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def decide(
     threshold, true = Threshold().log(50.0), np.log1p(effects / 100)
     seen = {str(cell): logs for cell, logs in enumerate(world.pairs(rng, screen, effects).T)}
     noise = spreads(seen)
-    chosen = [cell for cell, logs in seen.items() if flagged(float(logs.mean()), threshold)]
+    chosen = [cell for cell, logs in seen.items() if worth_confirming(list(logs), noise[cell], threshold)]
     fresh = world.pairs(rng, confirm, effects)
     shifts = {
         cell: screened_shift(logs, noise[cell], len(seen), alpha=alpha)

@@ -142,6 +142,15 @@ def test_microseconds_count_as_well_as_percent(arena: Arena):
     assert arena.verdicts[CELLS[0]] == "same"
 
 
+def test_a_cell_that_is_noisier_than_the_others_is_timed_again_and_hides_none(arena: Arena):
+    noisy = {"noisy": {CELLS[1]: 0.2}}
+    arena.set(base=noisy, head=slower(share=0.02) | noisy)
+    assert arena.ab() == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell", CELLS[2]: "regressed"}
+    again = [call for call in arena.calls if any("--cells=" in each and CELLS[1] in each for each in call)]
+    assert len(again) > 12
+
+
 def test_noise_that_hides_a_slowdown_is_told(arena: Arena):
     arena.set(base={"noise": 0.02}, head={"noise": 0.02})
     assert arena.ab() == 0

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gate.ab.pairs import Spread, Threshold, confirmed, flagged, screened_shift, sign_flip_p, spreads, visible
+from gate.ab.pairs import (
+    Spread,
+    Threshold,
+    confirmed,
+    flagged,
+    screened_shift,
+    sign_flip_p,
+    spreads,
+    visible,
+    worth_confirming,
+)
 from tests.meta.power import EVAL, TRAIN, World, rates
 
 pytestmark = pytest.mark.meta
@@ -98,6 +108,30 @@ def test_noise_of_few_pairs_is_drawn_towards_that_of_all_cells():
     assert 0 < found["quiet"].sd < common < found["noisy"].sd < math.sqrt(0.0002)
     assert found["one pair"].sd == pytest.approx(common)
     assert spreads({"one pair": [0.5]}) == {}
+
+
+def test_a_cell_that_is_noisier_than_the_others_hides_none_of_them():
+    quiet = {f"cell {number}": [0.004, -0.003 + 0.0005 * number] for number in range(8)}
+    found = spreads(quiet | {"noisy": [-0.12, 0.01], "one pair": [0.5]})
+    assert {cell for cell, noise in found.items() if noise.apart} == {"noisy"}
+    assert found["noisy"].sd == pytest.approx(np.std([-0.12, 0.01], ddof=1))
+    assert max(found[cell].sd for cell in [*quiet, "one pair"]) < 0.01
+    # Its two pairs tell nothing, so it has others.
+    assert worth_confirming([-0.06, 0.06], found["noisy"], 0.01)
+    assert not worth_confirming([-0.003, 0.003], found["cell 1"], 0.01)
+
+
+def test_fresh_pairs_tell_how_noisy_a_cell_is():
+    fresh = [0.002, -0.001, 0.001, 0.0, -0.002, 0.001]
+    found = confirmed({"cell": fresh}, {"cell": Spread(0.08, 1, apart=True)}, alpha=0.05)["cell"]
+    assert found.noise.sd < 0.04
+    assert confirmed({"cell": fresh}, {"cell": Spread(0.08, 4)}, alpha=0.05)["cell"].noise.sd > 0.04
+
+
+def test_a_slowdown_beside_cells_that_jump_is_found():
+    found = rates(World((6.0, 4.0, *CORE.noise[2:])), 2.0, 300, 5)
+    assert found["detected"] >= 0.95
+    assert found["false alarm"] <= at_most(0.05, 300)
 
 
 def test_equal_times_have_no_infinite_weight():

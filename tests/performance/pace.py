@@ -34,7 +34,7 @@ SHAPES = (
 )
 
 #: Operations on a small tensor, and how often they are timed at once: the fastest counts, as caches and clocks are cold
-#: where the host was idle before. 0.3 ms or so in all, which a step that waits for the host takes longer in every record.
+#: where the host was idle before. 0.3 ms or so in all, by which every step that waits for the host is longer.
 OPERATIONS, ATTEMPTS = 20, 4
 
 #: How often every batch is timed. A neighbour comes and goes within seconds, and a CPU's cell takes about one a pass.
