@@ -146,7 +146,7 @@ def courses(processes: Iterable[Process]) -> list[Course]:
     entries: dict[tuple[str, str, str], list[tuple[Process, float | None]]] = {}
     for process in processes:
         for cell, info in process.cells.items():
-            time = estimate(info, calm_ms=calm[baselines.host_of(process), cell])
+            time = estimate(info, calm_ms=calm[baselines.host_of(process)])
             workload = f"{info['cell']['workload']} workload, {info['cell']['lengths']} lengths"
             key = (_device(process), workload, cell)
             entries.setdefault(key, []).append((process, None if isinstance(time, str) else time.log_ms))

@@ -165,7 +165,7 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
     if cell not in seen.shifts:
         phase = seen.confirms if cell in seen.chosen else seen.screens
         wanted = seen.wanted[cell in seen.chosen]
-        calm = calmest(phase, cell)
+        calm = calmest(phase)
         why = [(pair.name, pair.disturbed or pair.held_up(cell, calm)) for pair in phase]
         reasons = [f"{name}: {reason}" for name, reason in why if reason]
         if seen.duel.stopped:

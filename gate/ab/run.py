@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gate.host import calm_ms, held_share, pace_ms, slow_host
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
 
-#: The pace of the host at its calmest beside a cell, on base and on head, in ms; None where it was not timed.
+#: The pace of the host at its calmest on base and on head, in ms; None where it was not timed.
 Calm = tuple[float | None, float | None]
 UNKNOWN: Calm = (None, None)
 
@@ -39,7 +40,7 @@ class Pair:
     def times(self, cell: str, calm: Calm = UNKNOWN) -> tuple[float, float] | None:
         """The logs of a cell's times on base and head; None if one of them has no valid time.
 
-        `calm` is the pace of the host at its calmest beside the cell: a time that a slow host made is none.
+        `calm` is the pace of the host at its calmest: a time that a slow host made is none.
         """
         if self.held_up(cell, calm):
             return None
@@ -53,6 +54,12 @@ class Pair:
             # The pace is one for both, unless torch is another: the ratio is what counts.
             return base.log_ms, base.log_ms + head.paced_log - base.paced_log
         return base.log_ms, head.log_ms
+
+    @cached_property
+    def calm_ms(self) -> Calm:
+        """The pace of the host at its calmest in any cell of each process."""
+        base, head = (calm_ms(cells(record).values()) for record in (self.base, self.head))
+        return base, head
 
     def held_up(self, cell: str, calm: Calm) -> str:
         """Why a slow host made one of a cell's times, "" if it did not, or if only one side could tell.
@@ -71,20 +78,23 @@ def _estimated(record: Record, cell: str) -> Estimate | str:
     return "not run" if info is None else estimate(info)
 
 
-def calmest(pairs: Sequence[Pair], cell: str) -> Calm:
-    """The pace of the host at its calmest beside a cell in these pairs, in ms; all are of one session.
+def calmest(pairs: Sequence[Pair]) -> Calm:
+    """The pace of the host at its calmest in any cell of these pairs, in ms; all are of one session.
 
     Of each side for itself where they have other versions, whose pace is another.
     """
-    bases, heads = ([cells(getattr(pair, side)).get(cell, {}) for pair in pairs] for side in ("base", "head"))
+    sides = [[ms for ms in column if ms is not None] for column in zip(*(pair.calm_ms for pair in pairs), strict=True)]
+    if not sides:
+        return UNKNOWN
     if all(same_versions(pair.base, pair.head) for pair in pairs):
-        bases = heads = [*bases, *heads]
-    return calm_ms(bases), calm_ms(heads)
+        sides = [[*sides[0], *sides[1]]] * 2
+    base, head = (min(side, default=None) for side in sides)
+    return base, head
 
 
 def _times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float] | None]]:
     """The pairs that were not disturbed, each with the logs of a cell's times on base and head."""
-    calm = calmest(pairs, cell)
+    calm = calmest(pairs)
     return [(pair, pair.times(cell, calm)) for pair in pairs if not pair.disturbed]
 
 
@@ -162,7 +172,8 @@ class Duel:
             number = len(done) + 1
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
             if len(done) >= wanted:
-                left = [cell for cell in left if _counting(done, cell) < wanted]
+                calm = calmest(done)
+                left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break
             before, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
@@ -193,9 +204,8 @@ class Duel:
         return {kind: statistics.median(p.shifts[kind] for p in pairs if kind in p.shifts) for kind in kinds}
 
 
-def _counting(pairs: Sequence[Pair], cell: str) -> int:
+def _counting(pairs: Sequence[Pair], cell: str, calm: Calm) -> int:
     """How many pairs would count for a cell, had it a time in each that it was run in."""
-    calm = calmest(pairs, cell)
     run = [pair for pair in pairs if cell in cells(pair.base) and cell in cells(pair.head)]
     return sum(not pair.disturbed and not pair.held_up(cell, calm) for pair in run)
 

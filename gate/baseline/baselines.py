@@ -89,13 +89,12 @@ def host_of(process: Process) -> Host:
     return process.session, process.machine.get("python"), versions.get("torch")
 
 
-def calm_by_host(processes: Iterable[Process]) -> dict[tuple[Host, str], float | None]:
-    """The pace of each host at its calmest beside each cell, in ms (gate/host.py)."""
-    found: dict[tuple[Host, str], list[dict[str, Any]]] = {}
+def calm_by_host(processes: Iterable[Process]) -> dict[Host, float | None]:
+    """The pace of each host at its calmest, in ms (gate/host.py)."""
+    found: dict[Host, list[dict[str, Any]]] = {}
     for process in processes:
-        for cell, info in process.cells.items():
-            found.setdefault((host_of(process), cell), []).append(info)
-    return {key: calm_ms(infos) for key, infos in found.items()}
+        found.setdefault(host_of(process), []).extend(process.cells.values())
+    return {host: calm_ms(infos) for host, infos in found.items()}
 
 
 def process_of(record: Record) -> Process:

@@ -15,8 +15,8 @@ from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.host import calm_ms, slow_host
-from gate.records import NO_TIME_WORDS, cell_id
+from gate.host import slow_host
+from gate.records import NO_TIME_WORDS
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
 SESSION_LASTS = timedelta(hours=12)
@@ -134,14 +134,14 @@ class Comparison:
 
     def estimate(self, info: dict[str, Any], process: Process) -> Estimate | str:
         """A cell's time in a process as both sides can tell it; none where a slow host made it."""
-        return estimate(info, net=self.net, calm_ms=self.calm_ms(cell_id(info["cell"]), process))
+        return estimate(info, net=self.net, calm_ms=self.calm_ms(process))
 
-    def calm_ms(self, cell: str, process: Process) -> float | None:
-        """The pace of the host at its calmest beside a cell in the session of a process."""
-        return self._calm[self._near(process)].get((host_of(process), cell))
+    def calm_ms(self, process: Process) -> float | None:
+        """The pace of the host at its calmest in the session of a process."""
+        return self._calm[self._near(process)][host_of(process)]
 
     @cached_property
-    def _calm(self) -> dict[bool, dict[tuple[Host, str], float | None]]:
+    def _calm(self) -> dict[bool, dict[Host, float | None]]:
         """The paces of hosts in processes that are not long ago, and in those that are."""
         every = (self.now, *self.baseline.processes)
         return {near: calm_by_host(one for one in every if self._near(one) is near) for near in (True, False)}
@@ -231,12 +231,7 @@ class Comparison:
 
     def _held_up(self, info: dict[str, Any]) -> bool:
         """Whether a slow host made a time of this session."""
-        return bool(slow_host(info, self.calm_ms(cell_id(info["cell"]), self.now)))
-
-    def _timed_again(self, cell: str, confirmed: Sequence[dict[str, Any]]) -> list[Estimate | str]:
-        """A cell's times in fresh processes of this session, the calmest of which counts too."""
-        known = [ms for ms in (self.calm_ms(cell, self.now), calm_ms(confirmed)) if ms is not None]
-        return [estimate(info, net=self.net, calm_ms=min(known, default=None)) for info in confirmed]
+        return bool(slow_host(info, self.calm_ms(self.now)))
 
     def _incomparable(self, cell: str, new: Estimate) -> list[str]:
         infos = [info for _, info in self.baseline.infos(cell)]
@@ -263,7 +258,7 @@ class Comparison:
         new = self._now(cell)
         if self._held_up(info):
             # Timed again it may have a time.
-            again = self._timed_again(cell, confirmed or ())
+            again = [self.estimate(other, self.now) for other in confirmed or ()]
             new = next((one for one in again if isinstance(one, Estimate)), new)
         # Exact costs were measured all the same where a time is none.
         measured = info.get("verdict") == newest.get("verdict") == "timed"
@@ -312,7 +307,7 @@ class Comparison:
             return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
         news, note = [new], ""
         if confirmed is not None:
-            again = self._timed_again(cell, confirmed)
+            again = [self.estimate(info, self.now) for info in confirmed]
             valid = [one for one in again if isinstance(one, Estimate)]
             if not valid:
                 why = f"slower, and not confirmed: {again[0] if again else 'no process timed it again'}"

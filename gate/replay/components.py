@@ -57,7 +57,7 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
 def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
     found = []
     for recording in data.recordings:
-        calm = data.calm_ms[baselines.host_of(recording.process), cell]
+        calm = data.calm_ms[baselines.host_of(recording.process)]
         one = estimate(recording.process.cells[cell], calm_ms=calm)
         if isinstance(one, Estimate):
             found.append((recording.process.session, one))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from gate.cause import host_bound
 from gate.waiting import without_waiting_ms
 
 Info = dict[str, Any]
@@ -25,11 +26,15 @@ class Slower:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of being slower; `cause` is what is to be named for it on a GPU (a CPU's host does all the work)."""
+    """A way of being slower; `cause` is what is to be named for it on a GPU (a CPU's host does all the work).
+
+    It is added to the cells that `shows_in`: elsewhere it would make no step slower.
+    """
 
     name: str
     slower: Callable[[Info, float], Slower]
     cause: str
+    shows_in: Callable[[Info], bool] = lambda _: True
 
 
 def step_ms(info: Info) -> Floats:
@@ -53,24 +58,14 @@ def half_of_the_steps(info: Info, size: float) -> Slower:
 
 
 def host_sleep(info: Info, size: float) -> Slower:
-    """The host sleeps equally long in each step, so long that steps take `size` longer in the mean of their logs.
-
-    On a GPU a step takes as long as the slower of device and host, so that a sleep shorter than what the device leaves
-    the host to spare would show in no time at all; this one shows.
-    """
+    """The host sleeps equally long in each step, so long that steps take `size` longer in the mean of their logs."""
     steps = step_ms(info)
-    if not info.get("host_ms") or info.get("device_ms") is None:
-        spare = np.zeros_like(steps)
-    else:
-        spare = np.maximum(steps - np.array(info["host_ms"], dtype=float), 0.0)
 
     def excess(sleep_ms: float) -> float:
-        longer = steps + np.maximum(sleep_ms - spare, 0.0)
-        return float(np.mean(np.log(longer / steps))) - math.log1p(size)
+        return float(np.mean(np.log1p(sleep_ms / steps))) - math.log1p(size)
 
-    most = float(np.max(spare) + (size + 1) * np.max(steps))
-    sleep_ms = float(optimize.brentq(excess, 0.0, most)) if size > 0 else 0.0
-    slower = _with(info, np.maximum(sleep_ms - spare, 0.0))
+    sleep_ms = float(optimize.brentq(excess, 0.0, (size + 1) * np.max(steps))) if size > 0 else 0.0
+    slower = _with(info, np.full_like(steps, sleep_ms))
     if info.get("host_ms"):
         slower.info["host_ms"] = [ms + sleep_ms for ms in info["host_ms"]]
     if info.get("lead_ms"):
@@ -78,10 +73,16 @@ def host_sleep(info: Info, size: float) -> Slower:
     return slower
 
 
+def waits_for_the_host(info: Info) -> bool:
+    """Whether the host's own time is the step's: not where a GPU has work left when all of a step is queued, as a short
+    sleep costs nothing there."""
+    return host_bound(info) is not False
+
+
 KINDS: tuple[Kind, ...] = (
     Kind("every step", every_step, "device"),
     Kind("half of the steps, twice as much", half_of_the_steps, "device"),
-    Kind("a host sleep in each step", host_sleep, "host"),
+    Kind("a host sleep in each step", host_sleep, "host", waits_for_the_host),
 )
 
 

@@ -117,6 +117,7 @@ def main() -> None:
         "t with 4 degrees of freedom": World(whole.noise, tails=4),
         "half of the variance shared by a process": World(whole.noise, shared=0.5),
         "the second of a pair is slower by 0.3%": World(whole.noise, second=0.3),
+        "four cells scatter by 6%": World((6.0,) * 4 + whole.noise[4:]),
     }
     names = list(rates(whole, 0.0, 1, 0))[1:]
     print(f"\n| 40 cells, A/A, noise | {' | '.join(names)} | +2% detected |\n|---|{'---|' * (len(names) + 1)}")

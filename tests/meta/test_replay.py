@@ -19,7 +19,7 @@ from gate.replay import command as replay
 from gate.replay import rivals as replay_rivals
 from gate.replay.command import figures
 from gate.replay.components import components
-from gate.replay.data import Data, Recording, comparable, read
+from gate.replay.data import START_S, Data, Recording, comparable, read
 from gate.replay.effects import KINDS, step_ms
 from gate.replay.remembering import remembered
 from gate.replay.rules import Planted, ab, against_baseline, dealt, rules, shuffled
@@ -33,8 +33,11 @@ CELLS = [cell_id(key(f"backend{number}", mode)) for number in range(2) for mode 
 EVERY = KINDS[0]
 
 
-def recordings(count=16, *, sd=0.003, seed=0, session="s0", level=0.0, cells=4, step_sd=0.0) -> list[Recording]:
-    """Processes whose cells scatter by `sd` between them, and whose steps by `step_sd` within."""
+def recordings(
+    count=16, *, sd=0.003, seed=0, session="s0", level=0.0, cells=4, step_sd=0.0, held=()
+) -> list[Recording]:
+    """Processes whose cells scatter by `sd` between them, and whose steps by `step_sd` within; `held` are numbers of
+    cells that wait for the host."""
     rng, made = np.random.default_rng(seed), []
     for number in range(count):
         infos = {}
@@ -44,7 +47,9 @@ def recordings(count=16, *, sd=0.003, seed=0, session="s0", level=0.0, cells=4, 
             for clock in ("device_ms", "wall_ms"):
                 info[clock] = list(np.array(info[clock]) * factor)
             info["median_device_ms"] = float(np.median(info["device_ms"]))
-            info["device_busy_ms"] = 0.9 * info["median_device_ms"]
+            info["device_busy_ms"] = (0.5 if place in held else 0.9) * info["median_device_ms"]
+            if place in held:
+                info |= {"host_ms": info["device_ms"], "lead_ms": [0.0] * len(info["device_ms"])}
             infos[cell_id(info["cell"])] = info
         at = START + timedelta(minutes=2 * number)
         rounds = {cell: tuple(ms / 1e3 for ms in info["wall_ms"]) for cell, info in infos.items()}
@@ -106,8 +111,9 @@ def test_what_noise_hides_is_not_passed_as_told(rule) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_planted_slowdown_is_as_large_as_it_says_and_has_its_cause(kind) -> None:
-    source = data()
+    source = data(held=[0] if kind.cause == "host" else [])
     info = source.recordings[0].process.cells[CELLS[0]]
+    assert kind.shows_in(info)
     slower = kind.slower(info, 0.05).info
     before, after = estimate(info), estimate(slower)
     assert after.log_ms - before.log_ms == pytest.approx(0.05, abs=0.006)
@@ -116,12 +122,13 @@ def test_a_planted_slowdown_is_as_large_as_it_says_and_has_its_cause(kind) -> No
     assert ab(source, np.random.default_rng(0), Planted(CELLS[0], kind, 0.05)).causes == {CELLS[0]: kind.cause}
 
 
-def test_a_host_that_has_time_to_spare_shows_a_sleep_only_beyond_it() -> None:
-    info = recordings(1)[0].process.cells[CELLS[0]]
-    slower = KINDS[2].slower(info, 0.02)
-    spare = np.array(info["device_ms"]) - np.array(info["host_ms"])
-    sleep_ms = slower.info["host_ms"][0] - info["host_ms"][0]
-    assert slower.added_ms == pytest.approx(np.maximum(sleep_ms - spare, 0))
+def test_a_sleep_of_the_host_slows_down_only_what_waits_for_it(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "KINDS", KINDS[2:])
+    monkeypatch.setattr(replay, "CURVE", {True: (0.05,)})
+    assert figures(data(cells=2), 1, 1, others=False)["sensitivity"] == []
+    found = figures(data(cells=2, held=[1]), 1, 1, others=False)["sensitivity"]
+    assert [list(row["cells"]) for row in found] == [[CELLS[1]], [CELLS[1]]]
+    assert {row["detected"] for row in found} == {1.0}
 
 
 @pytest.mark.parametrize("count", [6, 7])
@@ -151,7 +158,12 @@ def test_a_process_of_few_cells_costs_its_start_and_theirs() -> None:
     assert own == pytest.approx(24 * 0.1, rel=0.05)
     assert source.process_s == 120
     assert source.seconds(source.cells) == pytest.approx(120)
-    assert source.seconds([CELLS[0]]) == pytest.approx(120 - source.cell_s[CELLS[1]])
+    # Either has half of what is no cell's, but for the start.
+    own = source.cell_s[CELLS[0]]
+    assert source.seconds([CELLS[0]]) == pytest.approx(START_S + own + (120 - START_S - 2 * own) / 2, rel=0.01)
+    # The others are part of the process whether they are asked for or not.
+    alone = comparable(recordings(cells=2), [CELLS[0]])
+    assert alone.seconds([CELLS[0]]) == pytest.approx(source.seconds([CELLS[0]]))
 
 
 def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
@@ -160,7 +172,8 @@ def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
     found = figures(data(cells=2), 2, 1, others=False)
     assert [row["comparisons"] for row in found["false_alarms"]] == [2, 2]
     five = [row for row in found["sensitivity"] if row["size"] == 0.05]
-    assert len(five) == 6
+    assert len(five) == 4
+    assert {row["not_told"] for row in five} == {0.0}
     assert {row["detected"] for row in found["sensitivity"] if row["size"] == 0.005} == {0.0}
     assert {row["detected"] for row in five} == {1.0}
     assert {row["worst_cell"] for row in five} == {1.0}
