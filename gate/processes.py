@@ -99,7 +99,7 @@ def run_cells(
         crashed = ended.running if ended.status not in FINISHED else None
         if crashed is not None:
             fresh[crashed] = crashed_entry(crashed, str(ended))
-        if not fresh and ended.status != 0:
+        if not fresh and (ended.status not in FINISHED or (ended.status != 0 and not done)):
             raise ValueError(f"{side.name}: pytest ended before a cell did ({ended}): {ended.error}")
         done |= fresh
         poisoned = cells(record).keys() - fresh.keys()

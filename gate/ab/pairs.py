@@ -34,6 +34,10 @@ MOST_PAIRS = 16
 #: How many degrees of freedom the noise of all cells adds to what the pairs of one cell say about its own.
 PRIOR_FREEDOM = 4
 
+#: How many degrees of freedom the screening's noise counts for in a confirmation at most: a noisy cell whose two pairs
+#: happened to agree has that of the quiet ones. With 5 its interval held in 93 of 100 simulated runs, with 2 in 97.
+SCREENED_FREEDOM = 2
+
 #: The share of `alpha` for intervals of the confirmation; those of the screening, where nothing is decided, have the
 #: rest, so that all of a report hold at once.
 CONFIRMED_SHARE = 0.8
@@ -122,9 +126,8 @@ def flagged(log_ratio: float, threshold: float) -> bool:
 
 
 def worth_confirming(logs: Sequence[float], noise: Spread, threshold: float) -> bool:
-    """Tell whether the screening flags a cell, or could not where it would others: for noise that is its own alone."""
-    unseen = noise.apart and visible(noise, len(logs), threshold) > TO_BE_SEEN * threshold
-    return flagged(float(np.mean(logs)), threshold) or unseen
+    """Tell whether the screening flags a cell, or tells next to nothing of it: its noise is its own alone."""
+    return flagged(float(np.mean(logs)), threshold) or noise.apart
 
 
 def visible(noise: Spread, pairs: int, threshold: float, *, share: float = FLAG_SHARE) -> float:
@@ -183,9 +186,9 @@ def sign_flip_p(scaled: Floats) -> Floats:
 
 def _updated(noise: Spread, logs: Floats) -> Spread:
     """The noise of the screening, drawn towards that of a confirmation's own pairs."""
-    own = len(logs) - 1
-    freedom = noise.freedom + own
-    variance = (noise.freedom * noise.sd**2 + own * float(np.var(logs, ddof=1))) / freedom
+    own, screened = len(logs) - 1, min(noise.freedom, SCREENED_FREEDOM)
+    freedom = screened + own
+    variance = (screened * noise.sd**2 + own * float(np.var(logs, ddof=1))) / freedom
     return Spread(math.sqrt(variance), freedom)
 
 

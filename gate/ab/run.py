@@ -81,13 +81,11 @@ def _estimated(record: Record, cell: str) -> Estimate | str:
 def calmest(pairs: Sequence[Pair]) -> Calm:
     """The pace of the host at its calmest in any cell of these pairs, in ms; all are of one session.
 
-    Of each side for itself where they have other versions, whose pace is another.
+    Of each side for itself: each runs that work as its own checkout has it, in its own torch.
     """
     sides = [[ms for ms in column if ms is not None] for column in zip(*(pair.calm_ms for pair in pairs), strict=True)]
     if not sides:
         return UNKNOWN
-    if all(same_versions(pair.base, pair.head) for pair in pairs):
-        sides = [[*sides[0], *sides[1]]] * 2
     base, head = (min(side, default=None) for side in sides)
     return base, head
 

@@ -84,9 +84,15 @@ class Data:
         return self.recordings[0].process.cells[self.cells[0]].get("device_ms") is not None
 
     @cached_property
+    def _whole(self) -> list[Recording]:
+        """The recordings with the most cells: those that confirm have few."""
+        most = max(len(each.process.cells) for each in self.recordings)
+        return [each for each in self.recordings if len(each.process.cells) == most]
+
+    @cached_property
     def process_s(self) -> float | None:
         """What one process of all cells took, the median: as it was kept, else between records made in a row."""
-        if known := [each.seconds for each in self.recordings if each.seconds is not None]:
+        if known := [each.seconds for each in self._whole if each.seconds is not None]:
             return statistics.median(known)
         gaps = [
             (later.process.at - earlier.process.at).total_seconds()
@@ -100,7 +106,7 @@ class Data:
     def cell_s(self) -> dict[str, float]:
         """What is known of each recorded cell's own seconds: its warm-up, its timed steps and what it compiled."""
         found: dict[str, list[float]] = {}
-        for recording in self.recordings:
+        for recording in self._whole:
             for cell, info in recording.process.cells.items():
                 steps_ms = math.fsum([*(info.get("warmup_ms") or ()), *(info.get("wall_ms") or ())])
                 found.setdefault(cell, []).append(steps_ms / 1e3 + float(info.get("compile_s") or 0))

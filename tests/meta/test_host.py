@@ -51,6 +51,16 @@ def test_only_steps_that_wait_for_a_slow_host_are_none() -> None:
     assert slow_host(beside(pace=0.3, held=1 / 6), 0.2) == ""
 
 
+def test_the_limits_are_those_that_an_h100_showed() -> None:
+    # 75 us are slow beside a calmest of 52 to 60, 65 are not; a fifth of a step left is held up, a third is not.
+    assert slow_host(beside(pace=0.075, held=1.0), 0.058)
+    assert not slow_host(beside(pace=0.065, held=1.0), 0.054)
+    steps = beside()["device_ms"]
+    fifth, third = (beside(pace=0.1) | {"lead_ms": [share * ms for ms in steps]} for share in (0.2, 0.33))
+    assert slow_host(fifth, 0.055)
+    assert not slow_host(third, 0.055)
+
+
 @pytest.mark.parametrize("lost", [{"lead_ms": None}, {"host_pace_ms": None}, {"lead_ms": [1.0]}, {"host_pace_ms": [0]}])
 def test_what_was_not_read_doubts_nothing(lost) -> None:
     assert slow_host(beside(pace=0.3, held=1.0) | lost, 0.2) == ""
@@ -109,6 +119,14 @@ def test_a_slow_host_in_the_baseline_does_not_pass_for_noise() -> None:
 def test_who_holds_a_step_up_is_told_from_what_the_device_has_left() -> None:
     assert host_bound(beside(held=1.0)) is True
     assert host_bound(beside()) is False
+
+
+def test_the_fastest_of_a_few_attempts_is_the_pace(monkeypatch) -> None:
+    attempts = iter([9.0, 2.0, 1.0, 3.0, 5.0, 4.0, 6.0, 7.0])
+    monkeypatch.setattr(HostPace, "_dispatched_ms", lambda _: next(attempts))
+    pace = HostPace()
+    pace.tick(), pace.tick()
+    assert pace.times_ms == [1.0, 4.0]
 
 
 def test_the_pace_of_the_host_is_timed_around_each_step() -> None:

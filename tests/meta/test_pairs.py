@@ -116,8 +116,9 @@ def test_a_cell_that_is_noisier_than_the_others_hides_none_of_them():
     assert {cell for cell, noise in found.items() if noise.apart} == {"noisy"}
     assert found["noisy"].sd == pytest.approx(np.std([-0.12, 0.01], ddof=1))
     assert max(found[cell].sd for cell in [*quiet, "one pair"]) < 0.01
-    # Its two pairs tell nothing, so it has others.
+    # Its two pairs tell nothing, so it has others, whatever the threshold.
     assert worth_confirming([-0.06, 0.06], found["noisy"], 0.01)
+    assert worth_confirming([-0.06, 0.06], found["noisy"], 0.2)
     assert not worth_confirming([-0.003, 0.003], found["cell 1"], 0.01)
 
 
@@ -126,12 +127,16 @@ def test_fresh_pairs_tell_how_noisy_a_cell_is():
     found = confirmed({"cell": fresh}, {"cell": Spread(0.08, 1, apart=True)}, alpha=0.05)["cell"]
     assert found.noise.sd < 0.04
     assert confirmed({"cell": fresh}, {"cell": Spread(0.08, 4)}, alpha=0.05)["cell"].noise.sd > 0.04
+    # Nor does a screening that happened to be quiet narrow the interval of a noisy one much.
+    noisy = confirmed({"cell": [0.1, -0.08, 0.05, -0.1, 0.02, 0.03]}, {"cell": Spread(0.005, 5)}, alpha=0.05)["cell"]
+    assert noisy.noise.sd > 0.06
 
 
 def test_a_slowdown_beside_cells_that_jump_is_found():
     found = rates(World((6.0, 4.0, *CORE.noise[2:])), 2.0, 300, 5)
-    assert found["detected"] >= 0.95
+    assert found["detected"] >= 0.9
     assert found["false alarm"] <= at_most(0.05, 300)
+    assert found["intervals hold"] >= 1 - at_most(0.05, 300)
 
 
 def test_equal_times_have_no_infinite_weight():

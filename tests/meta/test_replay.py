@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -164,6 +165,23 @@ def test_a_process_of_few_cells_costs_its_start_and_theirs() -> None:
     # The others are part of the process whether they are asked for or not.
     alone = comparable(recordings(cells=2), [CELLS[0]])
     assert alone.seconds([CELLS[0]]) == pytest.approx(source.seconds([CELLS[0]]))
+
+
+def test_a_slower_cell_that_cannot_be_told_is_counted(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "KINDS", KINDS[:1])
+    monkeypatch.setattr(replay, "CURVE", {True: (0.02,)})
+    found = figures(data(cells=2, sd=0.05), 2, 2, others=False)
+    (row,) = [row for row in found["sensitivity"] if row["how"] == "gate ab"]
+    assert row["not_told"] > 0
+    assert f"| {row['not_told']:.1%} |" in markdown(found)
+
+
+def test_processes_that_confirm_do_not_count_as_whole_ones() -> None:
+    whole = [replace(each, seconds=120.0) for each in recordings(4, cells=4)]
+    few = [replace(each, seconds=19.0) for each in recordings(8, cells=1, seed=1)]
+    source = comparable([*whole, *few])
+    assert source.process_s == 120
+    assert source.seconds(source.cells) > 19
 
 
 def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
