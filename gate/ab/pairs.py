@@ -112,11 +112,13 @@ def spreads(screened: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
     prior = min(PRIOR_FREEDOM, freedom)
     found = {}
     for cell in screened:
-        variance, count = (own[cell].variance, own[cell].df) if cell in own else (0.0, 0.0)
-        pooled = variance if cell in apart else (prior * common + count * variance) / (prior + count)
+        one = own.get(cell, Component(0.0, 0, ""))
+        if cell in apart:
+            found[cell] = Spread(one.sd, one.df, apart=True)
+            continue
+        pooled = (prior * common + one.df * one.variance) / (prior + one.df)
         # Clocks tick: no spread at all would make any shift infinitely large.
-        sd, known = max(math.sqrt(pooled), 1e-9), count if cell in apart else prior + count
-        found[cell] = Spread(sd, known, cell in apart)
+        found[cell] = Spread(max(math.sqrt(pooled), 1e-9), prior + one.df)
     return found
 
 

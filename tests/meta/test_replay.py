@@ -160,7 +160,6 @@ def test_a_process_of_few_cells_costs_its_start_and_theirs() -> None:
     assert source.process_s == 120
     assert source.seconds(source.cells) == pytest.approx(120)
     # Either has half of what is no cell's, but for the start.
-    own = source.cell_s[CELLS[0]]
     assert source.seconds([CELLS[0]]) == pytest.approx(START_S + own + (120 - START_S - 2 * own) / 2, rel=0.01)
     # The others are part of the process whether they are asked for or not.
     alone = comparable(recordings(cells=2), [CELLS[0]])
