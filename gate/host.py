@@ -1,10 +1,10 @@
 """Whether a GPU's step waited for the host that queues it, and whether that host was slow just then.
 
-A host has neighbours: on one H100's machine it took 1.5 to 2 times as long for tens of seconds at a time, and cells
-that otherwise wait for the device were slower by up to a third. Two numbers beside each step tell such a time from
-slower code: how long the device still had to work when the host had queued the step (`lead_ms`), and what a fixed piece
-of the host's own work took just before it (`host_pace_ms`, tests/performance/pace.py), in which none of the code under
-test is.
+A host has neighbours: on one H100's machine its cores took 1.6 times as long for a second or so each, most of them at
+most times, and cells that otherwise wait for the device were slower by up to a third. Two numbers beside each step tell
+such a time from slower code: how long the device still had to work when the host had queued the step (`lead_ms`), and
+what a fixed piece of the host's own work took around it (`host_pace_ms`, tests/performance/pace.py), in which none of
+the code under test is.
 """
 
 import statistics

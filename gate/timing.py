@@ -36,6 +36,7 @@ class Samples:
 @dataclass(frozen=True)
 class _Queued:
     batch: Any
+    kept: bool
     host_ms: float
     end: torch.cuda.Event
     #: The host's clock when all of the step was queued, in seconds.
@@ -62,26 +63,34 @@ class StepTimer:
 
     def __call__(self, batch: Any) -> None:
         """Run the step on `batch`; on a GPU, queue it and wait for the one before."""
+        self._run(batch, kept=True)
+
+    def settle(self, batch: Any) -> None:
+        """Run a step that is not kept: what the host did since the one before counts for no step that is."""
+        self._run(batch, kept=False)
+
+    def _run(self, batch: Any, *, kept: bool) -> None:
         waits = waits_ms() if self.device != "cuda" else {}
         begin = time.perf_counter()
         self.step(batch)
         at = time.perf_counter()
         host_ms = (at - begin) * 1e3
         if self.device != "cuda":
-            self.samples.batches.append(batch)
-            self.samples.wall_ms.append(host_ms)
-            if (waited := waited_ms(waits, waits_ms())) is not None:
-                self.samples.waited_ms.append(waited)
+            if kept:
+                self.samples.batches.append(batch)
+                self.samples.wall_ms.append(host_ms)
+                if (waited := waited_ms(waits, waits_ms())) is not None:
+                    self.samples.waited_ms.append(waited)
             return
         import torch
 
-        before, self._queued = self._queued, _Queued(batch, host_ms, torch.cuda.Event(enable_timing=True), at)
+        before, self._queued = self._queued, _Queued(batch, kept, host_ms, torch.cuda.Event(enable_timing=True), at)
         self._queued.end.record()
         if before is None:
             return
         before.end.synchronize()
         now = time.perf_counter()
-        if self._ended is not None:
+        if self._ended is not None and before.kept:
             self.samples.batches.append(before.batch)
             self.samples.host_ms.append(before.host_ms)
             self.samples.wall_ms.append((now - self._seen) * 1e3)

@@ -35,8 +35,8 @@ MOST_PAIRS = 16
 PRIOR_FREEDOM = 4
 
 #: How many degrees of freedom the screening's noise counts for in a confirmation at most: a noisy cell whose two pairs
-#: happened to agree has that of the quiet ones. With 5 its interval held in 93 of 100 simulated runs, with 2 in 97.
-SCREENED_FREEDOM = 2
+#: happened to agree has that of the quiet ones. With 5 its interval held in 93 of 100 simulated runs, with 3 in 96.
+SCREENED_FREEDOM = 3
 
 #: The share of `alpha` for intervals of the confirmation; those of the screening, where nothing is decided, have the
 #: rest, so that all of a report hold at once.

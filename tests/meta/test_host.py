@@ -1,6 +1,8 @@
 """A step that waited for a slow host tells nothing of the code; any other does."""
 
 import math
+import os
+import time
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from gate.host import calm_ms, held_share, slow_host
 from gate.records import cell_id
 from gate.timing import StepTimer
 from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
+from tests.performance import pace as pace_module
+from tests.performance.cores import allowed, move, queueing, restored
 from tests.performance.pace import HostPace
 
 pytestmark = pytest.mark.meta
@@ -124,18 +128,108 @@ def test_who_holds_a_step_up_is_told_from_what_the_device_has_left() -> None:
 def test_the_fastest_of_a_few_attempts_is_the_pace(monkeypatch) -> None:
     attempts = iter([9.0, 2.0, 1.0, 3.0, 5.0, 4.0, 6.0, 7.0])
     monkeypatch.setattr(HostPace, "_dispatched_ms", lambda _: next(attempts))
-    pace = HostPace()
-    pace.tick(), pace.tick()
-    assert pace.times_ms == [1.0, 4.0]
+    pace = HostPace(cores=[])
+    assert not pace.tick()
+    assert not pace.tick()
+    assert pace.left_ms == pace.taken_ms == [1.0, 4.0]
 
 
 def test_the_pace_of_the_host_is_timed_around_each_step() -> None:
     pace = HostPace()
-    for _ in range(4):
-        pace.tick()
+    with restored():
+        for _ in range(4):
+            pace.tick()
     times = pace.steps()["host_pace_ms"]
     assert len(times) == 3
     assert min(times) > 0
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Four cores, the last of which has an idle neighbour; this thread runs on the first."""
+    times, here = {0: 1.0, 1: 1.1, 2: 0.9, 3: 0.5}, [0]
+    monkeypatch.setattr(pace_module, "move", lambda _, cores: here.__setitem__(0, *cores))
+    monkeypatch.setattr(HostPace, "_dispatched_ms", lambda _: times[here[0]])
+    return times, here
+
+
+def test_steps_are_queued_from_the_calmest_core(busy) -> None:
+    _, here = busy
+    pace = HostPace(cores=[0, 1, 2, 3])
+    assert pace.tick()
+    assert here == [3]
+    assert not pace.tick()
+    # What was slow before the first step is no step's pace.
+    assert pace.steps() == {"host_pace_ms": [0.5]}
+
+
+def test_where_a_core_gets_slow_another_one_is_taken(busy) -> None:
+    times, here = busy
+    pace = HostPace(cores=[0, 1, 2, 3])
+    pace.tick()
+    times.update({1: 0.52, 2: 0.51, 3: 1.0})
+    assert pace.tick()
+    # The first that is calm will do.
+    assert here == [1]
+    # The step before it was queued from a calm core that had got slow, the one after it from a calm one.
+    assert not pace.tick()
+    assert pace.steps() == {"host_pace_ms": [0.75, 0.52]}
+
+
+def test_where_all_cores_get_slow_the_least_slow_one_is_taken(busy) -> None:
+    times, here = busy
+    pace = HostPace(cores=[0, 1, 2, 3])
+    pace.tick()
+    times[3] = 1.0
+    assert pace.tick()
+    assert here == [2]
+    assert pace.steps() == {"host_pace_ms": [0.75]}
+
+
+@pytest.mark.skipif(not allowed(), reason="needs two cores, and a system that can choose among them")
+def test_threads_run_where_they_did_before_in_the_end() -> None:
+    before = os.sched_getaffinity(0)
+    with restored():
+        move(queueing(), allowed()[:1])
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_step_that_settles_is_not_kept() -> None:
+    seen = []
+    timer = StepTimer(seen.append, "cpu")
+    timer.settle("first"), timer("second"), timer.settle("third")
+    samples = timer.finish()
+    assert seen == ["first", "second", "third"]
+    assert samples.batches == ["second"]
+    assert len(samples.wall_ms) == 1
+
+
+@needs_cuda
+def test_on_a_gpu_what_the_host_did_before_a_step_settled_counts_for_none() -> None:
+    timer = StepTimer(lambda _: torch.cuda._sleep(1_000_000), "cuda")
+    for batch in range(8):
+        if batch in (3, 5):
+            time.sleep(0.2)
+            timer.settle(batch)
+        timer(batch)
+    samples = timer.finish()
+    # The first has no step before it, the last one none after it.
+    assert samples.batches == [1, 2, 3, 4, 5, 6]
+    assert len(samples.lead_ms) == 6
+    assert max(samples.device_ms) < 100
+
+
+@needs_cuda
+def test_on_a_gpu_the_threads_of_backward_passes_queue_too() -> None:
+    torch.zeros(1, device="cuda", requires_grad=True).sum().backward()
+    threads = queueing()
+    assert len(threads) > 1
+    with restored():
+        first = allowed()[:1]
+        move(threads, first)
+        assert all(os.sched_getaffinity(thread) == set(first) for thread in threads)
+    assert all(len(os.sched_getaffinity(thread)) > 1 for thread in threads)
 
 
 @needs_cuda

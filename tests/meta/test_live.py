@@ -34,6 +34,8 @@ def report(**verdicts):
         (PLANTED, {}, False),
         (PLANTED, {"c1": "regressed", "c2": "regressed"}, False),
         (PLANTED.replace("device_sleep", "host_sleep"), {"c1": "regressed"}, False),
+        (f"{PLANTED},kernel=fa2_varlen@{CELLS[2]}", {"c1": "regressed", "c2": "regressed"}, True),
+        (f"{PLANTED},host_sleep=0.02@{CELLS[2]}", {"c1": "regressed", "c2": "regressed"}, False),
     ],
 )
 def test_a_comparison_is_right_or_wrong(planted, verdicts, right) -> None:

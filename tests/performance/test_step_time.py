@@ -12,6 +12,7 @@ from gate.environment import gpu_state
 from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
+from tests.performance import cores
 from tests.performance.bench import Shared, cell_bench, release_memory, warm_up
 from tests.performance.pace import PASSES, pace_of
 from tests.selection import required_backends
@@ -50,11 +51,14 @@ def test_a_batch_is_timed(
             pace = pace_of(shared.device)
 
             def setup() -> tuple[tuple[Batch], dict[str, Any]]:
-                pace.tick()
-                return (batches[next(rounds)],), {}
+                batch = batches[next(rounds)]
+                if pace.tick():
+                    timer.settle(batch)
+                return (batch,), {}
 
-            benchmark.pedantic(timer, setup=setup, rounds=len(order))
-            pace.tick()
+            with cores.restored():
+                benchmark.pedantic(timer, setup=setup, rounds=len(order))
+                pace.tick()
             # Before it is idle: clocks are those under load.
             info["gpu_after"] = gpu_state()
             samples, after = timer.finish(), shared.control.times()

@@ -111,18 +111,19 @@ def row(planted: str, report: Mapping[str, Any]) -> dict[str, Any]:
     wanted = slowdowns(planted) if planted else []
     cells = report["cells"]
     red = [cell for cell in cells if cell["verdict"] == "regressed"]
-    slower = [cell for cell in cells if any(fnmatch(cell["cell"], one.cells) for one in wanted)]
+    kinds = {cell["cell"]: one.kind for cell in cells for one in wanted if fnmatch(cell["cell"], one.cells)}
+    slower = [cell for cell in cells if cell["cell"] in kinds]
     found, wrong = [cell for cell in red if cell in slower], [cell for cell in red if cell not in slower]
-    causes = [cell["cause"] for cell in found]
+    caused = all(cell["cause"] == CAUSES[kinds[cell["cell"]]] for cell in found)
     return {
         "planted": planted or "nothing",
         "found": f"{len(found)} of {len(slower)}" if planted else "-",
         "change": ", ".join(_change(cell) for cell in slower) or "-",
-        "cause": ", ".join(map(str, causes)) or "-",
+        "cause": ", ".join(str(cell["cause"]) for cell in found) or "-",
         "wrong": ", ".join(cell["cell"] for cell in wrong) or "none",
         "untold": sum(cell["verdict"] == "cannot tell" for cell in cells),
         "minutes": f"{report['seconds'] / 60:.1f}",
-        "right": not wrong and len(found) == len(slower) and all(cause == CAUSES[wanted[0].kind] for cause in causes),
+        "right": not wrong and len(found) == len(slower) and caused,
     }
 
 
