@@ -15,7 +15,7 @@ from gate.timing import StepTimer
 from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
 from tests.performance import pace as pace_module
 from tests.performance.cores import allowed, move, queueing, restored
-from tests.performance.pace import HostPace
+from tests.performance.pace import HostPace, told
 
 pytestmark = pytest.mark.meta
 
@@ -184,6 +184,18 @@ def test_where_all_cores_get_slow_the_least_slow_one_is_taken(busy) -> None:
     assert pace.tick()
     assert here == [2]
     assert pace.steps() == {"host_pace_ms": [0.75]}
+
+
+def test_the_cores_of_a_host_are_told_apart() -> None:
+    text = told({0: [0.05, 0.1], 1: [0.06, 0.05], 2: [0.1, 0.1]})
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1:4] == [
+        ["0", "50", "75", "100", "50%"],
+        ["1", "50", "55", "60", "0%"],
+        ["2", "100", "100", "100", "100%"],
+    ]
+    assert text.endswith("2 of 2 rounds found a core that was not slow (1.25 times the calmest).")
+    assert told({}).startswith("Only one core")
 
 
 @pytest.mark.skipif(not allowed(), reason="needs two cores, and a system that can choose among them")

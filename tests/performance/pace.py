@@ -11,6 +11,7 @@ operations, and tells whether the host was as fast as at other times (gate/host.
 from another core.
 """
 
+import argparse
 import itertools
 import math
 import statistics
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from gate.host import SLOW
 from gate.waiting import net_ms
 from model.attention import Device
-from tests.performance.cores import allowed, move, queueing
+from tests.performance.cores import allowed, move, queueing, restored
 
 #: Sizes for about 2 ms (product) and 5 ms (block) on two cores of a server: short against a step, long enough to time.
 ROWS = 512
@@ -129,9 +130,13 @@ class HostPace:
         return times[core]
 
     def _time(self) -> float:
-        ms = min(self._dispatched_ms() for _ in range(ATTEMPTS))
+        ms = self.fastest_ms()
         self.calm_ms = min(self.calm_ms, ms)
         return ms
+
+    def fastest_ms(self) -> float:
+        """Return what the operations take on this core now, the fastest of some attempts."""
+        return min(self._dispatched_ms() for _ in range(ATTEMPTS))
 
     def _dispatched_ms(self) -> float:
         begin = time.perf_counter()
@@ -142,6 +147,44 @@ class HostPace:
         numbers = self.small
         for _ in range(OPERATIONS // 2):
             numbers = (numbers + 1.0).transpose(0, 1)
+
+
+def core_times(seconds: float) -> dict[int, list[float]]:
+    """Return the times of the small operations in ms on each core, in turn, one of each core a round."""
+    pace = HostPace()
+    times: dict[int, list[float]] = {core: [] for core in pace.cores}
+    pace.fastest_ms()
+    end = time.perf_counter() + seconds
+    with restored():
+        while times and time.perf_counter() < end:
+            for core, found in times.items():
+                move(queueing()[:1], [core])
+                found.append(pace.fastest_ms())
+    return times
+
+
+def told(times: dict[int, list[float]]) -> str:
+    """Say in a table how fast each core was, and how often it was slow beside the calmest time of all."""
+    if not times:
+        return "Only one core, or a system that does not let a program choose: nothing to compare."
+    calm = min(map(min, times.values()))
+    lines = ["core   fastest us   median us   slowest us   slow"]
+    for core, found in times.items():
+        numbers = [f"{1e3 * ms:.0f}" for ms in (min(found), statistics.median(found), max(found))]
+        slow = statistics.mean(ms > SLOW * calm for ms in found)
+        lines.append(f"{core:>4}   {numbers[0]:>10}   {numbers[1]:>9}   {numbers[2]:>10}   {slow:>4.0%}")
+    rounds = list(zip(*times.values(), strict=True))
+    some = sum(min(each) <= SLOW * calm for each in rounds)
+    return "\n".join(
+        [*lines, f"{some} of {len(rounds)} rounds found a core that was not slow ({SLOW:g} times the calmest)."]
+    )
+
+
+def main() -> None:
+    """Time small work of the host on each of its cores in turn: on cores of your own none is slow."""
+    parser = argparse.ArgumentParser(prog="python -m tests.performance.pace", description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for so long (default 10)")
+    print(told(core_times(parser.parse_args().seconds)))
 
 
 def pace_of(device: Device) -> Pace | HostPace:
@@ -156,3 +199,7 @@ def around(times_ms: list[float]) -> list[float]:
 
 def _numbers(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+if __name__ == "__main__":
+    main()
