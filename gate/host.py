@@ -39,6 +39,12 @@ def held_share(info: Info) -> float | None:
     return sum(lead < HELD_LEAD * step for lead, step in zip(leads, steps, strict=True)) / len(steps)
 
 
+def waits_mostly(infos: Iterable[Info]) -> bool:
+    """Whether a cell waits for the host in most of these processes; those that do not tell do not count."""
+    shares = [share for info in infos if (share := held_share(info)) is not None]
+    return 2 * sum(share > HELD_SHARE for share in shares) > len(shares)
+
+
 def pace_ms(info: Info) -> float | None:
     """The median time of the host's own work beside a cell, None where it was not timed."""
     times = info.get("host_pace_ms")

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-#: What a group's times are read from: the device's clock, the wall's, or the wall's over the pace beside it.
-Kind = Literal["device", "wall", "paced"]
+#: What a group's times are read from: the device's clock (*host*: of cells whose device waits for the host, as
+#: `gate.host.waits_mostly` has it), the wall's, or the wall's over the pace beside it.
+Kind = Literal["device", "host", "wall", "paced"]
 
 #: A group of cells that share their noise: kind, mode, execution.
 Group = tuple[Kind, str, str]
@@ -59,6 +60,8 @@ FEWEST_CELLS = 4
 PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
     ("device", "train"): 0.003,
     ("device", "eval"): 0.006,
+    ("host", "train"): 0.02,
+    ("host", "eval"): 0.02,
     ("wall", "train"): 0.11,
     ("wall", "eval"): 0.11,
     ("paced", "train"): 0.03,
@@ -67,7 +70,7 @@ PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
 
 #: Kind -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not
 #: measured: it is a guess on the large side.
-SESSION_DEFAULTS: dict[Kind, float] = {"device": 0.015, "wall": 0.05, "paced": 0.05}
+SESSION_DEFAULTS: dict[Kind, float] = {"device": 0.015, "host": 0.05, "wall": 0.05, "paced": 0.05}
 
 #: The source of a component that was not measured.
 DEFAULT = "default"

@@ -15,14 +15,14 @@ from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.host import slow_host
+from gate.host import slow_host, waits_mostly
 from gate.records import NO_TIME_WORDS
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
 SESSION_LASTS = timedelta(hours=12)
 
 #: Practical thresholds in percent, by what is read: a CPU has neighbours that no step time is free of.
-THRESHOLD_PERCENT: dict[Kind, float] = {"device": 1.0, "wall": 10.0, "paced": 10.0}
+THRESHOLD_PERCENT: dict[Kind, float] = {"device": 1.0, "host": 1.0, "wall": 10.0, "paced": 10.0}
 THRESHOLD_US = 20.0
 
 #: *Same* promises that no change of so many thresholds hides in the noise. One would be no more than the noise of five
@@ -177,7 +177,10 @@ class Comparison:
     def group(self, cell: str) -> Group:
         """The group whose noise the cell shares."""
         key = self.now.cells[cell]["cell"]
-        return "paced" if self.paced else self.then[cell].estimates[0].clock, key["mode"], key["execution"]
+        kind: Kind = "paced" if self.paced else self.then[cell].estimates[0].clock
+        if kind == "device" and waits_mostly(info for _, info in self.baseline.infos(cell)):
+            kind = "host"
+        return kind, key["mode"], key["execution"]
 
     @cached_property
     def same_session(self) -> bool:

@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 from gate.baseline import baselines
 from gate.baseline.noise import DEFAULT, Component, Group, Kind, noise
 from gate.estimates import Estimate, estimate
+from gate.host import waits_mostly
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
 
 Floats = NDArray[np.float64]
+
+#: What a group is called.
+CLOCKS: dict[Kind, str] = {
+    "device": "device",
+    "host": "device, waits for the host",
+    "wall": "wall",
+    "paced": "wall, over the pace",
+}
 
 
 def components(data: Data) -> list[dict[str, Any]]:
@@ -26,7 +35,10 @@ def components(data: Data) -> list[dict[str, Any]]:
     groups: dict[Group, list[str]] = {}
     for cell in data.cells:
         key = data.recordings[0].process.cells[cell]["cell"]
-        groups.setdefault(("device" if data.is_gpu else "wall", key["mode"], key["execution"]), []).append(cell)
+        kind: Kind = "device" if data.is_gpu else "wall"
+        if data.is_gpu and waits_mostly(recording.process.cells[cell] for recording in data.recordings):
+            kind = "host"
+        groups.setdefault((kind, key["mode"], key["execution"]), []).append(cell)
     return [_row(data, group, cells) for group, cells in sorted(groups.items())]
 
 
@@ -42,7 +54,7 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     )
     step, round_ = _within(data, cells)
     return {
-        "clock": "wall, over the pace" if paced else group[0],
+        "clock": CLOCKS[kind],
         "mode": group[1],
         "execution": group[2],
         "cells": len(cells),

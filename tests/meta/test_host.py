@@ -9,7 +9,7 @@ import torch
 
 from gate.baseline.verdicts import Comparison, Verdict
 from gate.cause import host_bound
-from gate.host import calm_ms, held_share, slow_host
+from gate.host import calm_ms, held_share, slow_host, waits_mostly
 from gate.records import cell_id
 from gate.timing import StepTimer
 from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
@@ -108,6 +108,20 @@ def test_slower_code_is_slower_beside_a_calm_host_and_on_the_device_beside_a_slo
     comparison, found = judged(beside(log_ms=LOG + 0.05, **now), [beside(held=now.get("held", 0.0))] * 5)
     assert comparison.suspects() == [ID]
     assert found.verdict == Verdict.REGRESSED
+
+
+@pytest.mark.parametrize(("held", "verdict"), [(1.0, Verdict.CANNOT_TELL), (0.0, Verdict.REGRESSED)])
+def test_what_waits_for_the_host_is_noisier_than_two_processes_show(held, verdict) -> None:
+    slower = beside(log_ms=LOG + 0.03, held=held)
+    comparison, found = judged(slower, [beside(held=held)] * 2)
+    assert comparison.group(ID)[0] == ("host" if held else "device")
+    assert found.verdict == verdict
+
+
+def test_a_cell_waits_for_the_host_where_it_does_in_most_processes() -> None:
+    assert waits_mostly([beside(held=1.0), beside(held=1.0), beside()])
+    assert not waits_mostly([beside(held=1.0), beside(), timed(CELL)])
+    assert not waits_mostly([timed(CELL)])
 
 
 def test_a_slow_host_in_the_baseline_does_not_pass_for_noise() -> None:
