@@ -1,7 +1,7 @@
 """One number for one cell of one process: the robust mean of the logs of its step times.
 
-Logs, as noise and slowdowns of steps are shares of them. The same batches are timed in every process, so the long and
-the short ones cancel out between two of them.
+Logs, as noise and slowdowns of steps are shares of them. The same batches are timed in every process: between processes
+each batch is compared with itself, so that what is cut off are spoilt steps, and not the longest and the shortest.
 """
 
 import math
@@ -33,9 +33,9 @@ PACE_SHARE_SD = 0.2
 class Estimate:
     """A cell's time in one process; `log_ms` is the natural logarithm of milliseconds a step.
 
-    `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all. `paced_log`
-    is the step's time over that of the work beside it (`PACE`), where that was timed: a shared CPU that is slower for a
-    while leaves it alone.
+    `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all.
+    `paced_batch_logs` are the steps' times over those of the work beside them (`PACE`), where that was timed: a shared
+    CPU that is slower for a while leaves them alone.
     """
 
     cell: str
@@ -43,12 +43,26 @@ class Estimate:
     log_ms: float
     steps: int
     batch_log_ms: tuple[float, ...]
-    paced_log: float | None = None
+    paced_batch_logs: tuple[float, ...] | None = None
 
     @property
     def ms(self) -> float:
         """Milliseconds a step, a geometric mean over the batches."""
         return math.exp(self.log_ms)
+
+    def logs(self, *, paced: bool = False) -> tuple[float, ...]:
+        """One number a batch: over the pace, if asked and there."""
+        return self.paced_batch_logs if paced and self.paced_batch_logs is not None else self.batch_log_ms
+
+    def beside(self, usual: Sequence[float], *, paced: bool = False) -> float:
+        """The log of the process's time where its batches usually take `usual`: by how far each is from that.
+
+        Of other batches, by number, the robust mean of the logs themselves.
+        """
+        logs = self.logs(paced=paced)
+        if len(logs) != len(usual):
+            return location(logs)
+        return location(tuple(usual)) + location(tuple(log - its for log, its in zip(logs, usual, strict=True)))
 
 
 def estimate(
@@ -91,15 +105,21 @@ def estimate(
     if clock == "device" and (reason := slow_host(info, calm_ms)):
         return reason
     logs = batch_logs(times, batches)
-    paced = None
+    paced_logs = None
     if clock == "wall" and has_pace(info):
         paces = [1.0] * len(times)
         for key, share in PACE.items():
             if len(info[key]) != len(times) or not all(map(_is_time, info[key])):
                 return f"{key} does not hold {len(times)} positive numbers of milliseconds"
             paces = [pace * ms**share for pace, ms in zip(paces, info[key], strict=True)]
-        paced = location(batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches))
-    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced)
+        paced_logs = batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches)
+    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced_logs)
+
+
+def usual(estimates: Sequence[Estimate], *, paced: bool = False) -> tuple[float, ...]:
+    """What each batch takes in the process in the middle, as logs; of processes with as many batches as the last."""
+    rows = [one.logs(paced=paced) for one in estimates]
+    return tuple(map(statistics.median, zip(*(row for row in rows if len(row) == len(rows[-1])), strict=True)))
 
 
 def has_pace(info: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.ab.disturbances import control_shifts, disturbance
-from gate.estimates import Estimate, estimate
+from gate.estimates import Estimate, estimate, usual
 from gate.host import calm_ms, held_share, pace_ms, slow_host
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
@@ -50,10 +50,12 @@ class Pair:
         base, head = (one for one in found if isinstance(one, Estimate))
         if base.clock != head.clock:
             return None
-        if base.paced_log is not None and head.paced_log is not None and same_versions(self.base, self.head):
-            # The pace is one for both, unless torch is another: the ratio is what counts.
-            return base.log_ms, base.log_ms + head.paced_log - base.paced_log
-        return base.log_ms, head.log_ms
+        # The pace is one for both, unless torch is another.
+        both_paced = base.paced_batch_logs is not None and head.paced_batch_logs is not None
+        paced = both_paced and same_versions(self.base, self.head)
+        batches = usual((base, head), paced=paced)
+        ratio = head.beside(batches, paced=paced) - base.beside(batches, paced=paced)
+        return base.log_ms, base.log_ms + ratio
 
     @cached_property
     def calm_ms(self) -> Calm:

@@ -13,7 +13,7 @@ import numpy as np
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_of
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
-from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
+from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, usual
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.host import slow_host, waits_mostly
 from gate.records import NO_TIME_WORDS
@@ -97,9 +97,20 @@ class _Seen:
     estimates: tuple[Estimate, ...]
     sessions: tuple[str, ...]
 
-    @property
+    @cached_property
     def ms(self) -> float:
-        return math.exp(float(np.mean([one.log_ms for one in self.estimates])))
+        return self.ms_of(self.estimates)
+
+    def ms_of(self, estimates: Iterable[Estimate]) -> float:
+        """The time of other processes, by how far their batches are from what they usually take in these."""
+        return math.exp(_mean(self.log(one, paced=False) for one in estimates))
+
+    def log(self, one: Estimate, *, paced: bool) -> float:
+        return one.beside(self._usual[paced], paced=paced)
+
+    @cached_property
+    def _usual(self) -> dict[bool, tuple[float, ...]]:
+        return {paced: usual(self.estimates, paced=paced) for paced in (False, True)}
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,7 @@ class Comparison:
 
     def log(self, one: Estimate) -> float:
         """What is compared of a time."""
-        return one.paced_log if self.paced and one.paced_log is not None else one.log_ms
+        return self.then[one.cell].log(one, paced=self.paced)
 
     @cached_property
     def then(self) -> dict[str, _Seen]:
@@ -212,7 +223,9 @@ class Comparison:
 
     def _pace_moved(self, news: Sequence[Estimate], olds: Sequence[Estimate]) -> float:
         """The log ratio of the pace beside a cell now to then, 0 where times are compared without."""
-        now, then = (_mean(one.log_ms - self.log(one) for one in side) for side in (news, olds))
+        now, then = (
+            _mean(self.then[one.cell].log(one, paced=False) - self.log(one) for one in side) for side in (news, olds)
+        )
         return now - then
 
     def suspects(self) -> list[str]:
@@ -319,7 +332,7 @@ class Comparison:
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
         verdict, why = _said(change, half, threshold)
-        now_ms = _Seen(tuple(news), ()).ms
+        now_ms = seen.ms_of(news)
         if self.paced and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
             wall = math.log(now_ms / seen.ms)
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:

@@ -1,14 +1,14 @@
 """How much step times scatter, and where: between steps, rounds, processes and sessions, of recorded processes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gate.baseline import baselines
-from gate.baseline.noise import DEFAULT, Component, Group, Kind, noise
-from gate.estimates import Estimate, estimate
+from gate.baseline.noise import DEFAULT, Component, Group, Kind, Observation, noise
+from gate.estimates import Estimate, estimate, usual
 from gate.host import waits_mostly
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
@@ -46,12 +46,10 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     estimates = {cell: times for cell in cells if (times := _estimates(data, cell))}
     # As gate/baseline/verdicts.py compares them.
     paced = bool(estimates) and all(
-        one.paced_log is not None for _, one in (pair for pairs in estimates.values() for pair in pairs)
+        one.paced_batch_logs is not None for _, one in (pair for pairs in estimates.values() for pair in pairs)
     )
     kind: Kind = "paced" if paced else group[0]
-    found = noise(
-        (kind, *group[1:]), {cell: [(s, _log(one, paced)) for s, one in pairs] for cell, pairs in estimates.items()}
-    )
+    found = noise((kind, *group[1:]), {cell: _logs(pairs, paced) for cell, pairs in estimates.items()})
     step, round_ = _within(data, cells)
     return {
         "clock": CLOCKS[kind],
@@ -76,8 +74,9 @@ def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
     return found
 
 
-def _log(one: Estimate, paced: bool) -> float:
-    return one.paced_log if paced and one.paced_log is not None else one.log_ms
+def _logs(pairs: Sequence[tuple[str, Estimate]], paced: bool) -> list[Observation]:
+    batches = usual([one for _, one in pairs], paced=paced)
+    return [(session, one.beside(batches, paced=paced)) for session, one in pairs]
 
 
 def _measured(component: Component) -> Mapping[str, Any]:

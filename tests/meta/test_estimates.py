@@ -1,10 +1,11 @@
 """A cell of a record becomes one number, or one sentence that says why it has none."""
 
 import math
+import statistics
 
 import pytest
 
-from gate.estimates import Estimate, estimate, location, session_of
+from gate.estimates import Estimate, estimate, location, session_of, usual
 
 pytestmark = pytest.mark.meta
 
@@ -48,6 +49,22 @@ def test_steps_of_one_batch_are_one_number():
     found = estimate(TIMED | {"wall_ms": times, "median_wall_ms": 20.0, "batches": [0, 1, 0, 1, 0, 1]})
     assert found.batch_log_ms == pytest.approx([math.log(10), math.log(20)])
     assert found.steps == 6
+
+
+def test_a_spoilt_step_does_not_let_the_longest_batch_count():
+    times = [10.0, 11.0, 12.0, 13.0, 14.0, 40.0]
+    spoilt = [10.0, 11.0, 50.0, 13.0, 14.0, 40.0]
+    then, now = (estimate(TIMED | {"wall_ms": ms, "median_wall_ms": statistics.median(ms)}) for ms in (times, spoilt))
+    assert now.log_ms > then.log_ms + 0.02
+    assert now.beside(usual([then, then, now])) == pytest.approx(then.beside(usual([then, then, now])))
+    # Between two the middle lies halfway: what is cut off is the same step.
+    assert now.beside(usual([then, now])) == pytest.approx(then.beside(usual([then, now])))
+
+
+def test_processes_of_other_batches_are_compared_by_their_own_means():
+    few = estimate(TIMED | {"wall_ms": WALL[:2], "median_wall_ms": 15.0})
+    assert few.beside(usual([estimate(TIMED)])) == few.log_ms
+    assert usual([estimate(TIMED), few]) == few.batch_log_ms
 
 
 def test_a_few_spoilt_batches_do_not_move_the_location():

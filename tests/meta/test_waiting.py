@@ -89,9 +89,9 @@ def test_a_machine_that_is_slower_for_a_while_leaves_the_paced_time_alone():
     slower = {"wall_ms": [20.0, 40.0, 80.0], "median_wall_ms": 40.0, "product_ms": [2.0] * 3, "block_ms": [6.0] * 3}
     then, now = estimate(TIMED | pace), estimate(TIMED | slower)
     assert now.log_ms - then.log_ms == pytest.approx(math.log(2))
-    assert now.paced_log == pytest.approx(then.paced_log)
-    assert estimate(TIMED).paced_log is None
-    assert estimate(TIMED | pace | {"product_ms": None}).paced_log is None
+    assert now.paced_batch_logs == pytest.approx(then.paced_batch_logs)
+    assert estimate(TIMED).paced_batch_logs is None
+    assert estimate(TIMED | pace | {"product_ms": None}).paced_batch_logs is None
     broken = pace | {"block_ms": [3.0, 0.0, 3.0]}
     assert estimate(TIMED | broken) == "block_ms does not hold 3 positive numbers of milliseconds"
 
