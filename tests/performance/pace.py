@@ -7,13 +7,17 @@ other threads of the process busy).
 On a CPU it is a matrix product and a block, and a step is timed in what they take: matrices that fit into a core's
 cache hardly notice neighbours; a block, forward and backward, that goes over memory and takes new memory notices more
 than most steps (gate/estimates.py weighs the two). On a GPU, where only some steps wait for the host, it is small
-operations, and tells whether the host was as fast as at other times (gate/host.py). Where it was not, steps are queued
-from another core.
+operations, and tells whether the host was as fast as at other times (gate/host.py).
+
+Where it was not, steps are queued from another core. A rented machine's cores are threads of a host's cores, whose
+other threads have other tenants: while one of these works, a core takes 1.6 times as long, for a second or so
+(docs/h100.md). At most times some cores have idle neighbours.
 """
 
 import argparse
 import itertools
 import math
+import os
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -24,7 +28,6 @@ from torch.nn import functional as F
 from gate.host import SLOW
 from gate.waiting import net_ms
 from model.attention import Device
-from tests.performance.cores import allowed, move, queueing, restored
 
 #: Sizes for about 2 ms (product) and 5 ms (block) on two cores of a server: short against a step, long enough to time.
 ROWS = 512
@@ -83,6 +86,18 @@ class Pace:
             parameter.grad = None
 
 
+def allowed() -> list[int]:
+    """Return the cores that this thread may run on; none where the system cannot tell, or has only one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cores if len(cores) > 1 else []
+
+
+def move(core: int, cores: list[int]) -> None:
+    """Move this thread to a core, and let it run on all `cores` as before: the system has it stay while it can."""
+    os.sched_setaffinity(0, [core])
+    os.sched_setaffinity(0, cores)
+
+
 @dataclass
 class HostPace:
     """Times of small operations that the host dispatches one by one, before each step: no kernel is launched.
@@ -117,16 +132,16 @@ class HostPace:
 
     def _calmer(self, *, every: bool) -> float:
         """Move to the first core that is calm, else to the calmest, and return its time; try all of them if asked."""
-        threads, times = queueing(), {}
+        times: dict[int, float] = {}
         for core in self.cores:
-            move(threads[:1], [core])
+            move(core, self.cores)
             times[core] = self._time()
             if times[core] <= SLOW * self.calm_ms and not every:
                 break
         core = min(times, key=times.__getitem__)
         # Those that were not tried come first the next time.
         self.cores.sort(key=times.__contains__)
-        move(threads, [core])
+        move(core, self.cores)
         return times[core]
 
     def _time(self) -> float:
@@ -155,11 +170,10 @@ def core_times(seconds: float) -> dict[int, list[float]]:
     times: dict[int, list[float]] = {core: [] for core in pace.cores}
     pace.fastest_ms()
     end = time.perf_counter() + seconds
-    with restored():
-        while times and time.perf_counter() < end:
-            for core, found in times.items():
-                move(queueing()[:1], [core])
-                found.append(pace.fastest_ms())
+    while times and time.perf_counter() < end:
+        for core, found in times.items():
+            move(core, pace.cores)
+            found.append(pace.fastest_ms())
     return times
 
 

@@ -12,7 +12,6 @@ from gate.environment import gpu_state
 from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
-from tests.performance import cores
 from tests.performance.bench import Shared, cell_bench, release_memory, warm_up
 from tests.performance.pace import PASSES, pace_of
 from tests.selection import required_backends
@@ -56,9 +55,8 @@ def test_a_batch_is_timed(
                     timer.settle(batch)
                 return (batch,), {}
 
-            with cores.restored():
-                benchmark.pedantic(timer, setup=setup, rounds=len(order))
-                pace.tick()
+            benchmark.pedantic(timer, setup=setup, rounds=len(order))
+            pace.tick()
             # Before it is idle: clocks are those under load.
             info["gpu_after"] = gpu_state()
             samples, after = timer.finish(), shared.control.times()
