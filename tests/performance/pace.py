@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from gate.host import SLOW
 from gate.waiting import net_ms
-from model.attention import Device
+from model.attention import Device, Mode
 
 #: Sizes for about 2 ms (product) and 5 ms (block) on two cores of a server: short against a step, long enough to time.
 ROWS = 512
@@ -46,7 +46,8 @@ SHAPES = (
 OPERATIONS, ATTEMPTS = 20, 4
 
 #: How often every batch is timed. A neighbour comes and goes within seconds, and a CPU's cell takes about one a pass.
-PASSES: dict[Device, int] = {"cuda": 1, "cpu": 3}
+#: On a GPU a step of evaluation takes a third of a training step or less, and a hiccup of the host is more of it.
+PASSES: dict[Device, dict[Mode, int]] = {"cuda": {"eval": 3, "train": 1}, "cpu": {"eval": 3, "train": 3}}
 
 
 @dataclass

@@ -45,7 +45,7 @@ def test_a_batch_is_timed(
             for batch in warm_up(batches, cell):
                 timer(batch)
             info["warmup_ms"] = timer.forget().wall_ms
-            order = [number for _ in range(PASSES[shared.device]) for number in range(len(batches))]
+            order = [*range(len(batches))] * PASSES[shared.device][cell.mode]
             rounds = iter(order)
             pace = pace_of(shared.device)
 
@@ -61,9 +61,8 @@ def test_a_batch_is_timed(
             info["gpu_after"] = gpu_state()
             samples, after = timer.finish(), shared.control.times()
             info |= pace.steps()
-            if PASSES[shared.device] > 1:
-                # Of one pass each step is a batch of its own: the first one that is timed is not the first of `order`.
-                info["batches"] = order
+            # By the order in which they are timed: on a GPU the first one is the last of the warm-up.
+            info["batches"] = order
             info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(samples)
             if not request.config.getoption("no_exact_costs"):
