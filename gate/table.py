@@ -140,8 +140,12 @@ def _number(info: dict[str, Any], key: str, shape: str, scale: float = 1) -> str
 
 
 def _work(group: Infos) -> str:
-    tokens = next((info["tokens"] for info in group if info.get("tokens")), None)
-    return f"{len(tokens)} steps of {sum(tokens) / len(tokens):,.0f} tokens on average." if tokens else ""
+    info = next((info for info in group if info.get("tokens")), None)
+    if info is None:
+        return ""
+    tokens = info["tokens"]
+    batches = len(set(info.get("batches") or range(len(tokens))))
+    return f"{batches} batches of {sum(tokens) / len(tokens):,.0f} tokens on average."
 
 
 def _machine(record: Record) -> str:

@@ -54,6 +54,14 @@ def test_the_table_says_what_was_planted_and_found(tmp_path) -> None:
     assert columns == [PLANTED, "1 of 1", "+2.0% (+1.0% .. +3.0%)", "device", "none", "0", "2.5"]
 
 
+def test_many_slowdowns_are_a_file_name_of_their_own(tmp_path) -> None:
+    many = ",".join(f"device_sleep=0.02@{cell}" for cell in CELLS * 5)
+    folders = {live.name(planted, 0) for planted in (many, many + "x", PLANTED)}
+    assert len(folders) == 3
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+
+
 @pytest.mark.parametrize("here", [True, False])
 def test_only_the_checkout_that_is_named_is_slower(pytestconfig, monkeypatch, here) -> None:
     monkeypatch.setenv(slowdowns.VARIABLE, "host_sleep=0.5@*")

@@ -129,7 +129,7 @@ def test_cost_table_gives_every_cost_of_a_cell():
     row = [cell_id(info()["cell"]), "31.0", "41.20", "526,100", "45.2%", "49.1%", "7.2", "2", "1"]
     assert rows(text, row[0]) == [row]
     assert "NVIDIA H100 80GB HBM3, 700 W, driver 580.1, torch 2.13.0\n" in text
-    assert "2 steps of 16,500 tokens on average" in text
+    assert "2 batches of 16,500 tokens on average" in text
 
 
 def test_missing_costs_are_dashes():

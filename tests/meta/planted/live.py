@@ -8,6 +8,7 @@ repeated.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,9 @@ from tests.meta.planted.slowdowns import PLACE, VARIABLE, slowdowns
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "baselines")
 
 SIDES = ("base", "head")
+
+#: Characters of a slowdown that its folder is called by.
+LONGEST_NAME = 100
 
 #: The cause that each kind of slowdown is to be given.
 CAUSES = {
@@ -96,8 +100,11 @@ def _inside(folder: Path, at: str, names: Sequence[str]) -> set[str]:
 
 
 def name(planted: str, number: int) -> str:
-    """The folder of a comparison; another slowdown has another one."""
-    return f"{number + 1:02}-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', planted) or 'equal'}"
+    """The folder of a comparison; another slowdown has another one. Several in one are more than a file name holds."""
+    told = re.sub(r"[^A-Za-z0-9_.=-]+", "_", planted) or "equal"
+    if len(told) > LONGEST_NAME:
+        told = f"{told[:LONGEST_NAME]}-{hashlib.sha256(planted.encode()).hexdigest()[:8]}"
+    return f"{number + 1:02}-{told}"
 
 
 def rows(runs: Sequence[str], folder: Path) -> list[dict[str, Any]]:
