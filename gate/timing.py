@@ -1,16 +1,21 @@
-"""Times steps on the host's clock and the device's, as a training loop runs them: one step queued ahead."""
+"""Times steps on the host's clock and the device's, as a training loop runs them: a few steps queued ahead."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gate.waiting import waited_ms, waits_ms
 
 if TYPE_CHECKING:
     import torch
+
+#: Steps that a GPU has in its queue while the next one is queued. A loop that reads nothing back runs ahead until the
+#: queue of launches is full; a hiccup of the host costs the device nothing while it has so much left to do.
+AHEAD = 3
 
 
 @dataclass
@@ -46,23 +51,23 @@ class _Queued:
 class StepTimer:
     """A callable that runs one step on one batch and keeps its time in `samples`.
 
-    On a GPU a call queues its step and then waits for the one queued before, which is the one it times: the
-    device is never drained between steps, as it is not in training, and what the host hides behind the device
-    costs nothing. The step of the last call is thus not timed yet: after a warm-up on batches 0..n, `forget` and
-    calls on 0..n again, the samples are of n, 0, ..., n-1.
+    On a GPU a call queues its step and then waits for the one queued `AHEAD` calls before, which is the one it times:
+    the device is never drained between steps, as it is not in training, and what the host hides behind the device costs
+    nothing. `finish` times those that are left, but for the last one: after a warm-up on batches 0..n, `forget`, calls
+    on 0..n again and `finish`, the samples are of n, 0, ..., n-1.
     """
 
     def __init__(self, step: Callable[[Any], object], device: str) -> None:
         self.step = step
         self.device = device
         self.samples = Samples()
-        self._queued: _Queued | None = None
+        self._queue: deque[_Queued] = deque()
         self._ended: torch.cuda.Event | None = None
         self._timed: list[_Queued] = []
         self._seen = 0.0
 
     def __call__(self, batch: Any) -> None:
-        """Run the step on `batch`; on a GPU, queue it and wait for the one before."""
+        """Run the step on `batch`; on a GPU, queue it and wait for an earlier one."""
         self._run(batch, kept=True)
 
     def settle(self, batch: Any) -> None:
@@ -84,27 +89,34 @@ class StepTimer:
             return
         import torch
 
-        before, self._queued = self._queued, _Queued(batch, kept, host_ms, torch.cuda.Event(enable_timing=True), at)
-        self._queued.end.record()
-        if before is None:
-            return
-        before.end.synchronize()
+        self._queue.append(_Queued(batch, kept, host_ms, torch.cuda.Event(enable_timing=True), at))
+        self._queue[-1].end.record()
+        if len(self._queue) > AHEAD:
+            self._time(self._queue.popleft())
+
+    def _time(self, step: _Queued) -> None:
+        """Wait for a step, and time it from the end of the one before; the first has none."""
+        step.end.synchronize()
         now = time.perf_counter()
-        if self._ended is not None and before.kept:
-            self.samples.batches.append(before.batch)
-            self.samples.host_ms.append(before.host_ms)
+        if self._ended is not None and step.kept:
+            self.samples.batches.append(step.batch)
+            self.samples.host_ms.append(step.host_ms)
             self.samples.wall_ms.append((now - self._seen) * 1e3)
-            self.samples.device_ms.append(self._ended.elapsed_time(before.end))
-            self._timed.append(before)
-        self._ended, self._seen = before.end, now
+            self.samples.device_ms.append(self._ended.elapsed_time(step.end))
+            self._timed.append(step)
+        self._ended, self._seen = step.end, now
 
     def forget(self) -> Samples:
-        """Start new samples, as after warm-up, and return the old ones."""
+        """Start new samples, as after warm-up, and return the old ones; of steps still queued the last one counts."""
         dropped, self.samples, self._timed = self.samples, Samples(), []
+        last = len(self._queue) - 1
+        self._queue = deque(replace(step, kept=step.kept and place == last) for place, step in enumerate(self._queue))
         return dropped
 
     def finish(self) -> Samples:
         """Wait for the device, and return the samples with their `lead_ms`; nothing else is timed after it."""
+        while len(self._queue) > 1:
+            self._time(self._queue.popleft())
         if self._timed:
             import torch
 
@@ -131,7 +143,7 @@ def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> floa
     timer = StepTimer(lambda _: left @ right, device)
     for _ in range(repeats + 3):
         timer(None)
-    samples = timer.samples
+    samples = timer.finish()
     # The first products of a CPU pay for its thread pool.
     milliseconds = median((samples.device_ms or samples.wall_ms)[-repeats:])
     return 2 * size**3 / milliseconds / 1e9

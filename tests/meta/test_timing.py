@@ -1,5 +1,7 @@
 """The timer gives each batch its own time, and utilisation counts the operations that a step must do."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +30,72 @@ def test_on_the_cpu_every_call_is_a_sample() -> None:
     assert timer.samples.device_ms == []
 
 
+@pytest.fixture
+def device(monkeypatch):
+    """A GPU that takes the milliseconds it is given one after the other; `waits` are the ends queued at each wait."""
+
+    class Simulated:
+        def __init__(self) -> None:
+            self.at_ms, self.ends, self.waits = 0.0, 0, []
+
+        def work(self, ms: float) -> None:
+            self.at_ms += ms
+
+    simulated = Simulated()
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            self.at_ms = math.nan
+
+        def record(self) -> None:
+            self.at_ms, simulated.ends = simulated.at_ms, simulated.ends + 1
+
+        def synchronize(self) -> None:
+            simulated.waits.append(simulated.ends)
+
+        def elapsed_time(self, later: "Event") -> float:
+            return later.at_ms - self.at_ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    return simulated
+
+
+def test_steps_of_a_gpu_are_timed_a_few_calls_later(device) -> None:
+    timer = StepTimer(device.work, "cuda")
+    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
+        timer(batch)
+    # The first has no step before it.
+    assert timer.forget().batches == [2.0]
+    assert device.waits == [4, 5]
+    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
+        timer(batch)
+    samples = timer.finish()
+    assert samples.batches == samples.device_ms == [5.0, 1.0, 2.0, 3.0, 4.0]
+    assert len(samples.lead_ms) == len(samples.host_ms) == len(samples.wall_ms) == 5
+    assert device.waits[:7] == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_step_that_settles_on_a_gpu_begins_the_next_one(device) -> None:
+    timer = StepTimer(device.work, "cuda")
+    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
+        if batch == 4.0:
+            device.work(100.0)
+            timer.settle(9.0)
+        timer(batch)
+    assert timer.finish().device_ms == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_few_steps_on_a_gpu_are_timed_too(device, steps) -> None:
+    timer = StepTimer(device.work, "cuda")
+    for batch in (7.0, 8.0):
+        timer(batch)
+    timer.forget()
+    for batch in range(steps):
+        timer(float(batch))
+    assert timer.finish().batches == [8.0, *map(float, range(steps - 1))]
+
+
 @needs_cuda
 def test_on_a_gpu_a_step_is_timed_from_the_end_of_the_one_before() -> None:
     cycles = {"short": 20_000_000, "long": 200_000_000}
@@ -37,7 +105,7 @@ def test_on_a_gpu_a_step_is_timed_from_the_end_of_the_one_before() -> None:
     timer.forget()
     for batch in ("short", "short", "long"):
         timer(batch)
-    samples = timer.samples
+    samples = timer.finish()
     assert samples.batches == ["long", "short", "short"]
     assert samples.device_ms[0] > 5 * samples.device_ms[1]
     assert samples.wall_ms[0] == pytest.approx(samples.device_ms[0], rel=0.2)

@@ -37,8 +37,8 @@ def test_a_batch_is_timed(
                 record_cell({**info, "verdict": "wrong", "reason": str(wrong[0])})
                 pytest.fail(f"{cell.id} is not timed: its first batch differs from the reference: {wrong[0]}")
             release_memory(shared.device)
-            # Not right before the timed steps: one step of the warm-up is still queued then, and what is queued behind
-            # it counts for the next.
+            # Not right before the timed steps: steps of the warm-up are still queued then, and what is queued behind
+            # them counts for the next.
             before = shared.control.times()
             timer = bench.timer()
             batches = bench.batches
