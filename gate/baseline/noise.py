@@ -84,12 +84,14 @@ class Noise:
     """The noise of a group of cells, and the within-session variance of each of them where it was measured.
 
     `apart` are the cells that are noisier than the group: only their own processes and sessions tell how much.
+    `few_sessions` is what too few sessions show, where a default stands in for it: it is told, and not used.
     """
 
     process: Component
     session: Component
     cell_variances: Mapping[str, float]
     apart: Mapping[str, tuple[Component, Component]] = field(default_factory=dict)
+    few_sessions: Component | None = None
 
     def prediction(self, cell: str, *, new: int, shares: Sequence[int], same_session: bool) -> tuple[float, float]:
         """The standard error and degrees of freedom of: mean of `new` processes - mean of a baseline's.
@@ -128,13 +130,16 @@ def noise(group: Group, observations: Mapping[str, Sequence[Observation]]) -> No
         process = Component(math.sqrt(within.variance), within.df, source)
         variances = {cell: one.variance for cell, one in own.items()}
     between = _pooled({cell: _between(seen) for cell, seen in alike.items()})
-    if between.df >= MIN_DF and within.df >= MIN_DF:
+    few = None
+    if between.df > 0 and within.df >= MIN_DF:
         # A session's mean holds a share of the noise between processes, which is taken off.
         each = np.mean([_processes_a_session(seen) for seen in alike.values() if len(_by_session(seen)) > 1])
         variance = max(between.variance - within.variance, 0.0) / each
-        session = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
+        few = Component(math.sqrt(variance), between.df, f"measured on {len(names)} sessions")
+        if few.df >= MIN_DF:
+            session, few = few, None
     alone = {cell: (own[cell], _alone(observations[cell], own[cell], process, session)) for cell in apart}
-    return Noise(process, session, variances, alone)
+    return Noise(process, session, variances, alone, few)
 
 
 def _alone(seen: Sequence[Observation], own: Component, process: Component, session: Component) -> Component:

@@ -59,7 +59,7 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
         "step": step,
         "round": round_,
         "process": _measured(found.process),
-        "session": _measured(found.session),
+        "session": _measured(found.session, found.few_sessions),
         "apart": {cell: own.sd for cell, (own, _) in sorted(found.apart.items())},
     }
 
@@ -79,9 +79,11 @@ def _logs(pairs: Sequence[tuple[str, Estimate]], paced: bool) -> list[Observatio
     return [(session, one.beside(batches, paced=paced)) for session, one in pairs]
 
 
-def _measured(component: Component) -> Mapping[str, Any]:
+def _measured(component: Component, few: Component | None = None) -> Mapping[str, Any]:
+    """A component as figures; where a default stands in for it, `few` is what was seen."""
     default = component.source == DEFAULT
-    return {"sd": None if default else component.sd, "assumed": component.sd if default else None, "df": component.df}
+    seen = {"seen": few.sd, "df": few.df} if few is not None else {"df": component.df}
+    return {"sd": None if default else component.sd, "assumed": component.sd if default else None} | seen
 
 
 def _within(data: Data, cells: list[str]) -> tuple[float, float]:

@@ -56,6 +56,19 @@ def test_too_few_processes_take_the_defaults(sessions, processes):
     assert found.process.source == found.session.source == "default"
 
 
+def test_what_too_few_sessions_show_is_told_and_not_used():
+    rng = np.random.default_rng(11)
+    draws = [
+        noise(GROUP, drawn(rng, cells=8, sessions=2, processes=6, process_sd=0.003, session_sd=0.01))
+        for _ in range(200)
+    ]
+    assert {one.session.source for one in draws} == {"default"}
+    assert np.mean([one.few_sessions.variance for one in draws]) == pytest.approx(0.01**2, rel=0.15)
+    alone = noise(GROUP, drawn(rng, cells=8, sessions=1, processes=6, process_sd=0.003, session_sd=0.01))
+    many = noise(GROUP, drawn(rng, cells=8, sessions=8, processes=3, process_sd=0.003, session_sd=0.01))
+    assert alone.few_sessions is many.few_sessions is None
+
+
 def test_one_session_measures_processes_and_takes_sessions_from_the_defaults():
     seen = drawn(np.random.default_rng(3), cells=8, sessions=1, processes=5, process_sd=0.004, session_sd=0.0)
     found = noise(GROUP, seen)
