@@ -35,7 +35,7 @@ class Estimate:
 
     `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all.
     `paced_batch_logs` are the steps' times over those of the work beside them (`PACE`), where that was timed: a shared
-    CPU that is slower for a while leaves them alone.
+    CPU that is slower for a while leaves them alone. `batch_tokens` are the batches' sizes: they tell one from another.
     """
 
     cell: str
@@ -44,6 +44,7 @@ class Estimate:
     steps: int
     batch_log_ms: tuple[float, ...]
     paced_batch_logs: tuple[float, ...] | None = None
+    batch_tokens: tuple[int, ...] = ()
 
     @property
     def ms(self) -> float:
@@ -54,15 +55,23 @@ class Estimate:
         """One number a batch: over the pace, if asked and there."""
         return self.paced_batch_logs if paced and self.paced_batch_logs is not None else self.batch_log_ms
 
-    def beside(self, usual: Sequence[float], *, paced: bool = False) -> float:
-        """The log of the process's time where its batches usually take `usual`: by how far each is from that.
+    def over(self, other: "Estimate", *, paced: bool = False) -> float:
+        """The log of this process's time over another's, each batch with itself: the robust mean of the differences.
 
-        Of other batches, by number, the robust mean of the logs themselves.
+        It changes its sign when the two are swapped. Of other batches, or in another order, the difference of means.
         """
-        logs = self.logs(paced=paced)
-        if len(logs) != len(usual):
-            return location(logs)
-        return location(tuple(usual)) + location(tuple(log - its for log, its in zip(logs, usual, strict=True)))
+        ours, theirs = self.logs(paced=paced), other.logs(paced=paced)
+        if len(ours) != len(theirs) or self.batch_tokens != other.batch_tokens:
+            return location(ours) - location(theirs)
+        return location(tuple(our - their for our, their in zip(ours, theirs, strict=True)))
+
+    def beside(self, others: Sequence["Estimate"], *, paced: bool = False) -> float:
+        """The log of this process's time by its ratios to these: their mean log, and the mean of the ratios to each.
+
+        This process may be one of them: what is said of it and of another one is said by the same rule.
+        """
+        level = statistics.fmean(location(one.logs(paced=paced)) for one in others)
+        return level + statistics.fmean(self.over(one, paced=paced) for one in others)
 
 
 def estimate(
@@ -113,13 +122,9 @@ def estimate(
                 return f"{key} does not hold {len(times)} positive numbers of milliseconds"
             paces = [pace * ms**share for pace, ms in zip(paces, info[key], strict=True)]
         paced_logs = batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches)
-    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced_logs)
-
-
-def usual(estimates: Sequence[Estimate], *, paced: bool = False) -> tuple[float, ...]:
-    """What each batch takes in the process in the middle, as logs; of processes with as many batches as the last."""
-    rows = [one.logs(paced=paced) for one in estimates]
-    return tuple(map(statistics.median, zip(*(row for row in rows if len(row) == len(rows[-1])), strict=True)))
+    tokens = info.get("tokens") or ()
+    sizes = tuple(size for _, size in sorted(dict(zip(batches, tokens, strict=False)).items()))
+    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced_logs, sizes)
 
 
 def has_pace(info: dict[str, Any]) -> bool:

@@ -18,7 +18,8 @@ Info = dict[str, Any]
 #: The host held a step up that the device finished within this share of its time after the host had queued all of it.
 #: On an H100 next to nothing was left in loops and eager NestedTensors; a fifth in two cells that synchronise in each
 #: step, which wait for the host after that, and were slower beside a slow one (by up to 2% and 8%); elsewhere a third
-#: or more, but for the cells that a slow host held up.
+#: or more, but for the cells that a slow host held up. That was with one step in the queue; with three (gate/timing.py)
+#: cells that wait for the device have more left.
 HELD_LEAD = 0.25
 
 #: A cell waits for the host where more of its steps do: fewer are cut off as the slowest ones (`estimates.TRIMMED`).
@@ -39,10 +40,10 @@ def held_share(info: Info) -> float | None:
     return sum(lead < HELD_LEAD * step for lead, step in zip(leads, steps, strict=True)) / len(steps)
 
 
-def waits_mostly(infos: Iterable[Info]) -> bool:
-    """Whether a cell waits for the host in most of these processes; those that do not tell do not count."""
+def waits_mostly(infos: Iterable[Info]) -> bool | None:
+    """Whether a cell waits for the host in most of these processes; None where none of them tells."""
     shares = [share for info in infos if (share := held_share(info)) is not None]
-    return 2 * sum(share > HELD_SHARE for share in shares) > len(shares)
+    return 2 * sum(share > HELD_SHARE for share in shares) > len(shares) if shares else None
 
 
 def pace_ms(info: Info) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ class Samples:
     """Times of finished steps in milliseconds, and the batch of each.
 
     `device_ms` is the time between the CUDA events at the end of the step before and at the end of this one,
-    `wall_ms` the time between the host's sight of the two, `host_ms` what the host took to queue the step. `lead_ms` is
+    `wall_ms` the time between the moments when the two were queued, `host_ms` what the host took to queue the step: a
+    host that waits for the device queues a step whenever an earlier one has ended. `lead_ms` is
     how long the device was still at work on the step when the host had queued it: next to nothing where the host holds
     it up. On the CPU there are no events, and the host does the work itself: the lists of the device stay empty. There
     `waited_ms` is how much of `wall_ms` the step's threads waited for a core that other programs had (empty where the
@@ -42,6 +44,7 @@ class Samples:
 class _Queued:
     batch: Any
     kept: bool
+    wall_ms: float
     host_ms: float
     end: torch.cuda.Event
     #: The host's clock when all of the step was queued, in seconds.
@@ -64,7 +67,7 @@ class StepTimer:
         self._queue: deque[_Queued] = deque()
         self._ended: torch.cuda.Event | None = None
         self._timed: list[_Queued] = []
-        self._seen = 0.0
+        self._at = math.nan
 
     def __call__(self, batch: Any) -> None:
         """Run the step on `batch`; on a GPU, queue it and wait for an earlier one."""
@@ -89,7 +92,8 @@ class StepTimer:
             return
         import torch
 
-        self._queue.append(_Queued(batch, kept, host_ms, torch.cuda.Event(enable_timing=True), at))
+        wall_ms, self._at = (at - self._at) * 1e3, at
+        self._queue.append(_Queued(batch, kept, wall_ms, host_ms, torch.cuda.Event(enable_timing=True), at))
         self._queue[-1].end.record()
         if len(self._queue) > AHEAD:
             self._time(self._queue.popleft())
@@ -97,14 +101,13 @@ class StepTimer:
     def _time(self, step: _Queued) -> None:
         """Wait for a step, and time it from the end of the one before; the first has none."""
         step.end.synchronize()
-        now = time.perf_counter()
         if self._ended is not None and step.kept:
             self.samples.batches.append(step.batch)
             self.samples.host_ms.append(step.host_ms)
-            self.samples.wall_ms.append((now - self._seen) * 1e3)
+            self.samples.wall_ms.append(step.wall_ms)
             self.samples.device_ms.append(self._ended.elapsed_time(step.end))
             self._timed.append(step)
-        self._ended, self._seen = step.end, now
+        self._ended = step.end
 
     def forget(self) -> Samples:
         """Start new samples, as after warm-up, and return the old ones; of steps still queued the last one counts."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.ab.disturbances import control_shifts, disturbance
-from gate.estimates import Estimate, estimate, usual
+from gate.estimates import Estimate, estimate
 from gate.host import calm_ms, held_share, pace_ms, slow_host
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
@@ -53,9 +53,7 @@ class Pair:
         # The pace is one for both, unless torch is another.
         both_paced = base.paced_batch_logs is not None and head.paced_batch_logs is not None
         paced = both_paced and same_versions(self.base, self.head)
-        batches = usual((base, head), paced=paced)
-        ratio = head.beside(batches, paced=paced) - base.beside(batches, paced=paced)
-        return base.log_ms, base.log_ms + ratio
+        return base.log_ms, base.log_ms + head.over(base, paced=paced)
 
     @cached_property
     def calm_ms(self) -> Calm:

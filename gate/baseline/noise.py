@@ -56,7 +56,8 @@ FEWEST_CELLS = 4
 #: Kind, mode -> noise between processes. The device's: 7 fresh processes on one H100, CV of the mean of 24 steps
 #: (0.3% in training, 0.6% in evaluation). The wall's: 7 fresh processes of the smoke workload on two shared cores, 4%
 #: to 14%; over the pace of each cell 0.4% to 4% (and 6% in one that is not like it), where a machine of another pace is
-#: counted apart (`gate.estimates.PACE_SHARE_SD`).
+#: counted apart (`gate.estimates.PACE_SHARE_SD`). The host's: eager NestedTensors beside a calm host, 2%; beside one
+#: that is not they have no time (`gate.host`).
 PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
     ("device", "train"): 0.003,
     ("device", "eval"): 0.006,
@@ -68,8 +69,8 @@ PROCESS_DEFAULTS: dict[tuple[Kind, str], float] = {
     ("paced", "eval"): 0.03,
 }
 
-#: Kind -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The wall's was not
-#: measured: it is a guess on the large side.
+#: Kind -> noise between sessions. The device's: two H100 machines on one day differed by 1.5%. The others were not
+#: measured: they are guesses on the large side.
 SESSION_DEFAULTS: dict[Kind, float] = {"device": 0.015, "host": 0.05, "wall": 0.05, "paced": 0.05}
 
 #: The source of a component that was not measured.

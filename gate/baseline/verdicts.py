@@ -13,7 +13,7 @@ import numpy as np
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_of
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
-from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, usual
+from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.host import slow_host, waits_mostly
 from gate.records import NO_TIME_WORDS
@@ -92,25 +92,23 @@ class Rule:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A cell's valid times in some processes."""
+    """A cell's valid times in some processes; `waits` says whether its device waits for the host in most of them, None
+    where they do not tell."""
 
     estimates: tuple[Estimate, ...]
     sessions: tuple[str, ...]
+    waits: bool | None
 
     @cached_property
     def ms(self) -> float:
         return self.ms_of(self.estimates)
 
     def ms_of(self, estimates: Iterable[Estimate]) -> float:
-        """The time of other processes, by how far their batches are from what they usually take in these."""
+        """The time of other processes, by their ratios to these."""
         return math.exp(_mean(self.log(one, paced=False) for one in estimates))
 
     def log(self, one: Estimate, *, paced: bool) -> float:
-        return one.beside(self._usual[paced], paced=paced)
-
-    @cached_property
-    def _usual(self) -> dict[bool, tuple[float, ...]]:
-        return {paced: usual(self.estimates, paced=paced) for paced in (False, True)}
+        return one.beside(self.estimates, paced=paced)
 
 
 @dataclass(frozen=True)
@@ -170,10 +168,12 @@ class Comparison:
         """The baseline's valid times of every cell that is compared."""
         found = {}
         for cell in self._cells:
-            pairs = [(process, self.estimate(info, process)) for process, info in self.baseline.infos(cell)]
-            valid = [(process.session, one) for process, one in pairs if isinstance(one, Estimate)]
+            olds = self.baseline.infos(cell)
+            every = [(process.session, self.estimate(info, process), info) for process, info in olds]
+            valid = [(session, one, info) for session, one, info in every if isinstance(one, Estimate)]
             if valid:
-                found[cell] = _Seen(tuple(one for _, one in valid), tuple(session for session, _ in valid))
+                sessions, estimates, infos = zip(*valid, strict=True)
+                found[cell] = _Seen(estimates, sessions, waits_mostly(infos))
         return found
 
     @cached_property
@@ -188,8 +188,11 @@ class Comparison:
     def group(self, cell: str) -> Group:
         """The group whose noise the cell shares."""
         key = self.now.cells[cell]["cell"]
-        kind: Kind = "paced" if self.paced else self.then[cell].estimates[0].clock
-        if kind == "device" and waits_mostly(info for _, info in self.baseline.infos(cell)):
+        seen = self.then[cell]
+        kind: Kind = "paced" if self.paced else seen.estimates[0].clock
+        # A baseline from before that was read does not tell.
+        waits = waits_mostly([self.now.cells[cell]]) if seen.waits is None else seen.waits
+        if kind == "device" and waits:
             kind = "host"
         return kind, key["mode"], key["execution"]
 

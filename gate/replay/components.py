@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gate.baseline import baselines
 from gate.baseline.noise import DEFAULT, Component, Group, Kind, Observation, noise
-from gate.estimates import Estimate, estimate, usual
+from gate.estimates import Estimate, estimate
 from gate.host import waits_mostly
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
@@ -36,14 +36,14 @@ def components(data: Data) -> list[dict[str, Any]]:
     for cell in data.cells:
         key = data.recordings[0].process.cells[cell]["cell"]
         kind: Kind = "device" if data.is_gpu else "wall"
-        if data.is_gpu and waits_mostly(recording.process.cells[cell] for recording in data.recordings):
+        if data.is_gpu and waits_mostly(info for _, _, info in _estimates(data, cell)):
             kind = "host"
         groups.setdefault((kind, key["mode"], key["execution"]), []).append(cell)
     return [_row(data, group, cells) for group, cells in sorted(groups.items())]
 
 
 def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
-    estimates = {cell: times for cell in cells if (times := _estimates(data, cell))}
+    estimates = {cell: [(s, one) for s, one, _ in times] for cell in cells if (times := _estimates(data, cell))}
     # As gate/baseline/verdicts.py compares them.
     paced = bool(estimates) and all(
         one.paced_batch_logs is not None for _, one in (pair for pairs in estimates.values() for pair in pairs)
@@ -64,19 +64,20 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     }
 
 
-def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate]]:
+def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate, dict[str, Any]]]:
+    """Session, time and `extra_info` of the cell in each process where it has a valid time."""
     found = []
     for recording in data.recordings:
-        calm = data.calm_ms[baselines.host_of(recording.process)]
-        one = estimate(recording.process.cells[cell], calm_ms=calm)
+        info, calm = recording.process.cells[cell], data.calm_ms[baselines.host_of(recording.process)]
+        one = estimate(info, calm_ms=calm)
         if isinstance(one, Estimate):
-            found.append((recording.process.session, one))
+            found.append((recording.process.session, one, info))
     return found
 
 
 def _logs(pairs: Sequence[tuple[str, Estimate]], paced: bool) -> list[Observation]:
-    batches = usual([one for _, one in pairs], paced=paced)
-    return [(session, one.beside(batches, paced=paced)) for session, one in pairs]
+    every = [one for _, one in pairs]
+    return [(session, one.beside(every, paced=paced)) for session, one in pairs]
 
 
 def _measured(component: Component, few: Component | None = None) -> Mapping[str, Any]:

@@ -3,9 +3,10 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
-from gate.estimates import Estimate, estimate, location, session_of, usual
+from gate.estimates import Estimate, estimate, location, session_of
 
 pytestmark = pytest.mark.meta
 
@@ -51,20 +52,51 @@ def test_steps_of_one_batch_are_one_number():
     assert found.steps == 6
 
 
+def timed(logs):
+    """The estimate of a process whose batches take 20 ms, and these logs more."""
+    times = [20 * math.exp(log) for log in logs]
+    return estimate(TIMED | {"wall_ms": times, "median_wall_ms": statistics.median(times)})
+
+
 def test_a_spoilt_step_does_not_let_the_longest_batch_count():
     times = [10.0, 11.0, 12.0, 13.0, 14.0, 40.0]
     spoilt = [10.0, 11.0, 50.0, 13.0, 14.0, 40.0]
     then, now = (estimate(TIMED | {"wall_ms": ms, "median_wall_ms": statistics.median(ms)}) for ms in (times, spoilt))
     assert now.log_ms > then.log_ms + 0.02
-    assert now.beside(usual([then, then, now])) == pytest.approx(then.beside(usual([then, then, now])))
-    # Between two the middle lies halfway: what is cut off is the same step.
-    assert now.beside(usual([then, now])) == pytest.approx(then.beside(usual([then, now])))
+    assert now.over(then) == pytest.approx(0)
+    assert now.beside([then, then]) == pytest.approx(then.beside([then, then])) == pytest.approx(then.log_ms)
+
+
+def test_a_process_is_judged_by_one_rule_among_others_and_beside_them():
+    rng = np.random.default_rng(0)
+    drawn = [timed(rng.exponential(0.05, 12)) for _ in range(4)]
+    one, *others = drawn
+    assert one.over(others[0]) == pytest.approx(-others[0].over(one))
+    assert sum(each.beside(drawn) for each in drawn) == pytest.approx(sum(each.log_ms for each in drawn))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_a_baseline_says_how_far_a_new_process_lies_from_it(processes):
+    """Spoilt steps scatter: what the old processes show of it among themselves is what a new one shows beside them."""
+    rng = np.random.default_rng(1)
+    between, within = [], []
+    for _ in range(400):
+        new, *olds = (timed(rng.normal(0, 0.01, 12) + rng.exponential(0.02, 12)) for _ in range(processes + 1))
+        logs = [old.beside(olds) for old in olds]
+        between.append(new.beside(olds) - statistics.fmean(logs))
+        within.append(statistics.variance(logs))
+    expected = math.sqrt(statistics.fmean(within) * (1 + 1 / processes))
+    assert statistics.pstdev(between) == pytest.approx(expected, rel=0.08)
+    assert abs(statistics.fmean(between)) < 3 * expected / math.sqrt(400)
 
 
 def test_processes_of_other_batches_are_compared_by_their_own_means():
     few = estimate(TIMED | {"wall_ms": WALL[:2], "median_wall_ms": 15.0})
-    assert few.beside(usual([estimate(TIMED)])) == few.log_ms
-    assert usual([estimate(TIMED), few]) == few.batch_log_ms
+    assert few.over(estimate(TIMED)) == pytest.approx(few.log_ms - estimate(TIMED).log_ms)
+    first, turned = (estimate(TIMED | {"tokens": sizes}) for sizes in ([5, 6, 7], [7, 5, 6]))
+    other = estimate(TIMED | {"tokens": [7, 5, 6], "wall_ms": [WALL[2], *WALL[:2]]})
+    assert first.over(other) == pytest.approx(0)
+    assert turned.over(other) == pytest.approx(0)
 
 
 def test_a_few_spoilt_batches_do_not_move_the_location():

@@ -1,6 +1,7 @@
 """A step that waited for a slow host tells nothing of the code; any other does."""
 
 import math
+import os
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from gate.records import cell_id
 from gate.timing import StepTimer
 from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
 from tests.performance import pace as pace_module
-from tests.performance.pace import HostPace, allowed, move, told
+from tests.performance.pace import REST, HostPace, allowed, move, told
 
 pytestmark = pytest.mark.meta
 
@@ -159,7 +160,7 @@ def test_the_pace_of_the_host_is_timed_around_each_step() -> None:
 def busy(monkeypatch):
     """Four cores, the last of which has an idle neighbour; this thread runs on the first."""
     times, here = {0: 1.0, 1: 1.1, 2: 0.9, 3: 0.5}, [0]
-    monkeypatch.setattr(pace_module, "move", lambda core, _: here.__setitem__(0, core))
+    monkeypatch.setattr(pace_module, "move", lambda core, _: here.__setitem__(0, core) or True)
     monkeypatch.setattr(HostPace, "_dispatched_ms", lambda _: times[here[0]])
     return times, here
 
@@ -195,6 +196,41 @@ def test_where_all_cores_get_slow_the_least_slow_one_is_taken(busy) -> None:
     assert pace.tick()
     assert here == [2]
     assert pace.steps() == {"host_pace_ms": [0.75]}
+    # Steps are not held up by one search after another that finds nothing.
+    assert [pace.tick() for _ in range(2 * REST + 2)] == ([False] * REST + [True]) * 2
+
+
+def test_among_calm_cores_a_thread_stays_where_it_is(busy) -> None:
+    times, here = busy
+    times.update({0: 1.02, 1: 1.0, 2: 1.01, 3: 1.0})
+    pace = HostPace(cores=[0, 1, 2, 3])
+    assert pace.tick()
+    assert here == [0]
+
+
+def test_no_more_than_some_of_many_cores_are_tried_between_two_steps(busy) -> None:
+    times, here = busy
+    times.update(dict.fromkeys(range(100), 1.0) | {0: 0.5})
+    pace = HostPace(cores=[*range(100)])
+    pace.tick()
+    times.update({0: 1.0, 40: 0.5})
+    searched = []
+    for _ in range(3 * (REST + 1)):
+        if pace.tick():
+            searched.append(here[0])
+    assert searched == [0, 16, 40]
+
+
+def test_where_no_core_can_be_chosen_steps_are_queued_from_where_they_are(monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    pace = HostPace(cores=[0, 1])
+    monkeypatch.setattr(os, "sched_setaffinity", refused, raising=False)
+    assert not move(0, [0, 1])
+    assert allowed() == []
+    assert [pace.tick(), pace.tick(), pace.tick()] == [True, False, False]
+    assert len(pace.steps()["host_pace_ms"]) == 2
 
 
 def test_the_cores_of_a_host_are_told_apart() -> None:
@@ -212,8 +248,8 @@ def test_the_cores_of_a_host_are_told_apart() -> None:
 @pytest.mark.skipif(not allowed(), reason="needs two cores, and a system that can choose among them")
 def test_a_thread_that_was_moved_may_run_where_it_did_before() -> None:
     before = allowed()
-    move(before[-1], before)
-    assert allowed() == before
+    assert move(before[-1], before)
+    assert sorted(allowed()) == sorted(before)
 
 
 def test_a_step_that_settles_is_not_kept() -> None:

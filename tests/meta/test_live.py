@@ -36,6 +36,7 @@ def report(**verdicts):
         (PLANTED.replace("device_sleep", "host_sleep"), {"c1": "regressed"}, False),
         (f"{PLANTED},kernel=fa2_varlen@{CELLS[2]}", {"c1": "regressed", "c2": "regressed"}, True),
         (f"{PLANTED},host_sleep=0.02@{CELLS[2]}", {"c1": "regressed", "c2": "regressed"}, False),
+        (f"{PLANTED},host_sleep=0.02@{CELLS[1]}", {"c1": "regressed"}, True),
     ],
 )
 def test_a_comparison_is_right_or_wrong(planted, verdicts, right) -> None:

@@ -11,7 +11,8 @@ operations, and tells whether the host was as fast as at other times (gate/host.
 
 Where it was not, steps are queued from another core. A rented machine's cores are threads of a host's cores, whose
 other threads have other tenants: while one of these works, a core takes 1.6 times as long, for a second or so
-(docs/h100.md). At most times some cores have idle neighbours.
+(docs/h100.md). At most times some cores have idle neighbours. The thread that calls moves: torch queues backward passes
+from a thread of its own, which runs where the system has it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -41,9 +43,15 @@ SHAPES = (
     (WIDTH, VOCABULARY),
 )
 
+#: Cores that are tried between two steps at most, and steps that a search without success is not repeated for.
+TRIED, REST = 16, 4
+
 #: Operations on a small tensor, and how often they are timed at once: the fastest counts, as caches and clocks are cold
 #: where the host was idle before. 0.3 ms or so in all, by which every step that waits for the host is longer.
 OPERATIONS, ATTEMPTS = 20, 4
+
+#: Where Linux tells which core a thread is on: among what follows the name of its program.
+THREAD, PROCESSOR = Path("/proc/thread-self/stat"), 36
 
 #: How often every batch is timed. A neighbour comes and goes within seconds, and a CPU's cell takes about one a pass.
 #: On a GPU a step of evaluation takes a third of a training step or less, and a hiccup of the host is more of it.
@@ -88,15 +96,28 @@ class Pace:
 
 
 def allowed() -> list[int]:
-    """Return the cores that this thread may run on; none where the system cannot tell, or has only one."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return cores if len(cores) > 1 else []
+    """Return the cores that this thread may run on, the one that it is on first; none where the system does not let it
+    choose, or has only one."""
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores)
+        here = int(THREAD.read_text().rpartition(")")[2].split()[PROCESSOR])
+    except (AttributeError, OSError, IndexError, ValueError):
+        return []
+    return sorted(cores, key=lambda core: core != here) if len(cores) > 1 else []
 
 
-def move(core: int, cores: list[int]) -> None:
-    """Move this thread to a core, and let it run on all `cores` as before: the system has it stay while it can."""
-    os.sched_setaffinity(0, [core])
-    os.sched_setaffinity(0, cores)
+def move(core: int, cores: list[int]) -> bool:
+    """Move this thread to a core, and let it run on all `cores` as before: the system has it stay while it can.
+
+    Returns whether it could: a core can be taken away meanwhile.
+    """
+    try:
+        os.sched_setaffinity(0, [core])
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return False
+    return True
 
 
 @dataclass
@@ -111,21 +132,23 @@ class HostPace:
     left_ms: list[float] = field(default_factory=list)
     taken_ms: list[float] = field(default_factory=list)
     calm_ms: float = math.inf
+    rest: int = 0
 
     def tick(self) -> bool:
         """Time them now: call it before each step, and after the last. Return whether a step is to settle first.
 
-        Where they are slow, other cores are tried, and the calmest one is taken; the first call warms up, and tries
-        all. That takes the host 0.4 ms a core, which a step that waits for the host would be longer by.
+        Where they are slow, other cores are tried, and a calm one is taken; the first call warms up, and tries all.
+        That takes the host 0.4 ms a core, which a step that waits for the host would be longer by.
         """
         first = not self.left_ms
         if first:
             self._dispatch()
         here = self._time()
         self.left_ms.append(here)
-        slow = bool(self.cores) and (first or here > SLOW * self.calm_ms)
-        self.taken_ms.append(self._calmer(every=first) if slow else here)
-        return slow
+        self.rest -= 1
+        search = bool(self.cores) and (first or (here > SLOW * self.calm_ms and self.rest < 0))
+        self.taken_ms.append(self._calmer(every=first) if search else here)
+        return search
 
     def steps(self) -> dict[str, list[float]]:
         """Return what the cell's record holds: the mean of the two times around each step."""
@@ -134,12 +157,17 @@ class HostPace:
     def _calmer(self, *, every: bool) -> float:
         """Move to the first core that is calm, else to the calmest, and return its time; try all of them if asked."""
         times: dict[int, float] = {}
-        for core in self.cores:
-            move(core, self.cores)
-            times[core] = self._time()
-            if times[core] <= SLOW * self.calm_ms and not every:
-                break
-        core = min(times, key=times.__getitem__)
+        for core in self.cores if every else self.cores[:TRIED]:
+            if move(core, self.cores):
+                times[core] = self._time()
+                if times[core] <= SLOW * self.calm_ms and not every:
+                    break
+        if not times:
+            self.cores = []
+            return self._time()
+        calm = [core for core, ms in times.items() if ms <= SLOW * self.calm_ms]
+        core = calm[0] if calm else min(times, key=times.__getitem__)
+        self.rest = 0 if calm else REST
         # Those that were not tried come first the next time.
         self.cores.sort(key=times.__contains__)
         move(core, self.cores)
@@ -168,7 +196,7 @@ class HostPace:
 def core_times(seconds: float) -> dict[int, list[float]]:
     """Return the times of the small operations in ms on each core, in turn, one of each core a round."""
     pace = HostPace()
-    times: dict[int, list[float]] = {core: [] for core in pace.cores}
+    times: dict[int, list[float]] = {core: [] for core in sorted(pace.cores)}
     pace.fastest_ms()
     end = time.perf_counter() + seconds
     while times and time.perf_counter() < end:

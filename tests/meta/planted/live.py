@@ -118,7 +118,8 @@ def row(planted: str, report: Mapping[str, Any]) -> dict[str, Any]:
     wanted = slowdowns(planted) if planted else []
     cells = report["cells"]
     red = [cell for cell in cells if cell["verdict"] == "regressed"]
-    kinds = {cell["cell"]: one.kind for cell in cells for one in wanted if fnmatch(cell["cell"], one.cells)}
+    # The first that names a cell is planted in it.
+    kinds = {cell["cell"]: one.kind for cell in cells for one in wanted[::-1] if fnmatch(cell["cell"], one.cells)}
     slower = [cell for cell in cells if cell["cell"] in kinds]
     found, wrong = [cell for cell in red if cell in slower], [cell for cell in red if cell not in slower]
     caused = all(cell["cause"] == CAUSES[kinds[cell["cell"]]] for cell in found)
