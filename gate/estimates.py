@@ -8,7 +8,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gate.host import slow_host
 from gate.records import Record, cell_id, is_number
@@ -55,23 +59,38 @@ class Estimate:
         """One number a batch: over the pace, if asked and there."""
         return self.paced_batch_logs if paced and self.paced_batch_logs is not None else self.batch_log_ms
 
+    @cached_property
+    def paced_log(self) -> float:
+        """The robust mean over the batches of what is over the pace, or else of the times themselves."""
+        return location(self.logs(paced=True))
+
+    def level(self, *, paced: bool = False) -> float:
+        """The robust mean over the batches of what `logs` holds."""
+        return self.paced_log if paced else self.log_ms
+
     def over(self, other: "Estimate", *, paced: bool = False) -> float:
         """The log of this process's time over another's, each batch with itself: the robust mean of the differences.
 
         It changes its sign when the two are swapped. Of other batches, or in another order, the difference of means.
         """
-        ours, theirs = self.logs(paced=paced), other.logs(paced=paced)
-        if len(ours) != len(theirs) or self.batch_tokens != other.batch_tokens:
-            return location(ours) - location(theirs)
-        return location(tuple(our - their for our, their in zip(ours, theirs, strict=True)))
+        if not self._has_batches_of(other):
+            return self.level(paced=paced) - other.level(paced=paced)
+        both = zip(self.logs(paced=paced), other.logs(paced=paced), strict=True)
+        return location(tuple(our - their for our, their in both))
 
     def beside(self, others: Sequence["Estimate"], *, paced: bool = False) -> float:
         """The log of this process's time by its ratios to these: their mean log, and the mean of the ratios to each.
 
         This process may be one of them: what is said of it and of another one is said by the same rule.
         """
-        level = statistics.fmean(location(one.logs(paced=paced)) for one in others)
+        level = statistics.fmean(one.level(paced=paced) for one in others)
+        if all(map(self._has_batches_of, others)):
+            logs = np.array([one.logs(paced=paced) for one in others])
+            return level + float(np.mean(_trimmed_means(np.array(self.logs(paced=paced)) - logs)))
         return level + statistics.fmean(self.over(one, paced=paced) for one in others)
+
+    def _has_batches_of(self, other: "Estimate") -> bool:
+        return self.batch_tokens == other.batch_tokens and len(self.batch_log_ms) == len(other.batch_log_ms)
 
 
 def estimate(
@@ -142,10 +161,14 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float
 
 def location(logs: Sequence[float]) -> float:
     """The mean of what is left when `TRIMMED` of the values are left out at each end."""
+    return float(_trimmed_means(np.array(logs)))
+
+
+def _trimmed_means(logs: NDArray[np.float64]) -> NDArray[np.float64]:
     # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
     from scipy import stats
 
-    return float(stats.trim_mean(logs, TRIMMED))
+    return np.asarray(stats.trim_mean(logs, TRIMMED, axis=-1))
 
 
 def session_of(record: Record) -> str:

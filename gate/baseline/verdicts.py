@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,12 @@ class _Seen:
 
     @cached_property
     def ms(self) -> float:
-        return self.ms_of(self.estimates)
+        return math.exp(_mean(self.logs[False]))
+
+    @cached_property
+    def logs(self) -> dict[bool, list[float]]:
+        """The logs of these times, without the pace and over it."""
+        return {paced: [self.log(one, paced=paced) for one in self.estimates] for paced in (False, True)}
 
     def ms_of(self, estimates: Iterable[Estimate]) -> float:
         """The time of other processes, by their ratios to these."""
@@ -159,10 +165,6 @@ class Comparison:
         """Whether a process ran not so long ago that its boot's session has ended."""
         return abs(self.now.at - process.at) <= SESSION_LASTS
 
-    def log(self, one: Estimate) -> float:
-        """What is compared of a time."""
-        return self.then[one.cell].log(one, paced=self.paced)
-
     @cached_property
     def then(self) -> dict[str, _Seen]:
         """The baseline's valid times of every cell that is compared."""
@@ -181,7 +183,7 @@ class Comparison:
         """The noise of each group of cells."""
         groups: dict[Group, dict[str, list[tuple[str, float]]]] = {}
         for cell, seen in self.then.items():
-            pairs = zip(seen.sessions, map(self.log, seen.estimates), strict=True)
+            pairs = zip(seen.sessions, seen.logs[self.paced], strict=True)
             groups.setdefault(self.group(cell), {})[cell] = list(pairs)
         return {group: noise(group, observations) for group, observations in groups.items()}
 
@@ -216,20 +218,16 @@ class Comparison:
         """The log ratio of new times to the baseline's, and the half-width of its interval."""
         seen = self.then[cell]
         same = self.same_session and self.now.session in seen.sessions
-        pairs = zip(seen.sessions, seen.estimates, strict=True)
-        kept = [(session, one) for session, one in pairs if not same or session == self.now.session]
-        shares, olds = list(_counts([session for session, _ in kept]).values()), [one for _, one in kept]
-        difference = _mean(map(self.log, news)) - _mean(map(self.log, olds))
+        kept = [not same or session == self.now.session for session in seen.sessions]
+        shares = list(_counts([*compress(seen.sessions, kept)]).values())
+        olds = {paced: _mean(compress(logs, kept)) for paced, logs in seen.logs.items()}
+        now = {paced: _mean(seen.log(one, paced=paced) for one in news) for paced in (False, True)}
+        difference = now[self.paced] - olds[self.paced]
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
-        deviation = math.hypot(deviation, PACE_SHARE_SD * self._pace_moved(news, olds))
+        # The log ratio of the pace beside the cell now to then, 0 where times are compared without.
+        pace_moved = now[False] - olds[False] - difference
+        deviation = math.hypot(deviation, PACE_SHARE_SD * pace_moved)
         return difference, deviation * family_quantile(df, family, level)
-
-    def _pace_moved(self, news: Sequence[Estimate], olds: Sequence[Estimate]) -> float:
-        """The log ratio of the pace beside a cell now to then, 0 where times are compared without."""
-        now, then = (
-            _mean(self.then[one.cell].log(one, paced=False) - self.log(one) for one in side) for side in (news, olds)
-        )
-        return now - then
 
     def suspects(self) -> list[str]:
         """The cells worth timing again before anything is said: slower than the threshold, and than chance alone; and
