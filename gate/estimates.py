@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -73,10 +74,7 @@ class Estimate:
 
         It changes its sign when the two are swapped. Of other batches, or in another order, the difference of means.
         """
-        if not self._has_batches_of(other):
-            return self.level(paced=paced) - other.level(paced=paced)
-        both = zip(self.logs(paced=paced), other.logs(paced=paced), strict=True)
-        return location(tuple(our - their for our, their in both))
+        return float(self._ratios([other], paced=paced)[0])
 
     def beside(self, others: Sequence["Estimate"], *, paced: bool = False) -> float:
         """The log of this process's time by its ratios to these: their mean log, and the mean of the ratios to each.
@@ -84,10 +82,15 @@ class Estimate:
         This process may be one of them: what is said of it and of another one is said by the same rule.
         """
         level = statistics.fmean(one.level(paced=paced) for one in others)
-        if all(map(self._has_batches_of, others)):
-            logs = np.array([one.logs(paced=paced) for one in others])
-            return level + float(np.mean(_trimmed_means(np.array(self.logs(paced=paced)) - logs)))
-        return level + statistics.fmean(self.over(one, paced=paced) for one in others)
+        return level + float(np.mean(self._ratios(others, paced=paced)))
+
+    def _ratios(self, others: Sequence["Estimate"], *, paced: bool) -> NDArray[np.float64]:
+        ratios = np.array([self.level(paced=paced) - one.level(paced=paced) for one in others])
+        alike = [one._has_batches_of(self) for one in others]
+        theirs = np.array([one.logs(paced=paced) for one in compress(others, alike)])
+        if len(theirs):
+            ratios[alike] = _trimmed_means(np.array(self.logs(paced=paced)) - theirs)
+        return ratios
 
     def _has_batches_of(self, other: "Estimate") -> bool:
         return self.batch_tokens == other.batch_tokens and len(self.batch_log_ms) == len(other.batch_log_ms)
@@ -144,6 +147,11 @@ def estimate(
     tokens = info.get("tokens") or ()
     sizes = tuple(size for _, size in sorted(dict(zip(batches, tokens, strict=False)).items()))
     return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced_logs, sizes)
+
+
+def logs_among(estimates: Sequence[Estimate], *, paced: bool = False) -> list[float]:
+    """The log of each process's time by its ratios to all of them."""
+    return [one.beside(estimates, paced=paced) for one in estimates]
 
 
 def has_pace(info: dict[str, Any]) -> bool:

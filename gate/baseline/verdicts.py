@@ -14,7 +14,7 @@ import numpy as np
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_of
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
-from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate
+from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, logs_among
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.host import slow_host, waits_mostly
 from gate.records import NO_TIME_WORDS
@@ -102,19 +102,23 @@ class _Seen:
 
     @cached_property
     def ms(self) -> float:
-        return math.exp(_mean(self.logs[False]))
-
-    @cached_property
-    def logs(self) -> dict[bool, list[float]]:
-        """The logs of these times, without the pace and over it."""
-        return {paced: [self.log(one, paced=paced) for one in self.estimates] for paced in (False, True)}
+        return math.exp(_mean(self.logs(paced=False)))
 
     def ms_of(self, estimates: Iterable[Estimate]) -> float:
         """The time of other processes, by their ratios to these."""
-        return math.exp(_mean(self.log(one, paced=False) for one in estimates))
+        return math.exp(_mean(one.beside(self.estimates) for one in estimates))
 
-    def log(self, one: Estimate, *, paced: bool) -> float:
-        return one.beside(self.estimates, paced=paced)
+    def logs(self, *, paced: bool) -> list[float]:
+        """The logs of these times, over the pace if asked."""
+        return self._paced_logs if paced else self._logs
+
+    @cached_property
+    def _logs(self) -> list[float]:
+        return logs_among(self.estimates)
+
+    @cached_property
+    def _paced_logs(self) -> list[float]:
+        return logs_among(self.estimates, paced=True)
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class Comparison:
         """The noise of each group of cells."""
         groups: dict[Group, dict[str, list[tuple[str, float]]]] = {}
         for cell, seen in self.then.items():
-            pairs = zip(seen.sessions, seen.logs[self.paced], strict=True)
+            pairs = zip(seen.sessions, seen.logs(paced=self.paced), strict=True)
             groups.setdefault(self.group(cell), {})[cell] = list(pairs)
         return {group: noise(group, observations) for group, observations in groups.items()}
 
@@ -220,13 +224,15 @@ class Comparison:
         same = self.same_session and self.now.session in seen.sessions
         kept = [not same or session == self.now.session for session in seen.sessions]
         shares = list(_counts([*compress(seen.sessions, kept)]).values())
-        olds = {paced: _mean(compress(logs, kept)) for paced, logs in seen.logs.items()}
-        now = {paced: _mean(seen.log(one, paced=paced) for one in news) for paced in (False, True)}
-        difference = now[self.paced] - olds[self.paced]
+        moved = {
+            paced: _mean(one.beside(seen.estimates, paced=paced) for one in news)
+            - _mean(compress(seen.logs(paced=paced), kept))
+            for paced in {False, self.paced}
+        }
+        difference = moved[self.paced]
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
         # The log ratio of the pace beside the cell now to then, 0 where times are compared without.
-        pace_moved = now[False] - olds[False] - difference
-        deviation = math.hypot(deviation, PACE_SHARE_SD * pace_moved)
+        deviation = math.hypot(deviation, PACE_SHARE_SD * (moved[False] - difference))
         return difference, deviation * family_quantile(df, family, level)
 
     def suspects(self) -> list[str]:

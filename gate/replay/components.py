@@ -1,6 +1,6 @@
 """How much step times scatter, and where: between steps, rounds, processes and sessions, of recorded processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from gate.baseline import baselines
 from gate.baseline.noise import DEFAULT, Component, Group, Kind, Observation, noise
-from gate.estimates import Estimate, estimate
+from gate.estimates import Estimate, estimate, logs_among
 from gate.host import waits_mostly
 from gate.replay.data import Data
 from gate.replay.effects import step_ms
 
 Floats = NDArray[np.float64]
+
+#: The session and the time of each process in which a cell has a valid one.
+_Times = list[tuple[str, Estimate]]
 
 #: What a group is called.
 CLOCKS: dict[Kind, str] = {
@@ -32,18 +35,19 @@ def components(data: Data) -> list[dict[str, Any]]:
     (gate/baseline/noise.py), None where these records cannot show it. *apart*: the cells that are noisier than the
     others of their row, which those two leave out, each with its own noise between processes.
     """
-    groups: dict[Group, list[str]] = {}
+    groups: dict[Group, dict[str, _Times]] = {}
     for cell in data.cells:
         key = data.recordings[0].process.cells[cell]["cell"]
+        times, infos = _valid(data, cell)
         kind: Kind = "device" if data.is_gpu else "wall"
-        if data.is_gpu and waits_mostly(info for _, _, info in _estimates(data, cell)):
+        if data.is_gpu and waits_mostly(infos):
             kind = "host"
-        groups.setdefault((kind, key["mode"], key["execution"]), []).append(cell)
+        groups.setdefault((kind, key["mode"], key["execution"]), {})[cell] = times
     return [_row(data, group, cells) for group, cells in sorted(groups.items())]
 
 
-def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
-    estimates = {cell: [(s, one) for s, one, _ in times] for cell in cells if (times := _estimates(data, cell))}
+def _row(data: Data, group: Group, cells: Mapping[str, _Times]) -> dict[str, Any]:
+    estimates = {cell: times for cell, times in cells.items() if times}
     # As gate/baseline/verdicts.py compares them.
     paced = bool(estimates) and all(
         one.paced_batch_logs is not None for _, one in (pair for pairs in estimates.values() for pair in pairs)
@@ -64,20 +68,21 @@ def _row(data: Data, group: Group, cells: list[str]) -> dict[str, Any]:
     }
 
 
-def _estimates(data: Data, cell: str) -> list[tuple[str, Estimate, dict[str, Any]]]:
-    """Session, time and `extra_info` of the cell in each process where it has a valid time."""
-    found = []
+def _valid(data: Data, cell: str) -> tuple[_Times, list[dict[str, Any]]]:
+    """The cell's valid times, and its `extra_info` in the processes that they are of."""
+    times, infos = [], []
     for recording in data.recordings:
         info, calm = recording.process.cells[cell], data.calm_ms[baselines.host_of(recording.process)]
         one = estimate(info, calm_ms=calm)
         if isinstance(one, Estimate):
-            found.append((recording.process.session, one, info))
-    return found
+            times.append((recording.process.session, one))
+            infos.append(info)
+    return times, infos
 
 
-def _logs(pairs: Sequence[tuple[str, Estimate]], paced: bool) -> list[Observation]:
-    every = [one for _, one in pairs]
-    return [(session, one.beside(every, paced=paced)) for session, one in pairs]
+def _logs(times: _Times, paced: bool) -> list[Observation]:
+    logs = logs_among([one for _, one in times], paced=paced)
+    return [(session, log) for (session, _), log in zip(times, logs, strict=True)]
 
 
 def _measured(component: Component, few: Component | None = None) -> Mapping[str, Any]:
@@ -87,7 +92,7 @@ def _measured(component: Component, few: Component | None = None) -> Mapping[str
     return {"sd": None if default else component.sd, "assumed": component.sd if default else None} | seen
 
 
-def _within(data: Data, cells: list[str]) -> tuple[float, float]:
+def _within(data: Data, cells: Iterable[str]) -> tuple[float, float]:
     """The standard deviations of steps, and of rounds, pooled over cells."""
     squares, free = np.zeros(2), np.zeros(2)
     for cell in cells:

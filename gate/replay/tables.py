@@ -104,12 +104,12 @@ def _components(rows: Sequence[Figures]) -> str:
 
 
 def _component(found: Figures) -> str:
-    if found["sd"] is None and "seen" in found:
-        assumed = _percent(found["assumed"], 1)
-        return f"{_percent(found['seen'], 2)} ({found['df']:.1f}: too few, the gate assumes {assumed})"
-    if found["sd"] is None:
-        return f"not measured (the gate assumes {_percent(found['assumed'], 1)})"
-    return f"{_percent(found['sd'], 2)} ({found['df']:.0f})"
+    if found["sd"] is not None:
+        return f"{_percent(found['sd'], 2)} ({found['df']:.0f})"
+    assumed = f"the gate assumes {_percent(found['assumed'], 1)}"
+    if "seen" in found:
+        return f"{_percent(found['seen'], 2)} ({found['df']:.1f}: too few, {assumed})"
+    return f"not measured ({assumed})"
 
 
 def _false_alarms(rows: Sequence[Figures], replay: Figures) -> str:

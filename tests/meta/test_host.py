@@ -235,8 +235,8 @@ def test_where_no_core_can_be_chosen_steps_are_queued_from_where_they_are(monkey
 
 def test_the_cores_of_a_host_are_told_apart() -> None:
     text = told({0: [0.05, 0.1], 1: [0.06, 0.05], 2: [0.1, 0.1]})
-    rows = [line.split() for line in text.splitlines()]
-    assert rows[1:4] == [
+    rows = [[column.strip() for column in line.strip("|").split("|")] for line in text.splitlines()]
+    assert rows[2:5] == [
         ["0", "50", "75", "100", "50%"],
         ["1", "50", "55", "60", "0%"],
         ["2", "100", "100", "100", "100%"],

@@ -16,7 +16,6 @@ from a thread of its own, which runs where the system has it.
 """
 
 import argparse
-import itertools
 import math
 import os
 import statistics
@@ -28,6 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from gate.host import SLOW
+from gate.table import WIDE, markdown_box, render
 from gate.waiting import net_ms
 from model.attention import Device, Mode
 
@@ -80,7 +80,10 @@ class Pace:
 
     def steps(self) -> dict[str, list[float]]:
         """Return what the cell's record holds: the mean of the two times around each step."""
-        return {"product_ms": around(self.product_ms), "block_ms": around(self.block_ms)}
+        return {
+            "product_ms": around(self.product_ms, self.product_ms),
+            "block_ms": around(self.block_ms, self.block_ms),
+        }
 
     def _product(self) -> None:
         _ = self.factor @ self.factor
@@ -152,7 +155,7 @@ class HostPace:
 
     def steps(self) -> dict[str, list[float]]:
         """Return what the cell's record holds: the mean of the two times around each step."""
-        return {"host_pace_ms": [statistics.mean(both) for both in zip(self.taken_ms, self.left_ms[1:], strict=False)]}
+        return {"host_pace_ms": around(self.taken_ms, self.left_ms)}
 
     def _calmer(self, *, every: bool) -> float:
         """Move to the first core that is calm, else to the calmest, and return its time; try all of them if asked."""
@@ -211,16 +214,14 @@ def told(times: dict[int, list[float]]) -> str:
     if not times:
         return "Only one core, or a system that does not let a program choose: nothing to compare."
     calm = min(map(min, times.values()))
-    lines = ["core   fastest us   median us   slowest us   slow"]
+    table = markdown_box("core", "fastest us", "median us", "slowest us", "slow")
     for core, found in times.items():
         numbers = [f"{1e3 * ms:.0f}" for ms in (min(found), statistics.median(found), max(found))]
-        slow = statistics.mean(ms > SLOW * calm for ms in found)
-        lines.append(f"{core:>4}   {numbers[0]:>10}   {numbers[1]:>9}   {numbers[2]:>10}   {slow:>4.0%}")
+        table.add_row(str(core), *numbers, f"{statistics.mean(ms > SLOW * calm for ms in found):.0%}")
     rounds = list(zip(*times.values(), strict=True))
     some = sum(min(each) <= SLOW * calm for each in rounds)
-    return "\n".join(
-        [*lines, f"{some} of {len(rounds)} rounds found a core that was not slow ({SLOW:g} times the calmest)."]
-    )
+    said = f"{some} of {len(rounds)} rounds found a core that was not slow ({SLOW:g} times the calmest)."
+    return f"{render(table, WIDE)}\n{said}"
 
 
 def main() -> None:
@@ -235,9 +236,9 @@ def pace_of(device: Device) -> Pace | HostPace:
     return Pace() if device == "cpu" else HostPace()
 
 
-def around(times_ms: list[float]) -> list[float]:
-    """Return the mean of the times before and after each step."""
-    return [statistics.mean(both) for both in itertools.pairwise(times_ms)]
+def around(before_ms: list[float], after_ms: list[float]) -> list[float]:
+    """Return the mean of the times before and after each step; a tick is after one step and before the next."""
+    return [statistics.mean(both) for both in zip(before_ms[:-1], after_ms[1:], strict=True)]
 
 
 def _numbers(*shape: int) -> torch.Tensor:

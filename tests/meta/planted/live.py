@@ -16,14 +16,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from gate.selecting import ROOT
 from gate.table import markdown_box, render
-from tests.meta.planted.slowdowns import PLACE, VARIABLE, slowdowns
+from tests.meta.planted.slowdowns import PLACE, VARIABLE, planted_in, slowdowns
 
 #: What a checkout does not need to be timed, and what is large.
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "baselines")
@@ -118,8 +117,7 @@ def row(planted: str, report: Mapping[str, Any]) -> dict[str, Any]:
     wanted = slowdowns(planted) if planted else []
     cells = report["cells"]
     red = [cell for cell in cells if cell["verdict"] == "regressed"]
-    # The first that names a cell is planted in it.
-    kinds = {cell["cell"]: one.kind for cell in cells for one in wanted[::-1] if fnmatch(cell["cell"], one.cells)}
+    kinds = {cell["cell"]: one.kind for cell in cells if (one := planted_in(cell["cell"], wanted))}
     slower = [cell for cell in cells if cell["cell"] in kinds]
     found, wrong = [cell for cell in red if cell in slower], [cell for cell in red if cell not in slower]
     caused = all(cell["cause"] == CAUSES[kinds[cell["cell"]]] for cell in found)

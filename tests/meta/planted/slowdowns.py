@@ -11,7 +11,7 @@ Where VARLEN_GATE_PLANTED_IN names a folder, only its checkout is slower: so is 
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -121,6 +121,11 @@ def slowdowns(text: str) -> list[Slowdown]:
     return found
 
 
+def planted_in(cell: str, wanted: Sequence[Slowdown]) -> Slowdown | None:
+    """Return the first that names the cell, by its id; None where none does."""
+    return next((one for one in wanted if fnmatch(cell, one.cells)), None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def planted(pytestconfig: pytest.Config) -> Iterator[None]:
     """Slow down the steps of the named cells for this session."""
@@ -129,10 +134,8 @@ def planted(pytestconfig: pytest.Config) -> Iterator[None]:
     wanted, original = slowdowns(os.environ[VARIABLE]) if here else [], CellBench.timer
 
     def timer(bench: CellBench) -> StepTimer:
-        for one in wanted:
-            if fnmatch(bench.cell.id, one.cells):
-                return KINDS[one.kind](bench, one.value, original)
-        return original(bench)
+        one = planted_in(bench.cell.id, wanted)
+        return KINDS[one.kind](bench, one.value, original) if one else original(bench)
 
     CellBench.timer = timer  # type: ignore[method-assign]
     yield
