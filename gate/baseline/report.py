@@ -72,7 +72,8 @@ def _noise(comparison: Comparison) -> list[str]:
     for (kind, mode, execution), noise in comparison.noises.items():
         process = f"{noise.process.sd:.2%} between processes ({noise.process.source})"
         session = f", {noise.session.sd:.2%} between sessions ({noise.session.source})"
-        told.append(f"noise, {mode} {execution}: {process}{'' if comparison.same_session else session}")
+        which = f"{mode} {execution}{', waiting for the host' if kind == 'host' else ''}"
+        told.append(f"noise, {which}: {process}{'' if comparison.same_session else session}")
         percent = comparison.rule.percent_of(kind)
     if not told:
         return []

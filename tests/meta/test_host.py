@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from gate.baseline.report import lines
 from gate.baseline.verdicts import Comparison, Verdict
 from gate.cause import host_bound
 from gate.host import calm_ms, held_share, slow_host, waits_mostly
@@ -115,6 +116,15 @@ def test_what_waits_for_the_host_is_noisier_than_two_processes_show(held, verdic
     comparison, found = judged(slower, [beside(held=held)] * 2)
     assert comparison.group(ID)[0] == ("host" if held else "device")
     assert found.verdict == verdict
+
+
+def test_the_noise_of_cells_that_wait_for_the_host_is_told_apart() -> None:
+    comparison, _ = judged(beside(held=1.0), [beside(held=1.0)] * 2)
+    told = [line for line in lines(comparison, comparison.judge(), strict=False) if line.startswith("noise, ")]
+    assert [line.partition(":")[0] for line in told] == [
+        "noise, train eager, waiting for the host",
+        "noise, train eager",
+    ]
 
 
 def test_a_cell_waits_for_the_host_where_it_does_in_most_processes() -> None:
