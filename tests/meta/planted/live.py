@@ -55,7 +55,7 @@ def main() -> int:
             slowdowns(planted)
     except ValueError as error:
         parser.error(str(error))
-    runs = [run for both in zip_longest([""] * args.equal, args.planted) for run in both if run is not None]
+    runs = [run for both in zip_longest(args.planted, [""] * args.equal) for run in both if run is not None]
     for number, planted in enumerate(runs):
         compared(planted, number, args.folder, args.ab)
         print(table(rows(runs, args.folder)), flush=True)
