@@ -86,8 +86,14 @@ class Data:
     @cached_property
     def _whole(self) -> list[Recording]:
         """The recordings with the most cells: those that confirm have few."""
-        most = max(len(each.process.cells) for each in self.recordings)
-        return [each for each in self.recordings if len(each.process.cells) == most]
+        return [each for each in self.recordings if self._is_whole(each)]
+
+    @cached_property
+    def _most_cells(self) -> int:
+        return max(len(each.process.cells) for each in self.recordings)
+
+    def _is_whole(self, recording: Recording) -> bool:
+        return len(recording.process.cells) == self._most_cells
 
     @cached_property
     def process_s(self) -> float | None:
@@ -98,6 +104,7 @@ class Data:
             (later.process.at - earlier.process.at).total_seconds()
             for group in self.sessions.values()
             for earlier, later in pairwise(group)
+            if self._is_whole(later)
         ]
         near = [gap for gap in gaps if gap <= LONGEST_S]
         return statistics.median(near) if near else None

@@ -183,6 +183,15 @@ def test_processes_that_confirm_do_not_count_as_whole_ones() -> None:
     assert source.seconds(source.cells) > 19
 
 
+def test_processes_of_fewer_cells_in_another_session_do_not_say_how_long_a_whole_one_takes() -> None:
+    short = recordings(12, cells=1, seed=1, session="s1")
+    near = [
+        replace(each, process=replace(each.process, at=START + timedelta(seconds=30 * number)))
+        for number, each in enumerate(short)
+    ]
+    assert comparable([*recordings(6, cells=4), *near]).process_s == 120
+
+
 def test_figures_tell_the_cell_and_count_all_comparisons(monkeypatch) -> None:
     monkeypatch.setattr(replay, "CURVE", {True: (0.005, 0.05)})
     monkeypatch.setattr(replay, "SIZES", {True: (0.05,)})
