@@ -51,6 +51,7 @@ class Gate:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Keep a finished cell and put it on disk at once."""
+        name_parameters(entry)
         self.set_folders()
         self.entries[entry["fullname"]] = entry
         if self.journal is None:
@@ -80,6 +81,12 @@ class Gate:
 
 
 GATE = pytest.StashKey[Gate]()
+
+
+def name_parameters(entry: dict[str, Any]) -> None:
+    """Put the ids of a test's parameters in their place: a cell has no form in JSON, its repr is full of addresses."""
+    if entry["params"]:
+        entry["params"] = {name: getattr(value, "id", value) for name, value in entry["params"].items()}
 
 
 class _NothingTimed:
@@ -223,6 +230,8 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
 def pytest_benchmark_update_json(config: pytest.Config, output_json: Record) -> None:
     """Adds the cells without a time, and notes what a save holds."""
     gate = config.stash[GATE]
+    for entry in output_json["benchmarks"]:
+        name_parameters(entry)
     output_json["cells_without_time"] = gate.without_time()
     if summary := gate.comparing.summary():
         output_json["gate"] = summary

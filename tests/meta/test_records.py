@@ -127,6 +127,32 @@ def test_save_holds_raw_samples_in_the_folder_of_the_device(session, pytester):
     assert saved(pytester)[1].name == "0002_mine.json"
 
 
+def test_a_parameter_with_an_id_is_saved_as_that(session, pytester):
+    cell = info(verdict="failed")
+    pytester.makepyfile(
+        test_cells=f"""
+        import pytest
+
+        class Cell:
+            id = "packed"
+
+        @pytest.mark.performance
+        @pytest.mark.parametrize("timed", [True, False])
+        @pytest.mark.parametrize("cell", [Cell()], ids=[Cell.id])
+        def test_cells(cell, timed, benchmark, record_cell):
+            if timed:
+                benchmark.pedantic(lambda: None, rounds=3)
+            else:
+                record_cell({cell!r})
+        """
+    )
+    result = pytester.runpytest_inprocess(*WITHOUT, "--benchmark-save=mine")
+    assert result.ret == 0
+    record = json.loads(saved(pytester)[0].read_text())
+    entries = [*record["benchmarks"], *record["cells_without_time"]]
+    assert [entry["params"] for entry in entries] == [{"cell": "packed", "timed": timed} for timed in (True, False)]
+
+
 def test_save_names_neither_host_nor_people(session, pytester):
     (pytester.path / ".git").mkdir()
     session("--benchmark-save=mine")
