@@ -84,7 +84,7 @@ def _noise(comparison: Comparison) -> list[str]:
     if comparison.baseline.committed and not comparison.same_session and assumed:
         told.append(
             "The baseline is of too few sessions, and not of this one: what moves between them is assumed, and may "
-            "hide all that matters. Add processes of others, four or more in all (gate promote --add), or use gate ab."
+            "hide all that matters. Add processes of others, five or more in all (gate promote --add), or use gate ab."
         )
     if comparison.paced:
         told.append("Changes are of step times over those of plain work timed between steps, so not just now / then.")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gate.baseline.noise import DEFAULT_DF, PROCESS_DEFAULTS, SESSION_DEFAULTS, family_quantile, noise
+from gate.baseline.noise import DEFAULT, DEFAULT_DF, PROCESS_DEFAULTS, SESSION_DEFAULTS, family_quantile, noise
 
 pytestmark = pytest.mark.meta
 
@@ -143,6 +143,14 @@ def test_a_new_session_costs_precision_and_more_processes_gain_it():
     assert other[0] == pytest.approx(math.sqrt(0.003**2 * 1.2 + 0.015**2 * 2))
     assert found.prediction("cell", new=3, shares=[5], same_session=True)[0] < same[0]
     assert found.prediction("cell", new=1, shares=[3, 2], same_session=False)[0] < other[0]
+
+
+@pytest.mark.parametrize(("sessions", "measured"), [(4, False), (5, True)])
+def test_five_sessions_are_enough_where_all_cells_move_together(sessions, measured):
+    rng = np.random.default_rng(9)
+    sizes = {"process_sd": 0.003, "session_sd": 0.01, "common": 1.0}
+    draws = [noise(GROUP, drawn(rng, cells=16, sessions=sessions, processes=2, **sizes)) for _ in range(20)]
+    assert {found.session.source != DEFAULT for found in draws} == {measured}
 
 
 @pytest.mark.parametrize("common", [0.0, 0.5, 1.0])
