@@ -422,7 +422,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, monkeypatch, capsys, argu
     assert said in error.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["gate.md", "gate_cpu.md"])
+@pytest.mark.parametrize("name", ["gate.md", "gate_core.md", "gate_cpu.md"])
 def test_the_documents_tables_are_those_of_its_figures(name: str) -> None:
     """`python -m gate replay RECORDS --markdown docs/gate.md` makes both anew."""
     document = Path(__file__).parents[2] / "docs" / name
