@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gate.estimates import Estimate, estimate
 from gate.exact import COSTS
 from gate.host import HELD_SHARE, held_share
 from gate.kernels import Move, from_data, moved
@@ -42,16 +43,16 @@ class Cause:
         return self.sentence
 
 
-def cause(now: Info, then: Info) -> Cause:
+def cause(now: Info, then: Info, *, paced: bool = False) -> Cause:
     """Why the cell of `now` takes longer than it did `then`; both are its `extra_info`.
 
-    Looked for in this order: more compilations; as much more padding as explains the slowdown; then whose time it is,
-    the device's or the host's that the device waits for. "unclear" says what was seen. What a record lacks is no
-    error: less is told.
+    `paced` is whether its times were compared over those of the work beside them (on a CPU). Looked for in this order:
+    more compilations; as much more padding as explains the slowdown; then whose time it is, the device's or the host's
+    that the device waits for. "unclear" says what was seen. What a record lacks is no error: less is told.
     """
     if rose := _rise(now, then, "compilations"):
         return Cause("recompiled", f"recompiled: {rose[0]:g} compilations, was {rose[1]:g}")
-    slowdown = _slowdown(now, then)
+    slowdown = _slowdown(now, then, paced=paced)
     if (rose := _rise(now, then, "padded_token_share")) and rose[0] < 1:
         more_slots = math.log((1 - rose[1]) / (1 - rose[0]))
         if slowdown is None or more_slots >= EXPLAINS * slowdown:
@@ -59,9 +60,9 @@ def cause(now: Info, then: Info) -> Cause:
     if slowdown is None:
         return Cause("unclear", f"unclear: step times of both sides are needed{_also(now, then)}")
     if slowdown <= 0:
-        return Cause("unclear", f"unclear: no slower by the median step{_also(now, then)}")
+        return Cause("unclear", f"unclear: its steps were no slower{_also(now, then)}")
     if _times(now, "device_ms") is None or _times(then, "device_ms") is None:
-        return _of_cpu(now, then)
+        return _of_cpu(now, then, f", {math.expm1(slowdown):+.1%} over the pace" if paced else "")
     return _of_gpu(now, then)
 
 
@@ -103,17 +104,21 @@ def _of_gpu(now: Info, then: Info) -> Cause:
     return Cause("device", f"device: {_movers(now, then) or told}{_also(now, then)}")
 
 
-def _of_cpu(now: Info, then: Info) -> Cause:
+def _of_cpu(now: Info, then: Info, over_pace: str) -> Cause:
     """Without events all the time is the host's; its operators tell where it went."""
-    told = f"wall {_was(now, then, 'wall_ms')}"
+    told = f"wall {_was(now, then, 'wall_ms')}{over_pace}"
     if from_data(now.get("kernels")) and from_data(then.get("kernels")):
         movers = _movers(now, then)
         told += f"; {movers}" if movers else "; torch's operators take no longer"
     return Cause("host", f"host: {told}{_also(now, then)}")
 
 
-def _slowdown(now: Info, then: Info) -> float | None:
-    """The log of the ratio of the median steps, by the device's clock where both sides have it."""
+def _slowdown(now: Info, then: Info, *, paced: bool) -> float | None:
+    """The log of the ratio of the median steps, by the device's clock where both sides have it; over the pace, that of
+    the estimates: a slow minute of the machine would hide a slower step."""
+    if paced:
+        new, old = estimate(now), estimate(then)
+        return new.over(old, paced=True) if isinstance(new, Estimate) and isinstance(old, Estimate) else None
     for clock in ("device_ms", "wall_ms"):
         if _times(now, clock) is not None and _times(then, clock) is not None:
             return math.log(_median(now, clock) / _median(then, clock))

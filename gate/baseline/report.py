@@ -114,4 +114,4 @@ def _cause(comparison: Comparison, one: CellVerdict) -> str:
     if one.verdict != Verdict.REGRESSED or one.change is None:
         return ""
     now: dict[str, Any] = comparison.now.cells[one.cell]
-    return str(cause(now, comparison.baseline.infos(one.cell)[-1][1]))
+    return str(cause(now, comparison.baseline.infos(one.cell)[-1][1], paced=comparison.paced))

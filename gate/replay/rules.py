@@ -145,7 +145,7 @@ def _against(
     verdicts = comparison.judge(confirmed)
     slower = [one.cell for one in verdicts if one.verdict == Verdict.REGRESSED and one.change is not None]
     # As gate/baseline/report.py looks for it.
-    causes = {cell: cause(now.cells[cell], then[-1].cells[cell]).kind for cell in slower}
+    causes = {cell: cause(now.cells[cell], then[-1].cells[cell], paced=comparison.paced).kind for cell in slower}
     return _outcome(verdicts, causes, len(suspects), seconds)
 
 

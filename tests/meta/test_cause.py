@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gate.cause import Cause, cause, host_bound
+from gate.estimates import PACE
 from gate.records import cells, load_record
 
 pytestmark = pytest.mark.meta
@@ -158,6 +159,20 @@ def test_on_a_cpu_the_host_is_named_with_its_operators() -> None:
     )
 
 
+def test_a_step_slower_than_the_work_beside_it_is_slower_though_the_clock_says_no() -> None:
+    key = next(iter(CELLS.values()))["cell"]
+
+    def steps(ms: float, pace_ms: float) -> dict[str, object]:
+        beside = {work: [pace_ms] * 5 for work in PACE}
+        return {"cell": key, "verdict": "timed", "wall_ms": [ms] * 5, "tokens": [9] * 5, **beside}
+
+    slow_minute, slower = steps(12.0, 6.0), steps(11.0, 5.0)
+    assert str(cause(slower, slow_minute, paced=True)) == "host: wall 11.0 ms (was 12.0), +10.0% over the pace"
+    assert cause(slower, slow_minute).kind == "unclear"
+    assert cause(steps(12.0, 6.5), slow_minute, paced=True).kind == "unclear"
+    assert cause({}, slow_minute, paced=True).kind == "unclear"
+
+
 @pytest.mark.parametrize(
     "broken",
     [{}, {"device_ms": []}, {"device_ms": [float("nan")], "wall_ms": ["9"]}, {"device_ms": "no", "host_ms": 3}],
@@ -170,4 +185,4 @@ def test_what_lacks_is_unclear_and_no_error(broken: dict[str, object]) -> None:
 
 def test_a_cell_that_is_no_slower_has_no_cause() -> None:
     whole = with_costs(next(iter(CELLS.values())))
-    assert str(cause(whole, whole)) == "unclear: no slower by the median step"
+    assert str(cause(whole, whole)) == "unclear: its steps were no slower"
