@@ -1,4 +1,4 @@
-"""Stands in for `python -m pytest` where processes are run: times nothing, and writes what a timed run would write.
+"""Stands in for pytest where processes are run: times nothing, and writes what a timed run would write.
 
 `tests/performance/fake.json` in the current folder says how long each cell takes, and what goes wrong.
 """

@@ -19,7 +19,7 @@ def checkout(folder: Path, **fake: Any) -> Path:
 
 
 def python(folder: Path) -> Path:
-    """Make an executable that runs the stand-in for pytest, whatever module it is asked for."""
+    """Make an executable that runs the stand-in for pytest, whatever it is asked for."""
     path = folder / "python"
     script = Path(__file__).with_name("fake_pytest.py")
     path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {script} "$@"\n')

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from gate import recording
 from gate.__main__ import main
-from gate.processes import Side, cell_of, run_cells
+from gate.processes import PYTEST, Side, cell_of, run_cells
 from gate.records import cell_id, cells, load_record
 from model.cells import all_cells
 from tests.meta.fake_sides import CELLS, side
@@ -42,6 +44,16 @@ def test_a_process_is_a_record(tmp_path: Path):
 
 def test_exact_cells_are_timed(tmp_path: Path):
     assert list(verdicts(side(tmp_path), tmp_path, ids=CELLS[1:3])) == CELLS[1:3]
+
+
+@pytest.mark.parametrize(("asserted", "status", "last"), [(True, 0, "1 passed"), (False, 1, "1 failed")])
+def test_pytest_ends_with_its_status_and_all_that_it_said(tmp_path: Path, asserted: bool, status: int, last: str):
+    test = f"import atexit\n\ndef test_it():\n    atexit.register(print, 'torn down')\n    assert {asserted}\n"
+    (tmp_path / "test_it.py").write_text(test)
+    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert ended.stdout.splitlines()[-1].startswith(last)
 
 
 def test_a_crash_costs_one_cell(tmp_path: Path):

@@ -183,6 +183,9 @@ def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     shared.batches(cell.collator)
     _ = shared.control
     release_memory(shared.device)
+    # What is left is of all cells: hundreds of thousands of objects, not least what compilers import, which three
+    # collections a cell would walk again.
+    gc.freeze()
     base = requested_bytes(shared.device)
     model = seeded_model(shared.workload.config, cell.backend, device=shared.device)
     if cell.execution == "compiled":

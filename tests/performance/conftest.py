@@ -17,11 +17,9 @@ GLIBC_LARGEST_THRESHOLD = 32 * 2**20
 @pytest.fixture(scope="session")
 def shared(pytestconfig: pytest.Config) -> Iterator[Shared]:
     """Batches, reference outcomes and the matmul rate of this run's workload."""
-    # Several collections a cell would each walk the 300,000 objects that imports leave behind.
-    gc.collect()
-    gc.freeze()
     settle_allocator()
     yield Shared(chosen_workload(pytestconfig), default_device(), pytestconfig.getoption("steps"))
+    # As each cell froze what it found.
     gc.unfreeze()
 
 
