@@ -29,6 +29,9 @@ FINISHED = (0, 1)
 #: A line of gate/progress.py: `[3/16] ID: ` when the cell starts, with its result behind once it ended.
 PROGRESS = re.compile(r"^\[\d+/\d+\] (\S+): ?(.*)$", re.MULTILINE)
 
+#: What pytest's faulthandler writes behind the name of a cell that takes its process with it.
+FATAL = "Fatal Python error"
+
 #: The key of a record's entries without `stats`.
 LATER = "cells_without_time"
 
@@ -63,8 +66,18 @@ class Ended:
     @property
     def running(self) -> str | None:
         """The id of the cell that was running, None between cells."""
-        started = PROGRESS.findall(self.log)
-        return started[-1][0] if started and not started[-1][1].strip() else None
+        cell, result = self.results[-1] if self.results else (None, "")
+        return cell if not result or result.startswith(FATAL) else None
+
+    @property
+    def unprepared(self) -> dict[str, str]:
+        """What was said of the cells whose test failed before it began: they are in no record."""
+        return {cell: result for cell, result in self.results if result.startswith("ERROR in setup")}
+
+    @property
+    def results(self) -> list[tuple[str, str]]:
+        """Every cell that was started, and what was said of it."""
+        return [(cell, result.strip()) for cell, result in PROGRESS.findall(self.log)]
 
     @property
     def error(self) -> str:
@@ -94,14 +107,18 @@ def run_cells(
     left = None if ids is None else list(ids)
     for attempt in range(1, 1000):
         storage = folder / f"{name}-{attempt}"
+        # A run that was interrupted left its journal there.
+        shutil.rmtree(storage, ignore_errors=True)
         ended = _run(side, [*options, *exactly(left), *_storage(storage)], folder / f"{name}-{attempt}.log", stall_s)
         record = _kept(storage)
         shutil.rmtree(storage, ignore_errors=True)
+        unprepared = [lost_entry(cell, "failed", said) for cell, said in ended.unprepared.items()]
+        record[LATER] = [*record.get(LATER, []), *unprepared]
         header = header or {key: value for key, value in record.items() if key not in ("benchmarks", LATER)}
         fresh = _trusted(record)
         crashed = ended.running if ended.status not in FINISHED else None
         if crashed is not None:
-            fresh[crashed] = crashed_entry(crashed, str(ended))
+            fresh[crashed] = lost_entry(crashed, "crashed", str(ended))
         if not fresh and (ended.status not in FINISHED or (ended.status != 0 and not done)):
             raise ValueError(f"{side.name}: pytest ended before a cell did ({ended}): {ended.error}")
         done |= fresh
@@ -131,9 +148,9 @@ def exactly(ids: Sequence[str] | None) -> list[str]:
     return [] if ids is None else ["--cells=" + ",".join(glob.escape(cell) for cell in ids)]
 
 
-def crashed_entry(cell: str, reason: str) -> dict[str, Any]:
-    """A record's entry for a cell that took its process with it."""
-    info = {"cell": cell_of(cell), "verdict": "crashed", "reason": reason}
+def lost_entry(cell: str, verdict: str, reason: str) -> dict[str, Any]:
+    """A record's entry for a cell that has none in its process's: it took that with it, or was never set up."""
+    info = {"cell": cell_of(cell), "verdict": verdict, "reason": reason}
     return {"group": None, "name": cell, "fullname": cell, "params": None, "param": cell, "extra_info": info}
 
 

@@ -3,6 +3,7 @@
 `tests/performance/fake.json` in the current folder says how long each cell takes, and what goes wrong.
 """
 
+import faulthandler
 import json
 import math
 import os
@@ -82,16 +83,22 @@ def main() -> int:
     header = {"machine_info": {"device": "Fake", "device_slug": "fake-device", "versions": fake.get("versions", {})}}
     header |= {"datetime": "2026-11-24T00:00:00+00:00"}
     journal.write_text(json.dumps(header) + "\n")
-    timed, others, broken = [], [], False
+    timed, others, broken, unprepared = [], [], False, False
     for number, cell in enumerate(sorted(ids, key=lambda cell: f"{seed} {cell}"), start=1):
         print(f"[{number}/{len(ids)}] {cell}: ", end="", flush=True)
         ms, does = fake["cells"][cell], fake.get("does", {}).get(cell)
         if does == "crash":
+            # As pytest does.
+            faulthandler.enable()
             os.kill(os.getpid(), signal.SIGSEGV)
         if does == "hang":
             child = subprocess.Popen(["sleep", "60"])
             Path("child.pid").write_text(str(child.pid))
             time.sleep(60)
+        if does == "no setup":
+            print("ERROR in setup")
+            unprepared = True
+            continue
         if does == "break":
             broken = True
         found = info(cell, ms, seed, fake)
@@ -112,7 +119,7 @@ def main() -> int:
     record = header | {"benchmarks": timed, "cells_without_time": others}
     (storage / "0001_process.json").write_text(json.dumps(record))
     journal.unlink()
-    return int(bool(others))
+    return int(bool(others) or unprepared)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from gate import recording
 from gate.__main__ import main
-from gate.processes import PYTEST, Side, cell_of, run_cells
+from gate.processes import PYTEST, Side, cell_of, lost_entry, run_cells
 from gate.records import cell_id, cells, load_record
 from model.cells import all_cells
 from tests.meta.fake_sides import CELLS, side
@@ -104,6 +104,20 @@ def test_cells_behind_a_failed_one_are_tried_in_another_process(tmp_path: Path):
     found = verdicts(side(tmp_path, does={CELLS[1]: "break"}, calls=str(log)), tmp_path, ids=CELLS)
     assert found == {cell: "failed" if cell == CELLS[1] else "timed" for cell in CELLS}
     assert len(calls(log)) == 2
+
+
+def test_cells_that_are_never_set_up_have_failed(tmp_path: Path):
+    found = verdicts(side(tmp_path, does=dict.fromkeys(CELLS[1:3], "no setup")), tmp_path, ids=CELLS)
+    assert found == {cell: "failed" if cell in CELLS[1:3] else "timed" for cell in CELLS}
+
+
+def test_what_an_interrupted_run_left_is_in_no_record_of_another(tmp_path: Path):
+    stale = tmp_path / "logs" / "one-1" / "fake-device" / "journal-0.jsonl"
+    stale.parent.mkdir(parents=True)
+    entry = lost_entry(CELLS[3], "failed", "long ago")
+    stale.write_text('{"datetime": "2020-01-01T00:00:00+00:00"}\n' + json.dumps(entry) + "\n")
+    crashing = side(tmp_path, does={CELLS[0]: "crash"})
+    assert verdicts(crashing, tmp_path, ids=CELLS[:2]) == {CELLS[0]: "crashed", CELLS[1]: "timed"}
 
 
 def test_out_of_memory_is_a_verdict_and_no_reason_to_start_again(tmp_path: Path):
