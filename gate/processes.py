@@ -70,9 +70,9 @@ class Ended:
         return cell if not result or result.startswith(FATAL) else None
 
     @property
-    def unprepared(self) -> dict[str, str]:
-        """What was said of the cells whose test failed before it began: they are in no record."""
-        return {cell: result for cell, result in self.results if result.startswith("ERROR in setup")}
+    def unprepared(self) -> list[str]:
+        """The ids of the cells whose test failed before it began: they are in no record."""
+        return [cell for cell, result in self.results if result.startswith("ERROR in setup")]
 
     @property
     def results(self) -> list[tuple[str, str]]:
@@ -112,7 +112,7 @@ def run_cells(
         ended = _run(side, [*options, *exactly(left), *_storage(storage)], folder / f"{name}-{attempt}.log", stall_s)
         record = _kept(storage)
         shutil.rmtree(storage, ignore_errors=True)
-        unprepared = [lost_entry(cell, "failed", said) for cell, said in ended.unprepared.items()]
+        unprepared = [lost_entry(cell, "failed", "its test could not be set up") for cell in ended.unprepared]
         record[LATER] = [*record.get(LATER, []), *unprepared]
         header = header or {key: value for key, value in record.items() if key not in ("benchmarks", LATER)}
         fresh = _trusted(record)

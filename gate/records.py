@@ -14,6 +14,9 @@ from typing import Any, TypeGuard
 
 Record = dict[str, Any]
 
+#: The packages that a step runs: with others of these it has other exact costs, and work beside it another pace.
+STEP_PACKAGES = ("torch", "triton", "flash-attn", "xformers", "transformers")
+
 NO_TIME_WORDS = {"out of memory": "OOM"}
 
 
@@ -69,9 +72,13 @@ def workloads(record: Record) -> set[tuple[str, str]]:
 
 
 def same_versions(one: Record, other: Record) -> bool:
-    """Whether two records were made with the same packages."""
-    first, second = (record.get("machine_info", {}).get("versions") for record in (one, other))
-    return bool(first == second)
+    """Whether two records were made with the same packages, as far as a step runs them."""
+    return step_versions(one.get("machine_info", {})) == step_versions(other.get("machine_info", {}))
+
+
+def step_versions(machine: dict[str, Any]) -> list[str | None]:
+    """The versions, in a `machine_info`, of the packages that a step runs."""
+    return [(machine.get("versions") or {}).get(package) for package in STEP_PACKAGES]
 
 
 def recorded_at(record: Record) -> datetime:

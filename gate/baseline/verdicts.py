@@ -17,7 +17,7 @@ from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, logs_among
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.host import slow_host, waits_mostly
-from gate.records import NO_TIME_WORDS
+from gate.records import NO_TIME_WORDS, step_versions
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
 SESSION_LASTS = timedelta(hours=12)
@@ -256,10 +256,19 @@ class Comparison:
         """Whether a slow host made a time of this session."""
         return bool(slow_host(info, self.calm_ms(self.now)))
 
+    def _again(self, cell: str, info: dict[str, Any]) -> Estimate | str:
+        """The time of a confirming process, or what speaks against it: the same as against the first."""
+        one = self.estimate(info, self.now)
+        doubted = self._doubts(cell, info) if isinstance(one, Estimate) else []
+        return "; ".join(doubted) or one
+
+    def _doubts(self, cell: str, info: dict[str, Any]) -> list[str]:
+        olds = [old for _, old in self.baseline.infos(cell)]
+        return list(dict.fromkeys(doubt for old in olds for doubt in doubts.between_cells(info, old)))
+
     def _incomparable(self, cell: str, new: Estimate) -> list[str]:
-        infos = [info for _, info in self.baseline.infos(cell)]
         found = doubts.between_processes(self.now, self.baseline.newest)
-        found += dict.fromkeys(doubt for info in infos for doubt in doubts.between_cells(self.now.cells[cell], info))
+        found += self._doubts(cell, self.now.cells[cell])
         if new.clock != self.then[cell].estimates[0].clock:
             found.append(f"{new.clock} clock now, {self.then[cell].estimates[0].clock} clock then")
         return list(dict.fromkeys(found))
@@ -283,17 +292,17 @@ class Comparison:
             # Timed again it may have a time.
             again = [self.estimate(other, self.now) for other in confirmed or ()]
             new = next((one for one in again if isinstance(one, Estimate)), new)
-        # Exact costs were measured all the same where a time is none.
-        measured = info.get("verdict") == newest.get("verdict") == "timed"
-        findings = tuple(compare(info, newest)) if measured and self.same_versions else ()
-        worse = [finding for finding in findings if finding.worse]
+        # Exact costs were measured all the same where a time is none; of the baseline by the newest that was timed.
+        olds = [old for _, old in self.baseline.infos(cell) if old.get("verdict") == "timed"]
+        costs = tuple(compare(info, olds[-1])) if olds and info.get("verdict") == "timed" else ()
+        findings = costs if self.same_versions else ()
         if isinstance(new, str) or cell not in self.then:
             judged = self._without_time(cell, new, newest)
         else:
             judged = self._timed_cell(cell, new, confirmed)
-        told = [str(finding) for finding in findings]
+        told = [str(finding) for finding in costs]
         verdict, why = judged.verdict, judged.why
-        if worse:
+        if any(finding.worse for finding in findings):
             verdict = Verdict.REGRESSED
         elif any(finding.kind == "better" for finding in findings):
             told.append("a new baseline would hold it to that")
@@ -307,7 +316,7 @@ class Comparison:
     def same_versions(self) -> bool:
         """Other versions of torch and kernels have other exact costs: only step times are comparable then."""
         new, old = self.now.machine, self.baseline.newest.machine
-        return all(new.get(key) == old.get(key) for key in ("versions", "device"))
+        return step_versions(new) == step_versions(old) and new.get("device") == old.get("device")
 
     def _without_time(self, cell: str, new: Estimate | str, newest: dict[str, Any]) -> CellVerdict:
         old = self.estimate(newest, self.baseline.infos(cell)[-1][0])
@@ -330,11 +339,14 @@ class Comparison:
             return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
         news, note = [new], ""
         if confirmed is not None:
-            again = [self.estimate(info, self.now) for info in confirmed]
+            again = [self._again(cell, info) for info in confirmed]
             valid = [one for one in again if isinstance(one, Estimate)]
-            if not valid:
-                why = f"slower, and not confirmed: {again[0] if again else 'no process timed it again'}"
-                return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
+            failed = [one for one, info in zip(again, confirmed, strict=True) if info.get("verdict") != "timed"]
+            if failed or not valid:
+                # What crashes each time it is timed again has a time by chance.
+                verdict = Verdict.REGRESSED if failed and len(failed) == len(again) else Verdict.CANNOT_TELL
+                why = f"slower, and not confirmed: {(failed or again or ['no process timed it again'])[0]}"
+                return CellVerdict(cell, verdict, why, now_ms=new.ms, then_ms=seen.ms)
             news, note = valid, f"timed again in {len(valid)} process{'es' * (len(valid) > 1)}"
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)

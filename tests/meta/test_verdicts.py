@@ -156,7 +156,14 @@ def test_exact_costs_fail_and_ask_for_a_new_baseline():
     assert better.verdict == Verdict.IMPROVED
     assert better.why.endswith("a new baseline would hold it to that")
     other = MACHINE | {"versions": {"torch": "2.14.0"}}
-    assert judged(now, then, machine=other).verdict == Verdict.SAME
+    told = judged(now, then, machine=other)
+    assert (told.verdict, told.why, told.findings) == (Verdict.SAME, "compilations 3, was 2 (+50.0%)", ())
+    elsewhere = MACHINE | {"versions": MACHINE["versions"] | {"hypothesis": "99"}}
+    assert judged(now, then, machine=elsewhere).verdict == Verdict.REGRESSED
+    # A newest process that ran out of memory measured nothing.
+    olds = baseline([process([then]), process([timed(CELL) | {"verdict": "out of memory"}], hours=1)])
+    (found,) = Comparison(process([now], hours=2), olds, [ID]).judge()
+    assert found.verdict == Verdict.REGRESSED
 
 
 def test_suspects_are_judged_by_their_new_times():
@@ -166,8 +173,18 @@ def test_suspects_are_judged_by_their_new_times():
     assert again.verdict == Verdict.REGRESSED
     assert again.change == pytest.approx(math.expm1(0.06))
     assert again.why == "timed again in 2 processes"
-    lost = judged(now, then, confirmed={ID: [timed(CELL) | {"verdict": "crashed"}]})
+    crashed, fast = timed(CELL) | {"verdict": "crashed"}, timed(CELL, LOG)
+    lost = judged(now, then, confirmed={ID: [fast, crashed, fast]})
     assert (lost.verdict, lost.why) == (Verdict.CANNOT_TELL, "slower, and not confirmed: crashed")
+    assert judged(now, then, confirmed={ID: [crashed] * 3}).verdict == Verdict.REGRESSED
+    untold = judged(now, then, confirmed={ID: []})
+    assert (untold.verdict, untold.why) == (
+        Verdict.CANNOT_TELL,
+        "slower, and not confirmed: no process timed it again",
+    )
+    busy = timed(CELL, LOG + 0.06, gpu_after={"other_pids": [7, 8], "other_processes": 2})
+    beside = judged(now, then, confirmed={ID: [busy] * 3})
+    assert (beside.verdict, "2 other processes" in beside.why) == (Verdict.CANNOT_TELL, True)
     assert judged(now, then, confirmed={ID: []}).why == "slower, and not confirmed: no process timed it again"
 
 
