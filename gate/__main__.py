@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from gate.processes import INTERRUPTED, stoppable
+
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
 COMMANDS: dict[str, str] = {
     "ab": "gate.ab.command",
@@ -16,7 +18,10 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a ValueError of it is a usage error, told in one line."""
+    """Run one command and return its exit status; a ValueError or OSError of it is told in one line, with status 2.
+
+    Ctrl-C and SIGTERM end it with 130, after it has killed the process that ran.
+    """
     given = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="python -m gate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -28,9 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
     args = parser.parse_args(given)
     try:
-        return int(importlib.import_module(COMMANDS[args.command]).run(args))
-    except ValueError as error:
+        with stoppable():
+            return int(importlib.import_module(COMMANDS[args.command]).run(args))
+    except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

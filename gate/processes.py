@@ -7,9 +7,10 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,9 @@ PYTEST = "import os, sys, pytest; status = pytest.main(); sys.stdout.flush(); sy
 
 #: pytest's: all passed, and some failed, as a cell does that is wrong.
 FINISHED = (0, 1)
+
+#: The exit status of a command that was interrupted.
+INTERRUPTED = 130
 
 #: A line of gate/progress.py: `[3/16] ID: ` when the cell starts, with its result behind once it ended.
 PROGRESS = re.compile(r"^\[\d+/\d+\] (\S+): ?(.*)$", re.MULTILINE)
@@ -235,6 +239,23 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Have SIGTERM end what runs as Ctrl-C does: the process that times cells is killed, and not left alone."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -34,14 +34,18 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--processes {args.processes}: a record needs at least one.")
     if not args.name or Path(args.name).name != args.name:
         raise ValueError(f"--name {args.name!r} is not a file name.")
+    if not args.stall_seconds > 0:
+        raise ValueError(f"--stall-seconds {args.stall_seconds:g}: a process needs some time to print a line.")
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     side = Side("record", ROOT, Path(sys.executable), Path(cache) if cache else args.storage / "compiled")
     without_time: dict[str, str] = {}
     for number in range(args.processes):
         options = [*selection(args), f"--order-seed={args.seed + number}", *args.pytest_arguments]
         record = run_cells(side, options, args.storage / "logs", args.name, stall_s=args.stall_seconds)
-        path = save(record, args.storage, args.name)
         found = cells(record)
+        if not found:
+            raise ValueError("no cell was timed: all that were selected are skipped here (pytest --matrix says why).")
+        path = save(record, args.storage, args.name)
         without_time |= {cell: reason for cell, info in found.items() if isinstance(reason := estimate(info), str)}
         print(f"[{number + 1}/{args.processes}] {len(found)} cells in {path}", flush=True)
     for cell, reason in without_time.items():

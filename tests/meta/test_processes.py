@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -169,7 +170,43 @@ def test_a_cell_without_a_time_is_told_and_fails(
     assert f"no time: {CELLS[2]} (crashed: killed by SIGSEGV)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--processes=0", "--name=../x", "--name="])
+def test_a_record_of_no_cell_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stopped:
+        recorded(tmp_path, monkeypatch, cells={})
+    assert stopped.value.code == 2
+    assert "no cell was timed" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("st/*/*.json"))
+
+
+def test_ctrl_c_ends_a_recording_in_one_line_and_keeps_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*args, **options):
+        if list(tmp_path.glob("st/*/*.json")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_cells(*args, **options)
+
+    monkeypatch.setattr(recording, "run_cells", interrupted)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert recorded(tmp_path, monkeypatch) == 130
+    assert capsys.readouterr().err.splitlines() == ["interrupted"]
+    assert len(list(tmp_path.glob("st/*/*.json"))) == 1
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_place_that_is_no_folder_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        recorded(tmp_path, monkeypatch, f"--storage={tmp_path / 'file'}")
+    assert stopped.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--processes=0", "--name=../x", "--name=", "--stall-seconds=0"])
 def test_a_bad_option_of_record_is_one_line(option: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(["record", option])
