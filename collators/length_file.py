@@ -14,6 +14,9 @@ from collators.length_draws import seeded, without_replacement
 #: A length of more digits than this is refused as no whole number, before `int` meets its own limit.
 MAX_DIGITS = 18
 
+#: What a cell's id cannot hold.
+NOT_IN_AN_ID = re.compile(r"[^\w.+-]")
+
 
 @dataclass(frozen=True)
 class FileLengths:
@@ -29,9 +32,12 @@ class FileLengths:
 
     @functools.cached_property
     def name(self) -> str:
-        """The file's name and a digest of its lengths: results from other lengths never share a name."""
+        """The file's name and a digest of its lengths: results from other lengths never share a name.
+
+        It is part of a cell's id, which commas divide from the next and patterns match: of these it has none.
+        """
         digest = hashlib.sha256(",".join(map(str, self.lengths)).encode()).hexdigest()[:8]
-        return f"{Path(self.path).name}@{digest}"
+        return f"{NOT_IN_AN_ID.sub('_', Path(self.path).name)}@{digest}"
 
     def excluded(self, max_length: int) -> int:
         """Return 0: a length over the maximum is an error, never left out."""

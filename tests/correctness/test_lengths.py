@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,7 @@ def test_files_of_other_lengths_have_other_names_and_equal_files_the_same(tmp_pa
     assert first.name == again.name
     # Results are recorded under it, and baselines found by it: it stays what it was.
     assert first.name == "lengths.txt@f129ab65"
+    assert replace(first, path="my lengths, [1*].txt").name == "my_lengths___1__.txt@f129ab65"
     assert first.name != other.name
     assert {first, other} == {other, first}
     assert pickle.loads(pickle.dumps(first)) == first
