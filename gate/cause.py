@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gate.estimates import Estimate, estimate
-from gate.exact import COSTS
 from gate.host import HELD_SHARE, held_share
 from gate.kernels import Move, from_data, moved
 from gate.records import format_ms
@@ -56,11 +55,11 @@ def cause(now: Info, then: Info, *, paced: bool = False) -> Cause:
     if (rose := _rise(now, then, "padded_token_share")) and rose[0] < 1:
         more_slots = math.log((1 - rose[1]) / (1 - rose[0]))
         if slowdown is None or more_slots >= EXPLAINS * slowdown:
-            return Cause("padding", f"padding: {rose[0]:.1%} of the tokens, was {rose[1]:.1%}{_also(now, then)}")
+            return Cause("padding", f"padding: {rose[0]:.1%} of the tokens, was {rose[1]:.1%}")
     if slowdown is None:
-        return Cause("unclear", f"unclear: step times of both sides are needed{_also(now, then)}")
+        return Cause("unclear", "unclear: step times of both sides are needed")
     if slowdown <= 0:
-        return Cause("unclear", f"unclear: its steps were no slower{_also(now, then)}")
+        return Cause("unclear", "unclear: its steps were no slower")
     if _times(now, "device_ms") is None or _times(then, "device_ms") is None:
         return _of_cpu(now, then, f", {math.expm1(slowdown):+.1%} over the pace" if paced else "")
     return _of_gpu(now, then)
@@ -94,14 +93,14 @@ def _of_gpu(now: Info, then: Info) -> Cause:
     # A step that waits for the device in its midst keeps the host as long as the device: then the kernels tell. Not
     # where the host had time to spare and has none now.
     if bound and host_did and (had_slack or not device_did):
-        return Cause("host", f"host: {told}; the device waits for it{_also(now, then)}")
+        return Cause("host", f"host: {told}; the device waits for it")
     if device_did or bound is False:
-        return Cause("device", f"device: {_movers(now, then) or told}{_also(now, then)}")
+        return Cause("device", f"device: {_movers(now, then) or told}")
     if device_did is False and host_did:
-        return Cause("host", f"host: {told}; the device's own work takes no longer{_also(now, then)}")
+        return Cause("host", f"host: {told}; the device's own work takes no longer")
     if bound is None:
-        return Cause("unclear", f"unclear: {told}{_also(now, then)}")
-    return Cause("device", f"device: {_movers(now, then) or told}{_also(now, then)}")
+        return Cause("unclear", f"unclear: {told}")
+    return Cause("device", f"device: {_movers(now, then) or told}")
 
 
 def _of_cpu(now: Info, then: Info, over_pace: str) -> Cause:
@@ -110,7 +109,7 @@ def _of_cpu(now: Info, then: Info, over_pace: str) -> Cause:
     if from_data(now.get("kernels")) and from_data(then.get("kernels")):
         movers = _movers(now, then)
         told += f"; {movers}" if movers else "; torch's operators take no longer"
-    return Cause("host", f"host: {told}{_also(now, then)}")
+    return Cause("host", f"host: {told}")
 
 
 def _slowdown(now: Info, then: Info, *, paced: bool) -> float | None:
@@ -156,12 +155,6 @@ def _levels(now: Info, then: Info) -> str:
 def _was(now: Info, then: Info, clock: str) -> str:
     old = format_ms(_median(then, clock)) if _times(then, clock) is not None else "unknown"
     return f"{format_ms(_median(now, clock))} ms (was {old})"
-
-
-def _also(now: Info, then: Info) -> str:
-    """What a slower step did more often; "" where neither is known to be more."""
-    rises = [(cost, _rise(now, then, cost)) for cost in ("kernel_launches", "synchronisations")]
-    return "".join(f"; {COSTS[cost][0]} {rose[0]:,}, was {rose[1]:,}" for cost, rose in rises if rose)
 
 
 def _rise(now: Info, then: Info, cost: str) -> tuple[float, float] | None:

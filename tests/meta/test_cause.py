@@ -142,9 +142,7 @@ def test_kernels_decide_where_a_step_waits_for_the_device_in_its_midst() -> None
     then = with_costs(CELLS[min(HOST_BOUND)]) | {"kernels": kernels(gemm=100_000), "synchronisations": 5}
     slow = host_slower(then, 0.05)
     assert cause(slow | {"kernels": kernels(gemm=106_000)}, then).kind == "device"
-    told = cause(slow | {"kernels": kernels(gemm=100_200), "synchronisations": 30}, then)
-    assert told.kind == "host"
-    assert str(told).endswith("; synchronisations 30, was 5")
+    assert cause(slow | {"kernels": kernels(gemm=100_200), "synchronisations": 30}, then).kind == "host"
 
 
 def test_on_a_cpu_the_host_is_named_with_its_operators() -> None:
