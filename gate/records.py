@@ -142,6 +142,7 @@ def record_from_journal(path: Path) -> Record:
     record that `--benchmark-compare` finds:
 
         record = record_from_journal(Path(".benchmarks/cpu-x/journal-20260102T030405.000000Z-77.jsonl"))
+        record["gate"] = {"partial": True}  # where it was stopped, so that it stands for no whole run
         Path(".benchmarks/cpu-x/0007_rescued.json").write_text(json.dumps(record, indent=4))
     """
     text = path.read_text(encoding="utf8")

@@ -323,9 +323,16 @@ def test_journal_outlives_a_killed_process(session, pytester, monkeypatch):
 def test_journal_goes_when_all_is_saved_and_is_named_otherwise(session, pytester):
     session("--benchmark-save=x").stdout.no_fnmatch_line("Not saved*")
     assert not journals(pytester)
+    assert "gate" not in load_record(saved(pytester)[0])
     result = session("-m", "performance")
     (journal,) = journals(pytester)
     result.stdout.fnmatch_lines([f"Not saved; raw samples of 1 cells are in {journal}"])
+
+
+def test_a_journal_tells_that_its_run_was_narrowed(session, pytester):
+    session("-m", "performance", "-k", "fa2", infos=[info(), info("xformers_auto")])
+    (journal,) = journals(pytester)
+    assert record_from_journal(journal)["gate"] == {"partial": True}
 
 
 def test_journal_stays_when_the_save_fails(session, pytester, monkeypatch):
