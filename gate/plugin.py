@@ -297,7 +297,9 @@ def _compare(gate: Gate, session: pytest.Session) -> None:
     if comparison is not None and not (compared := comparison.baseline).committed:
         by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
         gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
-    if gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if gate.comparing.interrupted:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+    elif gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -57,7 +57,7 @@ class Comparing:
     """A session's comparison; `value` is what --benchmark-compare was given: False, True (the newest) or a name.
 
     `deselected` tells whether pytest left out timed tests that it had collected, `stopped` whether the run did not get
-    to its end.
+    to its end; `interrupted` is set when that happened while suspects were timed again.
     """
 
     config: pytest.Config
@@ -70,6 +70,7 @@ class Comparing:
     stopped: bool = False
     told: list[str] = field(default_factory=list)
     failed: bool = False
+    interrupted: bool = False
 
     def check_options(self) -> None:
         """ValueError for an option that is out of range, or that nothing reads."""
@@ -169,8 +170,13 @@ class Comparing:
         if suspects and confirm and say:
             number = "1 cell seems" if len(suspects) == 1 else f"{len(suspects)} cells seem"
             say(f"{number} slower; timing again in {confirm} fresh process{'es' * (confirm > 1)} ...")
-            confirmed, troubles = timed_again(self.config, suspects, confirm)
-            self.told += troubles
+            try:
+                confirmed, troubles = timed_again(self.config, suspects, confirm)
+                self.told += troubles
+            except KeyboardInterrupt:
+                # What was timed before is judged and saved all the same.
+                self.interrupted = True
+                self.told.append("Interrupted while cells were timed again: they are judged by this run alone.")
         self.verdicts = self.comparison.judge(confirmed)
         self.failed = any(one.fails(strict=strict) for one in self.verdicts)
         self.told += lines(self.comparison, self.verdicts, strict=strict, width=width)

@@ -6,7 +6,7 @@ import pytest
 
 from gate.__main__ import main
 from gate.baseline import comparing, confirming
-from tests.meta.test_records import FA2, INNER_TEST, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
+from tests.meta.test_records import FA2, INNER_TEST, SLUG, XFORMERS, info, journals, place, saved, session  # noqa: F401
 
 pytestmark = pytest.mark.meta
 
@@ -97,6 +97,24 @@ def test_suspects_are_timed_again_before_they_fail(session, pytester, monkeypatc
     )
     assert session("--benchmark-compare", "--gate-confirm=0", infos=now).ret == 1
     assert len(asked) == 1
+
+
+def test_an_interrupt_while_suspects_are_timed_again_costs_no_more_than_that(session, pytester, monkeypatch):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+
+    def timed_again(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "timed_again", timed_again)
+    slow = [info(ms=62.0), info("xformers_auto")]
+    result = session("--benchmark-compare", "--benchmark-save=now", infos=slow)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        ["| fa2_varlen *62.0*", "Interrupted while cells were timed again: they are judged by*"]
+    )
+    assert last_words(result) == ["FAILED: 1 regressed, 1 cannot tell"]
+    assert [path.name for path in saved(pytester)] == ["0001_then.json", "0002_now.json"]
+    assert not journals(pytester)
 
 
 def test_a_slower_run_that_is_saved_is_no_record_to_compare_with(session, pytester):  # noqa: F811
