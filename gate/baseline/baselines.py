@@ -15,7 +15,7 @@ from typing import Any
 
 from gate.estimates import session_of
 from gate.host import calm_ms
-from gate.records import Record, cells, load_record, recorded_at
+from gate.records import Record, cells, check_shapes, load_record, recorded_at
 
 KIND = "varlen-gate baseline"
 INDEX_KIND = "varlen-gate index of baselines"
@@ -269,6 +269,7 @@ def _process(entry: dict[str, Any]) -> Process:
         "benchmarks": [],
         "cells_without_time": [{"extra_info": info} for info in entry["cells"].values()],
     }
+    check_shapes(record)
     process = process_of(record)
     if not process.cells or process.cells.keys() != entry["cells"].keys():
         raise ValueError("its cells are not named by their ids")

@@ -173,6 +173,12 @@ def test_a_baseline_without_its_parts_is_unreadable(tmp_path, processes):
         load(path)
 
 
+def test_a_part_of_a_baseline_is_held_to_its_shape(promoted):
+    edited(promoted, lambda content: next(iter(content["processes"][0]["cells"].values())).update(tokens=5))
+    with pytest.raises(ValueError, match=r"is not a readable baseline \(ValueError: tokens of .* is 5, not a list\)"):
+        load(promoted)
+
+
 def test_the_newest_is_taken_and_a_regression_is_not(tmp_path):
     old = record(tmp_path, "0001_old.json", hour=1)
     record(
