@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 
 import pytest
 
@@ -72,6 +74,39 @@ def test_other_lengths_are_another_baseline(promoted, root, tmp_path):
         f"{SLUG}/article-recorded.json",
         f"{SLUG}/article.json",
     ]
+
+
+@pytest.fixture
+def commit(tmp_path, monkeypatch):
+    """Writes a file of a new git repository, commits it and what its folder holds, and returns the record's part."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+    def git(*words):
+        options = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+        done = subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def committed(name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        git("add", name.partition("/")[0])
+        git("commit", "--quiet", "--message", name)
+        return {"id": git("rev-parse", "HEAD"), "dirty": False}
+
+    git("init", "--quiet")
+    return committed
+
+
+def test_a_session_recorded_after_its_baseline_was_committed_is_added(root, tmp_path, commit, capsys):
+    assert promote(root, record(tmp_path, "records/1.json", commit=commit("code.py"))) == 0
+    later = commit("baselines/README")
+    assert promote(root, record(tmp_path, "records/2.json", hour=5, session="s1", commit=later), options=["--add"]) == 0
+    assert "2 processes of 2 sessions" in capsys.readouterr().out
+    other = record(tmp_path, "records/3.json", hour=6, session="s2", commit=commit("more.py"))
+    with pytest.raises(SystemExit, match="2"):
+        promote(root, other, options=["--add"])
+    assert "a baseline is of one version of the code: record at the baseline's commit" in capsys.readouterr().err
 
 
 LEFT = timed(CELLS[0])
