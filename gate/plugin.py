@@ -4,7 +4,7 @@ Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
 """
 
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from gate import environment
 from gate.baseline.comparing import Comparing, add_options
 from gate.progress import Progress
-from gate.records import Journal, Record, load_record
+from gate.records import Journal, Record, load_record, workloads
 from gate.table import WIDE, tables
 
 # Asking for any of these asks for step times.
@@ -64,7 +64,9 @@ class Gate:
         commit = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
         self.config.hook.pytest_benchmark_update_commit_info(config=self.config, commit_info=commit)
         machine = self.benchmarks.get_machine_info()
-        return {"machine_info": machine, "commit_info": commit, "version": __version__}
+        header = {"machine_info": machine, "commit_info": commit, "version": __version__}
+        summary = self.comparing.summary()
+        return header | {"gate": summary} if summary else header
 
     def without_time(self) -> list[dict[str, Any]]:
         """Entries of the cells that were never timed."""
@@ -188,6 +190,23 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"varlen-gate: no -m given, so -m '{config.option.markexpr}' (step times: pytest -m performance)"
 
 
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Notes that timed tests were left out, by whatever option: -k, -m, --deselect, --last-failed."""
+    for item in items:
+        if item.get_closest_marker("performance"):
+            item.config.stash[GATE].comparing.deselected = True
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuses a named record of another workload before anything is timed."""
+    gate = session.config.stash[GATE]
+    timed = [item for item in session.items if item.get_closest_marker("performance")]
+    try:
+        gate.comparing.check_collected([item.callspec.id for item in timed if hasattr(item, "callspec")])
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -244,7 +263,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     """Judges what was timed, and hands pytest-benchmark its folder before its own wrapper saves."""
     gate = session.config.stash[GATE]
     benchmarks = gate.benchmarks
-    if benchmarks is not None and gate.comparing.value and not session.config.option.collectonly:
+    whole = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    gate.comparing.stopped = not whole or bool(session.shouldstop or session.shouldfail)
+    refused = session.exitstatus == pytest.ExitCode.USAGE_ERROR or session.config.option.collectonly
+    if benchmarks is not None and gate.comparing.value and not refused:
         _compare(gate, session)
     if benchmarks is not None and (benchmarks.benchmarks or gate.entries):
         gate.set_folders()
@@ -264,12 +286,20 @@ def _compare(gate: Gate, session: pytest.Session) -> None:
     record = gate.record()
     # Who interrupts a run does not want to wait for more of it.
     whole = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    try:
+        gate.comparing.check_named(workloads(record))
+    except ValueError as error:
+        gate.comparing.told = [f"ERROR: {error}"]
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        return
     gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
-    compared = gate.comparing.chosen(record)
-    if compared is not None and not compared.committed:
+    comparison = gate.comparing.comparison
+    if comparison is not None and not (compared := comparison.baseline).committed:
         by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
         gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
-    if gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if gate.comparing.interrupted:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+    elif gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -87,11 +87,55 @@ def recorded_at(record: Record) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
+#: What a record and each cell's `extra_info` have under these names, where they have them: readers rely on it.
+#: What may hold a bad number is left to those who judge it, as they can say so of one cell.
+SHAPES: dict[str, type] = {"machine_info": dict, "commit_info": dict, "gate": dict}
+MACHINE_SHAPES: dict[str, type] = {"versions": dict}
+GATE_SHAPES: dict[str, type] = {"regressed": list, "unjudged": list}
+CELL_SHAPES: dict[str, type] = {
+    "verdict": str,
+    "gpu_before": dict,
+    "gpu_after": dict,
+    "tokens": list,
+    "batches": list,
+    "waited_ms": list,
+    "product_ms": list,
+    "block_ms": list,
+}
+
+
+def check_shapes(record: Record) -> None:
+    """ValueError for a part of a record that is not what it should be, as it may be edited or of another version."""
+    # A record without it is of an unknown machine; null is what nothing writes.
+    machine = record.get("machine_info", {})
+    if machine is None:
+        raise ValueError("machine_info is None, not a dict")
+    _check(record, SHAPES)
+    _check(machine, MACHINE_SHAPES)
+    _check(record.get("gate") or {}, GATE_SHAPES)
+    for cell, info in cells(record).items():
+        _check(info, CELL_SHAPES, f" of {cell}")
+        for key in ("tokens", "batches"):
+            if not all(map(is_number, info.get(key) or ())):
+                raise ValueError(f"{key} of {cell} holds {info[key]!r:.40}, not numbers")
+        clock = (info.get("gpu_after") or {}).get("sm_clock_mhz")
+        if is_number(clock) and clock <= 0:
+            raise ValueError(f"sm_clock_mhz of {cell} is {clock!r}, not a clock")
+
+
+def _check(content: dict[str, Any], shapes: dict[str, type], of: str = "") -> None:
+    for key, shape in shapes.items():
+        value = content.get(key)
+        if value is not None and not isinstance(value, shape):
+            raise ValueError(f"{key}{of} is {value!r:.40}, not a {shape.__name__}")
+
+
 def load_record(path: Path) -> Record:
     """Read a record. ValueError, on one line and naming the file, if it cannot be read or is no record."""
     try:
         record: Record = json.loads(path.read_text(encoding="utf8"))
         recorded_at(record)
+        check_shapes(record)
         for info in cells(record).values():
             step_ms(info)
         for entry in record["benchmarks"]:
@@ -149,6 +193,7 @@ def record_from_journal(path: Path) -> Record:
     record that `--benchmark-compare` finds:
 
         record = record_from_journal(Path(".benchmarks/cpu-x/journal-20260102T030405.000000Z-77.jsonl"))
+        record["gate"] = {"partial": True}  # where it was stopped, so that it stands for no whole run
         Path(".benchmarks/cpu-x/0007_rescued.json").write_text(json.dumps(record, indent=4))
     """
     text = path.read_text(encoding="utf8")

@@ -7,7 +7,7 @@ seen. A record of pytest-benchmark is a baseline of one process.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from gate.estimates import session_of
 from gate.host import calm_ms
-from gate.records import Record, cells, load_record, recorded_at
+from gate.records import Record, cells, check_shapes, load_record, recorded_at
 
 KIND = "varlen-gate baseline"
 INDEX_KIND = "varlen-gate index of baselines"
@@ -43,13 +43,25 @@ class Process:
 class Baseline:
     """What a run is compared with; `processes` are at least one, and of one device model.
 
-    `regressed` are the cells that were slower than before in the run that saved it.
+    `regressed` are the cells that were slower than before in the run that saved it, `unjudged` those that it missed, or
+    that seemed slower and could not be judged. A `partial` one is of a run that was narrowed or did not get to its end.
     """
 
     path: Path
     processes: tuple[Process, ...]
     committed: bool
     regressed: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    def doubts(self) -> str:
+        """Why nothing should pass that is as this record, "" where nothing speaks against it."""
+        if self.regressed:
+            return f"{_cells(self.regressed)} slower than before when it was saved"
+        if self.unjudged:
+            return f"{_cells(self.unjudged)} missing, or seemed slower and could not be judged, when it was saved"
+        return ""
 
     @property
     def at(self) -> datetime:
@@ -108,8 +120,10 @@ def load(path: Path) -> Baseline:
     content = _json(path)
     if not (isinstance(content, dict) and content.get("kind") == KIND):
         record = load_record(path)
-        regressed = tuple((record.get("gate") or {}).get("regressed") or ())
-        return Baseline(path, (process_of(record),), committed=False, regressed=regressed)
+        gate = record.get("gate") or {}
+        regressed, unjudged = (tuple(gate.get(key) or ()) for key in ("regressed", "unjudged"))
+        partial = bool(gate.get("partial"))
+        return Baseline(path, (process_of(record),), False, regressed, unjudged, partial)
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{path} has schema {content.get('schema')!r}, this version of the gate reads {SCHEMA}. "
@@ -131,11 +145,22 @@ def find(folders: Iterable[Path], root: Path) -> list[Baseline]:
     index names and is gone or was edited, or that is a baseline the index does not name.
     """
     indexed = check_index(root)
-    found = [load(path) for folder in folders for path in sorted(folder.glob("*.json"))]
-    for baseline in found:
-        if baseline.committed and baseline.path.resolve() not in indexed:
-            raise ValueError(f"{baseline.path} is not in {root / INDEX}: {again(baseline.path)}")
+    found = [_indexed(path, indexed, root) for folder in folders for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda baseline: baseline.at, reverse=True)
+
+
+def find_file(path: Path, root: Path) -> Baseline:
+    """The baseline or record of a path; below `root` it is held to the index as those that `find` finds."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        return load(path)
+    return _indexed(path, check_index(root), root)
+
+
+def _indexed(path: Path, indexed: set[Path], root: Path) -> Baseline:
+    baseline = load(path)
+    if baseline.committed and path.resolve() not in indexed:
+        raise ValueError(f"{path} is not in {root / INDEX}: {again(path)}")
+    return baseline
 
 
 def check_index(root: Path) -> set[Path]:
@@ -200,12 +225,31 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def newest_for(baselines: Sequence[Baseline], wanted: set[tuple[str, str]]) -> Baseline | None:
-    """The first (newest) that holds cells of one of the workloads and is not itself a regression.
+def newest_for(
+    baselines: Sequence[Baseline],
+    wanted: set[tuple[str, str]],
+    needs: Callable[[str, dict[str, Any]], bool] = lambda _cell, _info: True,
+    *,
+    strict: bool = False,
+) -> Baseline | None:
+    """The newest that holds cells of one of the workloads and leaves no doubt: `baselines` come newest first.
 
-    A record saved by a run that a comparison found slower is passed over: compared with it, the next run would be fine.
+    A record in doubt is passed over: compared with it, what was slower or missing would be fine in the next run. So is
+    a partial one that lacks cells that the run `needs` (told by id and `extra_info`), for any that holds more of them.
+    `strict` takes none but committed baselines where there are any.
     """
-    return next((b for b in baselines if b.workloads & wanted and not b.regressed), None)
+    fit = [baseline for baseline in baselines if baseline.workloads & wanted and not baseline.doubts]
+    committed = [baseline for baseline in fit if baseline.committed]
+    if strict and committed:
+        return committed[0]
+    needed = {cell for one in fit for cell in one.cell_ids if needs(cell, one.infos(cell)[-1][1])}
+
+    def held(baseline: Baseline) -> int:
+        # What a whole run did not hold was not there to be timed.
+        return len(needed.intersection(baseline.cell_ids)) if baseline.partial else len(needed)
+
+    # The first of equals, which is the newest.
+    return max(fit, key=held, default=None)
 
 
 def again(path: Path) -> str:
@@ -225,6 +269,7 @@ def _process(entry: dict[str, Any]) -> Process:
         "benchmarks": [],
         "cells_without_time": [{"extra_info": info} for info in entry["cells"].values()],
     }
+    check_shapes(record)
     process = process_of(record)
     if not process.cells or process.cells.keys() != entry["cells"].keys():
         raise ValueError("its cells are not named by their ids")
@@ -269,3 +314,7 @@ def _named(error: Exception) -> str:
 
 def _plural(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"{len(cells)} cell{' was' if len(cells) == 1 else 's were'}"

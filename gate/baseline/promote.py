@@ -2,7 +2,8 @@
 
 import argparse
 import itertools
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gate.baseline import doubts
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         if not target.exists():
             raise ValueError(f"--add: there is no {target} yet; promote without it.")
         named = [(str(target), process) for process in load(target).processes] + named
-    check(named, allow_dirty=args.allow_dirty)
+    check(
+        named, allow_dirty=args.allow_dirty, same_code=lambda one, other: differ_only_below(args.baselines, one, other)
+    )
     write(target, args.baselines, [process for _, process in named], workload)
     sessions = {process.session for _, process in named}
     print(f"{target}: {len(named)} processes of {len(sessions)} sessions, {len(named[0][1].cells)} cells.")
@@ -48,8 +51,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(named: Sequence[tuple[str, Process]], *, allow_dirty: bool = False) -> None:
-    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid."""
+def differ_only_below(folder: Path, one: str, other: str) -> bool:
+    """Whether git knows both commits, and finds no difference but below this folder.
+
+    To commit a baseline is no change of the code: what is recorded after that can be added to it.
+    """
+    if not folder.is_dir():
+        return False
+    # The first pathspec is the whole checkout, the second the folder that git runs in.
+    command = ["git", "diff", "--quiet", "--end-of-options", one, other, "--", ":(top)", ":(exclude)."]
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def check(
+    named: Sequence[tuple[str, Process]],
+    *,
+    allow_dirty: bool = False,
+    same_code: Callable[[str, str], bool] = lambda _one, _other: False,
+) -> None:
+    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid.
+
+    `same_code` tells of two commits whether they are of the same code all the same.
+    """
     first_name, first = named[0]
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
         if process.at == other.at:
@@ -63,10 +89,12 @@ def check(named: Sequence[tuple[str, Process]], *, allow_dirty: bool = False) ->
             raise ValueError(
                 f"{name} is of uncommitted or unknown code; commit, record again, or promote with --allow-dirty."
             )
-        if not allow_dirty and process.commit.get("id") != first.commit.get("id"):
+        id_, first_id = str(process.commit.get("id")), str(first.commit.get("id"))
+        if not allow_dirty and id_ != first_id and not same_code(first_id, id_):
             raise ValueError(
-                f"{name} is of commit {str(process.commit.get('id'))[:10]}, {first_name} of "
-                f"{str(first.commit.get('id'))[:10]}; a baseline is of one commit (or promote with --allow-dirty)."
+                f"{name} is of commit {id_[:10]}, {first_name} of {first_id[:10]}; a baseline is of one version of the "
+                "code: record at the baseline's commit, or at one that differs below baselines/ only (or promote with "
+                "--allow-dirty)."
             )
         if wrong := first.cells.keys() ^ process.cells.keys():
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 
 import pytest
 
@@ -72,6 +74,39 @@ def test_other_lengths_are_another_baseline(promoted, root, tmp_path):
         f"{SLUG}/article-recorded.json",
         f"{SLUG}/article.json",
     ]
+
+
+@pytest.fixture
+def commit(tmp_path, monkeypatch):
+    """Writes a file of a new git repository, commits it and what its folder holds, and returns the record's part."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+    def git(*words):
+        options = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+        done = subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def committed(name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        git("add", name.partition("/")[0])
+        git("commit", "--quiet", "--message", name)
+        return {"id": git("rev-parse", "HEAD"), "dirty": False}
+
+    git("init", "--quiet")
+    return committed
+
+
+def test_a_session_recorded_after_its_baseline_was_committed_is_added(root, tmp_path, commit, capsys):
+    assert promote(root, record(tmp_path, "records/1.json", commit=commit("code.py"))) == 0
+    later = commit("baselines/README")
+    assert promote(root, record(tmp_path, "records/2.json", hour=5, session="s1", commit=later), options=["--add"]) == 0
+    assert "2 processes of 2 sessions" in capsys.readouterr().out
+    other = record(tmp_path, "records/3.json", hour=6, session="s2", commit=commit("more.py"))
+    with pytest.raises(SystemExit, match="2"):
+        promote(root, other, options=["--add"])
+    assert "a baseline is of one version of the code: record at the baseline's commit" in capsys.readouterr().err
 
 
 LEFT = timed(CELLS[0])
@@ -171,6 +206,12 @@ def test_a_baseline_without_its_parts_is_unreadable(tmp_path, processes):
     path.write_text(json.dumps({"kind": "varlen-gate baseline", "schema": 1, "processes": processes}))
     with pytest.raises(ValueError, match=r"is not a readable baseline|holds no process"):
         load(path)
+
+
+def test_a_part_of_a_baseline_is_held_to_its_shape(promoted):
+    edited(promoted, lambda content: next(iter(content["processes"][0]["cells"].values())).update(tokens=5))
+    with pytest.raises(ValueError, match=r"is not a readable baseline \(ValueError: tokens of .* is 5, not a list\)"):
+        load(promoted)
 
 
 def test_the_newest_is_taken_and_a_regression_is_not(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from gate.__main__ import main
 from gate.baseline import comparing, confirming
-from tests.meta.test_records import FA2, SLUG, XFORMERS, info, place, saved, session  # noqa: F401
+from tests.meta.test_records import FA2, INNER_TEST, SLUG, XFORMERS, info, journals, place, saved, session  # noqa: F401
 
 pytestmark = pytest.mark.meta
 
@@ -99,6 +99,24 @@ def test_suspects_are_timed_again_before_they_fail(session, pytester, monkeypatc
     assert len(asked) == 1
 
 
+def test_an_interrupt_while_suspects_are_timed_again_costs_no_more_than_that(session, pytester, monkeypatch):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+
+    def timed_again(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "timed_again", timed_again)
+    slow = [info(ms=62.0), info("xformers_auto")]
+    result = session("--benchmark-compare", "--benchmark-save=now", infos=slow)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        ["| fa2_varlen *62.0*", "Interrupted while cells were timed again: they are judged by*"]
+    )
+    assert last_words(result) == ["FAILED: 1 regressed, 1 cannot tell"]
+    assert [path.name for path in saved(pytester)] == ["0001_then.json", "0002_now.json"]
+    assert not journals(pytester)
+
+
 def test_a_slower_run_that_is_saved_is_no_record_to_compare_with(session, pytester):  # noqa: F811
     place(pytester, "0001_then.json", OLD, [info()])
     slow = [info(ms=40.0)]
@@ -109,6 +127,125 @@ def test_a_slower_run_that_is_saved_is_no_record_to_compare_with(session, pytest
     assert again.ret == 1
     again.stdout.fnmatch_lines(["Passed over 0002_slow.json: 1 cell was slower*", "Against record 0001_then*"])
     assert session("--benchmark-compare=slow", "--gate-confirm=0", infos=slow).ret == 0
+
+
+STRICTLY = ("--benchmark-compare", "--gate-strict", "--gate-confirm=0", "--gate-threshold-percent=10")
+
+
+def promoted(pytester, infos):
+    """Commits a baseline of five processes, and returns its path."""
+    paths = [f"records/000{hour}_x.json" for hour in range(5)]
+    for hour, path in enumerate(paths):
+        when, commit = OLD.replace("T00", f"T0{hour}"), {"id": "c0ffee", "dirty": False}
+        place(pytester, path.removeprefix("records/"), when, infos, commit_info=commit, folder="records")
+    assert main(["promote", *paths]) == 0
+    return pytester.path / "baselines" / SLUG / "article.json"
+
+
+def test_strict_compares_with_the_committed_baseline_whatever_was_saved_since(session, pytester):  # noqa: F811
+    promoted(pytester, [info(), info("xformers_auto")])
+    slow = [info(), info("xformers_auto", ms=62.0)]
+    assert session(*STRICTLY, infos=slow).ret == 1
+    assert session("--benchmark-save=whole", infos=slow).ret == 0
+    result = session(*STRICTLY, infos=slow)
+    assert (result.ret, last_words(result)) == (1, ["FAILED: 1 regressed, 1 same"])
+    result.stdout.fnmatch_lines(["Against baseline article.json*"])
+    result.stdout.no_fnmatch_line("Passed over*")
+    # By hand it is what was saved last, and by name whatever was named.
+    session("--benchmark-compare", infos=slow).stdout.fnmatch_lines(["Against record 0001_whole.json*"])
+    session(*STRICTLY, "--benchmark-compare=whole", infos=slow).stdout.fnmatch_lines(
+        ["Against record 0001_whole.json*"]
+    )
+
+
+STOP = "if 'fa2' in info['id']: pytest.exit('enough')"
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        (["-k", "fa2"], "pass"),
+        ([f"test_step.py::test_step[{FA2}]"], "pass"),
+        (["-x"], "assert 'fa2' not in info['id']"),
+        ([], STOP),
+    ],
+)
+def test_a_part_of_a_run_stands_for_no_whole_one(session, pytester, options, last):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+    slow = [info(), info("xformers_auto", ms=62.0)]
+    session("--benchmark-save=part", "-m", "performance", *options, infos=slow, last=last)
+    assert saved(pytester)[1].name == "0002_part.json"
+    result = session(*STRICTLY, infos=slow)
+    assert (result.ret, last_words(result)) == (1, ["FAILED: 1 regressed, 1 same"])
+    result.stdout.fnmatch_lines(["Passed over 0002_part.json: it lacks cells*", "Against record 0001_then.json*"])
+    # It holds all that such a run needs.
+    session(*STRICTLY, "-k", "fa2", infos=slow).stdout.fnmatch_lines(["Against record 0002_part.json*"])
+
+
+def test_a_part_is_better_than_nothing(session, pytester):  # noqa: F811
+    both = [info(), info("xformers_auto")]
+    session("--benchmark-save=part", "-k", "fa2", "-m", "performance", infos=both)
+    session("--benchmark-compare", infos=both).stdout.fnmatch_lines(["Against record 0001_part.json*"])
+
+
+def test_a_missing_cell_is_missing_until_a_run_is_saved_without_it_on_purpose(session, pytester):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+    loud = [option for option in STRICTLY if option != "--gate-strict"]
+    assert session(*loud, "--benchmark-save=lost").ret == 0
+    result = session(*STRICTLY)
+    assert (result.ret, last_words(result)) == (1, ["FAILED: 1 missing, 1 same"])
+    result.stdout.fnmatch_lines(["Passed over 0002_lost.json: 1 cell was missing, *"])
+    session("--benchmark-save=agreed")
+    assert session(*STRICTLY).ret == 0
+
+
+def test_a_slowdown_that_was_not_confirmed_is_no_record_to_compare_with(session, pytester, monkeypatch):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(), info("xformers_auto")])
+    monkeypatch.setattr(comparing, "timed_again", lambda _config, suspects, _count: ({one: [] for one in suspects}, []))
+    slow = [info(ms=62.0), info("xformers_auto")]
+    options = ["--benchmark-compare", "--gate-threshold-percent=10"]
+    result = session(*options, "--benchmark-save=slow", infos=slow)
+    assert result.ret == 0
+    assert last_words(result)[0].startswith("passed: 1 cannot tell, 1 same")
+    again = session(*options, infos=slow)
+    assert last_words(again)[0].startswith("passed: 1 cannot tell, 1 same")
+    again.stdout.fnmatch_lines(["Passed over 0002_slow.json: 1 cell was missing, or seemed slower and could not*"])
+
+
+@pytest.mark.parametrize("ids", ["[info['id'] for info in INFOS]", "['one']"])
+def test_a_named_record_of_another_workload_is_a_usage_error(session, pytester, monkeypatch, ids):  # noqa: F811
+    place(pytester, "0001_long.json", OLD, [info(workload="long")])
+    if ids == "['one']":
+        # Tests whose ids tell no workload are run before it can be said.
+        monkeypatch.setattr(
+            "tests.meta.test_records.INNER_TEST", INNER_TEST.replace('[info["id"] for info in INFOS]', ids)
+        )
+    result = session("--benchmark-compare=long", "--gate-strict")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    told = [line for line in result.outlines + result.errlines if line.startswith("ERROR: ")]
+    wanted = "--benchmark-compare=long: 0001_long.json is of long/uniform, and this run times article/uniform; name a"
+    assert len(told) == 1
+    assert told[0].startswith(f"ERROR: {wanted}")
+    assert ("[1/1]" in result.stdout.str()) == (ids == "['one']")
+
+
+def test_an_edited_baseline_is_refused_by_its_path_too(session, pytester):  # noqa: F811
+    path = promoted(pytester, [info()])
+    assert session(f"--benchmark-compare={path}").ret == 0
+    path.write_text(path.read_text().replace("31.0", "62.0"))
+    result = session(f"--benchmark-compare={path}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (error,) = [line for line in result.errlines if line.startswith("ERROR")]
+    assert "article.json is not as it was promoted" in error
+
+
+def test_a_baseline_below_the_folder_that_no_index_names_is_refused_by_its_path_too(session, pytester):  # noqa: F811
+    path = promoted(pytester, [info()])
+    other = path.with_name("other.json")
+    other.write_text(path.read_text())
+    result = session(f"--benchmark-compare={other}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *other.json is not in *index.json*"])
 
 
 def test_a_promoted_baseline_is_compared_with_until_it_is_lost(session, pytester):  # noqa: F811

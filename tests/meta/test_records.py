@@ -258,6 +258,33 @@ def test_unreadable_record_is_a_usage_error(session, pytester, content):
     assert session().ret == 0
 
 
+@pytest.mark.parametrize(
+    ("keys", "fields", "reason"),
+    [
+        ({"machine_info": None}, {}, "machine_info is None, not a dict"),
+        ({"machine_info": "x"}, {}, "machine_info is 'x', not a dict"),
+        ({"machine_info": {"versions": "x"}}, {}, "versions is 'x', not a dict"),
+        ({"commit_info": "x"}, {}, "commit_info is 'x', not a dict"),
+        ({"gate": "x"}, {}, "gate is 'x', not a dict"),
+        ({"gate": {"regressed": 5}}, {}, "regressed is 5, not a list"),
+        ({}, {"verdict": ["timed"]}, f"verdict of {FA2} is ['timed'], not a str"),
+        ({}, {"tokens": 5}, f"tokens of {FA2} is 5, not a list"),
+        ({}, {"tokens": ["a"]}, f"tokens of {FA2} holds ['a'], not numbers"),
+        ({}, {"batches": 5}, f"batches of {FA2} is 5, not a list"),
+        ({}, {"gpu_before": ["x"]}, f"gpu_before of {FA2} is ['x'], not a dict"),
+        ({}, {"gpu_after": "x"}, f"gpu_after of {FA2} is 'x', not a dict"),
+        ({}, {"gpu_after": {"sm_clock_mhz": 0}}, f"sm_clock_mhz of {FA2} is 0, not a clock"),
+        ({}, {"waited_ms": 5}, f"waited_ms of {FA2} is 5, not a list"),
+    ],
+)
+def test_a_record_with_an_odd_part_is_a_usage_error(session, pytester, keys, fields, reason):
+    place(pytester, "0001_odd.json", "2026-03-01T00:00:00", [info() | fields], **keys)
+    result = session("--benchmark-compare")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (error,) = [line for line in result.errlines if line.startswith("ERROR")]
+    assert f"0001_odd.json is not a readable benchmark record (ValueError: {reason})" in error
+
+
 def test_unknown_record_is_a_usage_error(session):
     result = session("--benchmark-compare=nosuch")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -323,9 +350,16 @@ def test_journal_outlives_a_killed_process(session, pytester, monkeypatch):
 def test_journal_goes_when_all_is_saved_and_is_named_otherwise(session, pytester):
     session("--benchmark-save=x").stdout.no_fnmatch_line("Not saved*")
     assert not journals(pytester)
+    assert "gate" not in load_record(saved(pytester)[0])
     result = session("-m", "performance")
     (journal,) = journals(pytester)
     result.stdout.fnmatch_lines([f"Not saved; raw samples of 1 cells are in {journal}"])
+
+
+def test_a_journal_tells_that_its_run_was_narrowed(session, pytester):
+    session("-m", "performance", "-k", "fa2", infos=[info(), info("xformers_auto")])
+    (journal,) = journals(pytester)
+    assert record_from_journal(journal)["gate"] == {"partial": True}
 
 
 def test_journal_stays_when_the_save_fails(session, pytester, monkeypatch):
