@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from gate.ab.pairs import (
     visible,
     worth_confirming,
 )
-from gate.ab.run import Duel, Pair, calmest, failures, log_ratios, valid_times
+from gate.ab.run import Duel, Pair, any_time, calmest, failures, log_ratios, valid_times
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import Finding, compare
@@ -76,9 +76,12 @@ class Evidence:
 
 
 def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:
-    """Run what is needed, and judge every cell of either side."""
+    """Run what is needed, and judge every cell of either side; ValueError if neither ran any."""
     first = duel.first()
     base, head = cells(first.base), cells(first.head)
+    if not base and not head:
+        logs = duel.folder / "logs"
+        raise ValueError(f"cells were to be compared, and neither side ran one: see why in {logs}, and start anew.")
     both = [cell for cell in base if cell in head]
     screens = duel.pairs("screen", both, screen_pairs, begun=[first])
     seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
@@ -97,6 +100,8 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
         table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
     verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
+    if not any_time([*screens, *seen.confirms], "base"):
+        verdicts = [_beside_nothing(found) for found in verdicts]
     told = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and found.change is not None]
     slower = [cell for cell in told if _slower(seen, cell)]
     causes = slower_causes(duel, slower, seen.confirms, first)
@@ -134,6 +139,13 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
     return CellVerdict(cell, verdict, why, change, low, high, then_ms * (1 + change), then_ms, kept)
 
 
+def _beside_nothing(found: CellVerdict) -> CellVerdict:
+    """The verdict on a cell where base has no time of any: *new* cells alone must not pass for a comparison."""
+    if found.verdict not in (Verdict.NEW, Verdict.SAME):
+        return found
+    return replace(found, verdict=Verdict.CANNOT_TELL, why=f"{found.why}; no cell has a time on base to compare with")
+
+
 def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
     """The verdict on a cell that has no valid time in some process, None where it always has."""
     pairs = [*seen.screens, *seen.confirms]
@@ -144,8 +156,9 @@ def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
     told = [_told(reasons, side, runs) for reasons, side in ((on_base, "base"), (on_head, "head")) if reasons]
     why = "; ".join(told)
     if on_base and on_head:
-        kinds = {reason.partition(":")[0] for reason in (*on_base, *on_head)}
-        alike = len(kinds) == 1 and len(on_base) == len(on_head) == runs
+        # A cell that does not fit is a result, and it is still the same; one that fails or is wrong says nothing.
+        full = all(reason.partition(":")[0] == "out of memory" for reason in (*on_base, *on_head))
+        alike = full and len(on_base) == len(on_head) == runs
         return (Verdict.SAME if alike else Verdict.CANNOT_TELL), why
     if len(on_head) == runs:
         return Verdict.REGRESSED, why

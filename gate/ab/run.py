@@ -218,6 +218,12 @@ def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:
     return found
 
 
+def any_time(pairs: Sequence[Pair], side: str) -> bool:
+    """Whether any cell has a valid time on this side, in any of these pairs."""
+    records: list[Record] = [getattr(pair, side) for pair in pairs]
+    return any(isinstance(_estimated(record, cell), Estimate) for record in records for cell in cells(record))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))

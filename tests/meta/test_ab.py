@@ -184,6 +184,42 @@ def test_a_cell_that_neither_can_run_is_the_same(arena: Arena):
     assert arena.verdicts[CELLS[1]] == "same"
 
 
+@pytest.mark.parametrize(("does", "word"), [("crash", "crashed"), ("fail", "failed")])
+def test_a_cell_that_is_broken_on_both_sides_cannot_be_told(arena: Arena, does: str, word: str):
+    fake = {"does": {CELLS[1]: does}}
+    arena.set(base=fake, head=fake)
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell"}
+    why = arena.cells[CELLS[1]]["why"]
+    assert why.startswith(f"{word} on base: ")
+    assert f"{word} on head: " in why
+
+
+@pytest.mark.parametrize("on_head", ["", "fail", "out of memory"])
+@pytest.mark.parametrize("on_base", ["fail", "out of memory"])
+def test_a_base_without_any_time_is_no_comparison(arena: Arena, on_base: str, on_head: str):
+    sides = {"base": on_base, "head": on_head}
+    arena.set(**{side: {"does": dict.fromkeys(CELLS, does)} for side, does in sides.items()})
+    assert arena.ab("--gate-strict") == 1
+    assert set(arena.verdicts.values()) == {"cannot tell"}
+    assert arena.cells[CELLS[0]]["why"].startswith(f"{on_base} on base: ".replace("fail ", "failed "))
+
+
+def test_cells_of_head_alone_are_no_comparison(arena: Arena):
+    arena.set(base={"cells": {}})
+    assert arena.ab("--gate-strict") == 1
+    assert arena.cells[CELLS[0]]["why"] == "runs on head, not on base; no cell has a time on base to compare with"
+
+
+def test_sides_that_skip_all_cells_are_told_in_one_line(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(base={"cells": {}}, head={"cells": {}})
+    with pytest.raises(SystemExit) as stopped:
+        arena.ab()
+    assert stopped.value.code == 2
+    assert "cells were to be compared, and neither side ran one" in capsys.readouterr().err.splitlines()[-1]
+    assert not (arena.runs / "report.md").exists()
+
+
 def test_a_crashing_cell_is_not_run_for_ever(arena: Arena):
     arena.set(head={"does": {CELLS[1]: "crash"}})
     arena.ab("--screen-pairs=6")
