@@ -119,9 +119,8 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
     if cell not in base:
         return CellVerdict(cell, Verdict.NEW, "runs on head, not on base")
     findings = tuple(compare(head[cell], base[cell]))
-    if lost := _lost(seen, cell):
-        return CellVerdict(cell, *lost)
-    verdict, why = _by_time(seen, cell)
+    lost = _lost(seen, cell)
+    verdict, why = lost or _by_time(seen, cell)
     # Of other versions of torch or a kernel other costs are expected; they are told, and judged by time.
     if seen.same_versions():
         if any(finding.worse for finding in findings):
@@ -132,7 +131,7 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
     else:
         kept = ()
     why = "; ".join(filter(None, [why, *map(str, findings)]))
-    if cell not in seen.shifts:
+    if lost or cell not in seen.shifts:
         return CellVerdict(cell, verdict, why, findings=kept)
     shift, then_ms = seen.shifts[cell], seen.base_ms(cell)
     change, low, high = (math.expm1(log) for log in (shift.log_ratio, shift.low, shift.high))

@@ -14,7 +14,7 @@ from gate.ab import run as ab_run
 from gate.ab import worktrees
 from gate.ab.disturbances import disturbance
 from gate.estimates import PACE
-from gate.processes import cell_of, run_cells
+from gate.processes import Side, cell_of, run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
 
 pytestmark = pytest.mark.meta
@@ -60,6 +60,19 @@ class Arena:
     @property
     def verdicts(self) -> dict[str, str]:
         return {cell: found["verdict"] for cell, found in self.cells.items()}
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, cell: str, process: str) -> None:
+    """Have a cell run out of memory in one process, and in no other."""
+
+    def flaky(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        record = run_cells(side, options, folder, name, **more)
+        for entry in record["benchmarks"] if name == process else []:
+            if entry["fullname"] == cell:
+                entry["extra_info"].update(verdict="out of memory", reason="said so")
+        return record
+
+    monkeypatch.setattr(ab_run, "run_cells", flaky)
 
 
 @pytest.fixture
@@ -259,6 +272,33 @@ def test_other_packages_may_have_other_costs(arena: Arena):
         head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}, "versions": {"torch": "2"}},
     )
     assert arena.ab() == 0
+    assert "kernel launches 9, was 7" in arena.cells[CELLS[0]]["why"]
+
+
+@pytest.mark.parametrize("process", ["screen-2-base", "screen-2-head"])
+def test_a_cost_that_rose_is_told_of_a_cell_that_failed_once(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, process: str
+):
+    failing_once(monkeypatch, CELLS[0], process)
+    arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}})
+    assert arena.ab() == 1
+    found = arena.cells[CELLS[0]]
+    assert found["verdict"] == "regressed"
+    side = process.rpartition("-")[2]
+    assert found["why"] == f"out of memory on {side} in 1 of 2 processes: said so; kernel launches 9, was 7 (+28.6%)"
+    assert [finding["cost"] for finding in found["findings"]] == ["kernel_launches"]
+
+
+def test_other_costs_of_other_packages_are_told_of_a_cell_that_failed_once(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+):
+    failing_once(monkeypatch, CELLS[0], "screen-2-head")
+    arena.set(
+        base={"costs": {CELLS[0]: COSTS}, "versions": {"torch": "1"}},
+        head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}, "versions": {"torch": "2"}},
+    )
+    assert arena.ab() == 0
+    assert arena.verdicts[CELLS[0]] == "cannot tell"
     assert "kernel launches 9, was 7" in arena.cells[CELLS[0]]["why"]
 
 
