@@ -80,8 +80,8 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
     first = duel.first()
     base, head = cells(first.base), cells(first.head)
     if not base and not head:
-        logs = duel.folder / "logs"
-        raise ValueError(f"cells were to be compared, and neither side ran one: see why in {logs}, and start anew.")
+        place = duel.folder / "logs"
+        raise ValueError(f"cells were to be compared, and neither side ran one: see why in {place}, and start anew.")
     both = [cell for cell in base if cell in head]
     screens = duel.pairs("screen", both, screen_pairs, begun=[first])
     seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)

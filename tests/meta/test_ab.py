@@ -75,6 +75,20 @@ def failing_once(monkeypatch: pytest.MonkeyPatch, cell: str, process: str) -> No
     monkeypatch.setattr(ab_run, "run_cells", flaky)
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have somebody press Ctrl-C once, in place of the process of this number."""
+    calls = 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return run_cells(*args, **options)
+
+    monkeypatch.setattr(ab_run, "run_cells", interrupted)
+
+
 @pytest.fixture
 def arena(tmp_path: Path) -> Arena:
     return Arena(tmp_path)
@@ -385,18 +399,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     arena: Arena, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     arena.set(head=slower())
-    calls = 0
-
-    def interrupted(*args: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 9:
-            raise KeyboardInterrupt
-        return run_cells(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ab_run, "run_cells", interrupted)
-        assert arena.ab() == 130
+    interrupt(monkeypatch, 9)
+    assert arena.ab() == 130
     assert f"go on with: python -m gate ab --resume {arena.runs}" in capsys.readouterr().out.splitlines()[-1]
     done = len(arena.calls)
     assert done == 8
@@ -404,6 +408,30 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert arena.verdicts[CELLS[2]] == "regressed"
     # 4 screening, 12 confirming and 2 profiled processes, none of them twice.
     assert len(arena.calls) == 18
+
+
+def test_a_strict_run_stays_strict(arena: Arena, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    arena.set(head={"cells": dict.fromkeys(CELLS[1:], 30.0)})
+    interrupt(monkeypatch, 3)
+    assert arena.ab("--gate-strict") == 130
+    command = capsys.readouterr().out.splitlines()[-1].partition("python -m gate ")[2].split()
+    assert main(command) == 1
+    assert "FAILED: 1 missing, 3 same" in capsys.readouterr().out
+
+
+def test_a_resumed_run_may_become_strict_and_stays_so(arena: Arena):
+    arena.set(head={"cells": dict.fromkeys(CELLS[1:], 30.0)})
+    assert arena.ab() == 0
+    assert main(["ab", f"--resume={arena.runs}"]) == 0
+    assert main(["ab", f"--resume={arena.runs}", "--gate-strict"]) == 1
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+
+
+def test_a_plan_from_before_it_kept_strictness_is_read(arena: Arena):
+    assert arena.ab() == 0
+    path = arena.runs / "plan.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "strict"}))
+    assert main(["ab", f"--resume={arena.runs}"]) == 0
 
 
 def test_a_report_is_made_again_without_any_process(arena: Arena):
@@ -489,6 +517,26 @@ USAGE = {
     "alpha": (["--base=HEAD", "--head=HEAD", "--alpha=0.01"], "--alpha 0.01 is not between 0.015625"),
     "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is no plan to go on with"),
     "resume_and_more": (["--resume=/nowhere", "--cells=*"], "--resume goes on with the run as it was planned"),
+    "resume_for_less": (["--resume=/nowhere", "--minutes=-3"], "--minutes -3 is not between 0 and inf"),
+    "resume_for_nan": (["--resume=/nowhere", "--minutes=nan"], "--minutes nan is not between 0 and inf"),
+} | {
+    f"resume_{option}": (["--resume=/nowhere", f"--{option}={value}"], f"got --{option}: leave that out")
+    for option, value in {
+        "base": "HEAD",
+        "head-env": "/x",
+        "workload": "smoke",
+        "backend": "sdpa_loop",
+        "steps": 2,
+        "stall-seconds": -1,
+        "screen-pairs": 9,
+        "confirm-pairs": 7,
+        "threshold-percent": 50,
+        "threshold-us": 1,
+        "alpha": 0.4,
+        "seed": 7,
+        "folder": "/x",
+        "cache": "/x",
+    }.items()
 }
 
 
