@@ -125,9 +125,9 @@ class Duel:
     stopped: bool = False
 
     def process(self, name: str, side: str, ids: Sequence[str] | None, order_seed: int, *options: str) -> Record:
-        """Run one process, or take what an earlier run of it left in the folder."""
-        path = self.folder / "processes" / f"{name}-{side}.json"
-        if not path.exists():
+        """Run one process, or take what an earlier run of it with these cells left in the folder."""
+        kept = self._kept(name, side, ids)
+        if kept is None:
             begin = time.monotonic()
             given = [*self.options, f"--order-seed={order_seed}", *options]
             if ids is not None:
@@ -135,12 +135,25 @@ class Duel:
                 given = [option for option in given if not option.startswith("--cells=")]
             logs = self.folder / "logs"
             record = run_cells(self.sides[side], given, logs, f"{name}-{side}", ids=ids, stall_s=self.stall_s)
+            path = self._path(name, side)
             write_json(path, {"seconds": time.monotonic() - begin, "cells": ids, "record": record})
-        kept: dict[str, Any] = _read(path)
+            kept = _read(path)
         self.seconds += kept["seconds"]
         print(f"{name} {side}: {len(cells(kept['record']))} cells in {kept['seconds']:.0f} s", flush=True)
         self.runs[f"{name}-{side}"] = kept["record"]
         return kept["record"]
+
+    def _path(self, name: str, side: str) -> Path:
+        return self.folder / "processes" / f"{name}-{side}.json"
+
+    def _kept(self, name: str, side: str, ids: Sequence[str] | None) -> dict[str, Any] | None:
+        """What a process of this name left in the folder; None if it was not run, or with other cells.
+
+        A run that --minutes stopped in its screening may have confirmed; its other pairs may flag other cells.
+        """
+        path = self._path(name, side)
+        kept = _read(path) if path.exists() else None
+        return kept if kept is not None and _cell_set(kept.get("cells")) == _cell_set(ids) else None
 
     def pair(self, name: str, ids: Sequence[str] | None, order_seed: int, head_first: bool, *options: str) -> Pair:
         """Run a process on each side, with the cells in one order."""
@@ -174,14 +187,19 @@ class Duel:
                 left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break
-            before, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
-            finished = all((self.folder / "processes" / f"{name}.json").exists() for name in names)
-            if not finished and self.deadline is not None and time.monotonic() + seconds > self.deadline:
+            before = self.seconds
+            if not self._in_time(f"{phase}-{number}", left, seconds):
                 self.stopped = True
                 break
             done.append(self._next(phase, number, left, [*earlier, *done], "--no-exact-costs"))
             seconds = self.seconds - before
         return done
+
+    def _in_time(self, name: str, ids: Sequence[str], seconds: float) -> bool:
+        """Whether a pair that takes so long would end before the deadline; one that is on disk takes no time."""
+        if self.deadline is None or time.monotonic() + seconds <= self.deadline:
+            return True
+        return all(self._kept(name, side, ids) is not None for side in self.sides)
 
     def _next(self, phase: str, number: int, ids: Sequence[str] | None, earlier: Sequence[Pair], *options: str) -> Pair:
         """Run a phase's pair of this number, with the reason why it does not count, if there is one."""
@@ -216,6 +234,11 @@ def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:
             if cell in cells(record) and isinstance(reason := _estimated(record, cell), str):
                 reasons.append(reason)
     return found
+
+
+def _cell_set(ids: Sequence[str] | None) -> frozenset[str] | None:
+    """Which cells a process was asked for, in whatever order; None: those that its options select."""
+    return None if ids is None else frozenset(ids)
 
 
 def any_time(pairs: Sequence[Pair], side: str) -> bool:

@@ -3,15 +3,16 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gate.__main__ import main
+from gate.ab import causes, worktrees
 from gate.ab import command as ab
 from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
-from gate.ab import worktrees
 from gate.ab.disturbances import disturbance
 from gate.estimates import PACE
 from gate.processes import Side, cell_of, run_cells
@@ -393,6 +394,39 @@ def test_the_time_limit_leaves_cells_untold_and_a_run_to_go_on_with(arena: Arena
     assert main(["ab", f"--resume={arena.runs}", "--gate-strict"]) == 0
     assert arena.order[:2] == "bh"
     assert len(arena.order) == 4
+
+
+def test_cells_that_are_flagged_later_are_confirmed_in_processes_that_ran_them(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+):
+    # Cell 1 seems no slower in the first two pairs; then time is up for more of all cells, and not for one cell.
+    timed = [0.0]
+
+    def run(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        early = name in ("screen-1-head", "screen-2-head")
+        if side.name == "head":
+            shares = {CELLS[1]: 0.0 if early else 0.03, CELLS[2]: 0.05}
+            checkout(arena.folder / "head", **quiet, cells={cell: 30.0 * (1 + shares.get(cell, 0)) for cell in CELLS})
+        record = run_cells(side, options, folder, name, **more)
+        timed[0] += 60 if name.startswith("screen") else 1
+        return record
+
+    quiet = {"noise": 0.0005, "calls": str(arena.folder / "calls")}
+    arena.set(base=quiet)
+    monkeypatch.setattr(ab_run, "run_cells", run)
+    clock = SimpleNamespace(monotonic=lambda: timed[0])
+    for module in (ab, ab_run, causes):
+        monkeypatch.setattr(module, "time", clock)
+    assert arena.ab("--screen-pairs=4", "--minutes=5.5") == 1
+    assert "Stopped at the limit of --minutes before all pairs were run." in arena.report["notes"]
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "regressed", CELLS[2]: "regressed"}
+    assert len(arena.cells[CELLS[1]]["confirm_log_ratios"]) == 6
+    assert {cell["cause"] for cell in arena.cells.values()} == {None, "device"}
+    done = len(arena.calls)
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert len(arena.calls) == done
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
