@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 deadline=None if args.minutes is None else time.monotonic() + args.minutes * 60,
                 stall_s=plan.stall_s,
             )
-            found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha)
+            found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha, costs_asked=True)
     except KeyboardInterrupt:
         print(f"interrupted; finished processes are kept, go on with: {again}")
         return INTERRUPTED

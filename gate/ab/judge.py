@@ -24,7 +24,7 @@ from gate.ab.pairs import (
 from gate.ab.run import Duel, Pair, any_time, calmest, failures, log_ratios, valid_times
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
-from gate.exact import Finding, compare
+from gate.exact import FAILS_STRICT, Finding, compare
 from gate.records import cells, same_versions
 
 
@@ -55,6 +55,7 @@ class Evidence:
     shifts: dict[str, Shift] = field(default_factory=dict)
     noise: dict[str, Spread] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    costs_asked: bool = False
 
     def valid(self, pairs: Sequence[Pair], cell: str) -> list[float]:
         """The log-ratios of a cell in pairs that count."""
@@ -75,8 +76,20 @@ class Evidence:
         return same_versions(self.screens[0].base, self.screens[0].head)
 
 
-def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:
-    """Run what is needed, and judge every cell of either side; ValueError if neither ran any."""
+def judge(
+    duel: Duel,
+    screen_pairs: int,
+    confirm_pairs: int,
+    threshold: Threshold,
+    alpha: float,
+    *,
+    costs_asked: bool = False,
+) -> Found:
+    """Run what is needed, and judge every cell of either side; ValueError if neither ran any.
+
+    `costs_asked`: both processes of the first pair were to measure exact costs, so one that is lost leaves its cell
+    untold. Recorded processes are replayed with or without theirs.
+    """
     first = duel.first()
     base, head = cells(first.base), cells(first.head)
     if not base and not head:
@@ -84,7 +97,7 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
         raise ValueError(f"cells were to be compared, and neither side ran one: see why in {place}, and start anew.")
     both = [cell for cell in base if cell in head]
     screens = duel.pairs("screen", both, screen_pairs, begun=[first])
-    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
+    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens, costs_asked=costs_asked)
     logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
     seen.noise = spreads(logs)
     seen.chosen = [cell for cell in logs if worth_confirming(logs[cell], seen.noise[cell], seen.limit(cell))]
@@ -127,6 +140,8 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
             verdict = Verdict.REGRESSED
         elif any(finding.kind == "better" for finding in findings) and verdict == Verdict.SAME:
             verdict = Verdict.IMPROVED
+        if seen.costs_asked and verdict in (Verdict.IMPROVED, Verdict.SAME) and _unjudged(findings):
+            verdict = Verdict.CANNOT_TELL
         kept = findings
     else:
         kept = ()
@@ -136,6 +151,11 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
     shift, then_ms = seen.shifts[cell], seen.base_ms(cell)
     change, low, high = (math.expm1(log) for log in (shift.log_ratio, shift.low, shift.high))
     return CellVerdict(cell, verdict, why, change, low, high, then_ms * (1 + change), then_ms, kept)
+
+
+def _unjudged(findings: Sequence[Finding]) -> bool:
+    """Whether an exact cost is one that cannot be judged, which fails where nothing may pass unjudged."""
+    return any(finding.kind in FAILS_STRICT and not finding.worse for finding in findings)
 
 
 def _beside_nothing(found: CellVerdict) -> CellVerdict:

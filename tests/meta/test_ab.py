@@ -1,6 +1,7 @@
 """A against B: processes take turns, a change is found in its cell, and nothing that goes wrong ends the run."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,9 @@ from gate.ab import command as ab
 from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
 from gate.ab.disturbances import disturbance
+from gate.ab.judge import Found
+from gate.ab.report import _quality
+from gate.ab.run import Pair
 from gate.estimates import PACE
 from gate.processes import Side, cell_of, run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
@@ -273,6 +277,22 @@ def test_exact_costs_are_compared(arena: Arena, cost: str, status: int, verdict:
     arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: now}})
     assert arena.ab() == status
     assert arena.verdicts[CELLS[0]] == verdict
+
+
+@pytest.mark.parametrize("share", [0, -0.05])
+def test_a_cost_that_is_lost_leaves_its_cell_untold(arena: Arena, capsys: pytest.CaptureFixture[str], share: float):
+    costs = {key: value for key, value in COSTS.items() if key != "kernel_launches"}
+    arena.set(base={"costs": {CELLS[2]: COSTS}}, head=slower(share=share, costs={CELLS[2]: costs}))
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "cannot tell"}
+    assert "kernel launches is not measured now, was 7" in arena.cells[CELLS[2]]["why"]
+    assert "FAILED: 1 cannot tell, 3 same" in capsys.readouterr().out
+
+
+def test_a_control_that_moved_is_told_in_percent():
+    pairs = [Pair(f"screen-{half}", {}, {}, "", {"copy_ms": math.log(half)}) for half in (0.5, 0.125)]
+    (told,) = _quality(Found([], pairs, [], {}, {}, {}, 0.0))
+    assert told == "Control, head against base: copy -75.00% (pairs: -87.5% .. -50.0%)."
 
 
 def test_a_recompilation_is_named_as_the_cause(arena: Arena):
