@@ -110,7 +110,8 @@ def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
 class Duel:
     """Two sides, and the processes that were run on them so far.
 
-    `deadline` is a time of `time.monotonic()` after which no pair shall end.
+    `deadline` is a time of `time.monotonic()` after which no pair shall end; `cell_seconds` is what the last pair took
+    for each of its cells.
     """
 
     sides: Mapping[str, Side]
@@ -122,6 +123,7 @@ class Duel:
     stall_s: float = 300
     runs: dict[str, Record] = field(default_factory=dict)
     seconds: float = 0.0
+    cell_seconds: float = 0.0
     stopped: bool = False
 
     def process(self, name: str, side: str, ids: Sequence[str] | None, order_seed: int, *options: str) -> Record:
@@ -157,9 +159,10 @@ class Duel:
 
     def pair(self, name: str, ids: Sequence[str] | None, order_seed: int, head_first: bool, *options: str) -> Pair:
         """Run a process on each side, with the cells in one order."""
-        order = ("head", "base") if head_first else ("base", "head")
+        order, before = ("head", "base") if head_first else ("base", "head"), self.seconds
         records = {side: self.process(name, side, ids, order_seed, *options) for side in order}
         base, head = records["base"], records["head"]
+        self.cell_seconds = (self.seconds - before) / max(len(cells(base)), len(cells(head)), 1)
         return Pair(name, base, head, "", control_shifts(base, head))
 
     def first(self) -> Pair:
@@ -178,7 +181,7 @@ class Duel:
         their place run only what lacks a pair. `begun` are the phase's first ones. Cells that failed twice on a side,
         here or in `earlier` pairs, are not run again.
         """
-        done, seconds = list(begun), self.seconds if begun else 0.0
+        done = list(begun)
         while len(done) < wanted + SPARE_PAIRS:
             number = len(done) + 1
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
@@ -187,17 +190,15 @@ class Duel:
                 left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break
-            before = self.seconds
-            if not self._in_time(f"{phase}-{number}", left, seconds):
+            if not self.in_time(f"{phase}-{number}", left):
                 self.stopped = True
                 break
             done.append(self._next(phase, number, left, [*earlier, *done], "--no-exact-costs"))
-            seconds = self.seconds - before
         return done
 
-    def _in_time(self, name: str, ids: Sequence[str], seconds: float) -> bool:
-        """Whether a pair that takes so long would end before the deadline; one that is on disk takes no time."""
-        if self.deadline is None or time.monotonic() + seconds <= self.deadline:
+    def in_time(self, name: str, ids: Sequence[str]) -> bool:
+        """Whether a pair of these cells would end before the deadline; one that is on disk takes no time."""
+        if self.deadline is None or time.monotonic() + self.cell_seconds * len(ids) <= self.deadline:
             return True
         return all(self._kept(name, side, ids) is not None for side in self.sides)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gate.__main__ import main
-from gate.ab import causes, worktrees
 from gate.ab import command as ab
 from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
+from gate.ab import worktrees
 from gate.ab.disturbances import disturbance
 from gate.ab.judge import Found
 from gate.ab.report import _quality
@@ -92,6 +92,21 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return run_cells(*args, **options)
 
     monkeypatch.setattr(ab_run, "run_cells", interrupted)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[float]:
+    """Have each process of a phase take so many seconds of a clock that stands still otherwise; its time is in the
+    list that is returned."""
+    now, run = [0.0], ab_run.run_cells
+
+    def timed(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        now[0] += seconds[name.partition("-")[0]]
+        return run(side, options, folder, name, **more)
+
+    monkeypatch.setattr(ab_run, "run_cells", timed)
+    for module in (ab, ab_run):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 @pytest.fixture
@@ -416,27 +431,52 @@ def test_the_time_limit_leaves_cells_untold_and_a_run_to_go_on_with(arena: Arena
     assert len(arena.order) == 4
 
 
+@pytest.mark.parametrize(
+    ("minutes", "last"),
+    # Screening takes 4 minutes: 60 s for a process of four cells. A pair of one cell is taken to need 30 s.
+    [
+        (4.4, "screen-2"),
+        (4.6, "confirm-1"),
+        (4.9, "confirm-1"),
+        (5.1, "confirm-2"),
+        (7.1, "confirm-6"),
+        (7.6, "profile"),
+    ],
+)
+def test_no_pair_is_started_that_would_end_too_late(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, minutes: float, last: str
+):
+    timed = hurry(monkeypatch, screen=60, confirm=15, profile=15)
+    arena.set(head=slower())
+    arena.ab(f"--minutes={minutes}")
+    names = [path.name.rpartition("-")[0] for path in (arena.runs / "processes").iterdir()]
+    assert max(names, key=lambda name: (("screen", "confirm", "profile").index(name.partition("-")[0]), name)) == last
+    assert timed[0] <= minutes * 60
+
+
+def test_a_profile_that_is_kept_takes_no_time(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(head=slower())
+    arena.ab()
+    capsys.readouterr()
+    assert main(["ab", f"--resume={arena.runs}", "--minutes=0"]) == 1
+    assert "profile head: 1 cells" in capsys.readouterr().out
+
+
 def test_cells_that_are_flagged_later_are_confirmed_in_processes_that_ran_them(
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ):
     # Cell 1 seems no slower in the first two pairs; then time is up for more of all cells, and not for one cell.
-    timed = [0.0]
-
     def run(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
         early = name in ("screen-1-head", "screen-2-head")
         if side.name == "head":
             shares = {CELLS[1]: 0.0 if early else 0.03, CELLS[2]: 0.05}
             checkout(arena.folder / "head", **quiet, cells={cell: 30.0 * (1 + shares.get(cell, 0)) for cell in CELLS})
-        record = run_cells(side, options, folder, name, **more)
-        timed[0] += 60 if name.startswith("screen") else 1
-        return record
+        return run_cells(side, options, folder, name, **more)
 
     quiet = {"noise": 0.0005, "calls": str(arena.folder / "calls")}
     arena.set(base=quiet)
     monkeypatch.setattr(ab_run, "run_cells", run)
-    clock = SimpleNamespace(monotonic=lambda: timed[0])
-    for module in (ab, ab_run, causes):
-        monkeypatch.setattr(module, "time", clock)
+    hurry(monkeypatch, screen=60, confirm=1, profile=1)
     assert arena.ab("--screen-pairs=4", "--minutes=5.5") == 1
     assert "Stopped at the limit of --minutes before all pairs were run." in arena.report["notes"]
     assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
