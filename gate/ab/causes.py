@@ -1,7 +1,6 @@
 """Why cells regressed in an A/B comparison: a profile of both sides, beside the times that were compared."""
 
 import math
-import time
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -19,7 +18,7 @@ CLOCKS = ("device_ms", "wall_ms", "host_ms", "lead_ms")
 def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
     """Why each cell takes longer; profiles both sides where there is time, and keeps that in the duel's folder."""
     profiled: Pair | None = None
-    if slower and (duel.deadline is None or time.monotonic() < duel.deadline):
+    if slower and duel.in_time("profile", slower):
         try:
             profiled = duel.pair("profile", slower, 1000 * (duel.seed + 1), False, "--profile-kernels")
         except ValueError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gate.ab.judge import judge
 from gate.ab.plan import SIDES, Plan, planned, resumed
@@ -42,12 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gate-strict", action="store_true", help="cells that cannot be told or are missing fail too")
     group.add_argument("--folder", type=Path, metavar="DIR", help="keep all there (.benchmarks/ab/TIME)")
     group.add_argument("--cache", type=Path, metavar="DIR", help="of compiled code, kept for later runs (FOLDER/cache)")
-    group.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run in its folder")
+    group.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with an interrupted run in its folder, as it was planned"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Time, judge and report: 0 nothing regressed, 1 something did (or cannot be told, if strict), 130 interrupted."""
-    plan, folder = resumed(args) if args.resume else planned(args)
+    plan, folder = resumed(args, _defaults()) if args.resume else planned(args)
     again = f"python -m gate ab --resume {folder}"
     try:
         with _stoppable(), _sides(plan, folder) as sides:
@@ -61,12 +64,19 @@ def run(args: argparse.Namespace) -> int:
                 deadline=None if args.minutes is None else time.monotonic() + args.minutes * 60,
                 stall_s=plan.stall_s,
             )
-            found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha)
+            found = judge(duel, plan.screen_pairs, plan.confirm_pairs, plan.threshold, plan.alpha, costs_asked=True)
     except KeyboardInterrupt:
         print(f"interrupted; finished processes are kept, go on with: {again}")
         return INTERRUPTED
-    print(write_report(found, asdict(plan), folder, strict=args.gate_strict))
-    return int(any(verdict.fails(strict=args.gate_strict) for verdict in found.verdicts))
+    print(write_report(found, asdict(plan), folder, strict=plan.strict))
+    return int(any(verdict.fails(strict=plan.strict) for verdict in found.verdicts))
+
+
+def _defaults() -> dict[str, Any]:
+    """Every option as it is where it is not given."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return vars(parser.parse_args([]))
 
 
 @contextmanager

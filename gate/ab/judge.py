@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from gate.ab.pairs import (
     visible,
     worth_confirming,
 )
-from gate.ab.run import Duel, Pair, calmest, failures, log_ratios, valid_times
+from gate.ab.run import Duel, Pair, any_time, calmest, failures, log_ratios, valid_times
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
-from gate.exact import Finding, compare
+from gate.exact import FAILS_STRICT, Finding, compare
 from gate.records import cells, same_versions
 
 
@@ -55,6 +55,7 @@ class Evidence:
     shifts: dict[str, Shift] = field(default_factory=dict)
     noise: dict[str, Spread] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    costs_asked: bool = False
 
     def valid(self, pairs: Sequence[Pair], cell: str) -> list[float]:
         """The log-ratios of a cell in pairs that count."""
@@ -75,13 +76,28 @@ class Evidence:
         return same_versions(self.screens[0].base, self.screens[0].head)
 
 
-def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshold, alpha: float) -> Found:
-    """Run what is needed, and judge every cell of either side."""
+def judge(
+    duel: Duel,
+    screen_pairs: int,
+    confirm_pairs: int,
+    threshold: Threshold,
+    alpha: float,
+    *,
+    costs_asked: bool = False,
+) -> Found:
+    """Run what is needed, and judge every cell of either side; ValueError if neither ran any.
+
+    `costs_asked`: both processes of the first pair were to measure exact costs, so one that is lost leaves its cell
+    untold. Recorded processes are replayed with or without theirs.
+    """
     first = duel.first()
     base, head = cells(first.base), cells(first.head)
+    if not base and not head:
+        place = duel.folder / "logs"
+        raise ValueError(f"cells were to be compared, and neither side ran one: see why in {place}, and start anew.")
     both = [cell for cell in base if cell in head]
     screens = duel.pairs("screen", both, screen_pairs, begun=[first])
-    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens)
+    seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens, costs_asked=costs_asked)
     logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
     seen.noise = spreads(logs)
     seen.chosen = [cell for cell in logs if worth_confirming(logs[cell], seen.noise[cell], seen.limit(cell))]
@@ -97,6 +113,8 @@ def judge(duel: Duel, screen_pairs: int, confirm_pairs: int, threshold: Threshol
         table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
     verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
+    if not any_time([*screens, *seen.confirms], "base"):
+        verdicts = [_beside_nothing(found) for found in verdicts]
     told = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and found.change is not None]
     slower = [cell for cell in told if _slower(seen, cell)]
     causes = slower_causes(duel, slower, seen.confirms, first)
@@ -114,24 +132,37 @@ def _verdict(seen: Evidence, cell: str, base: Mapping[str, Any], head: Mapping[s
     if cell not in base:
         return CellVerdict(cell, Verdict.NEW, "runs on head, not on base")
     findings = tuple(compare(head[cell], base[cell]))
-    if lost := _lost(seen, cell):
-        return CellVerdict(cell, *lost)
-    verdict, why = _by_time(seen, cell)
+    lost = _lost(seen, cell)
+    verdict, why = lost or _by_time(seen, cell)
     # Of other versions of torch or a kernel other costs are expected; they are told, and judged by time.
     if seen.same_versions():
         if any(finding.worse for finding in findings):
             verdict = Verdict.REGRESSED
         elif any(finding.kind == "better" for finding in findings) and verdict == Verdict.SAME:
             verdict = Verdict.IMPROVED
+        if seen.costs_asked and verdict in (Verdict.IMPROVED, Verdict.SAME) and _unjudged(findings):
+            verdict = Verdict.CANNOT_TELL
         kept = findings
     else:
         kept = ()
     why = "; ".join(filter(None, [why, *map(str, findings)]))
-    if cell not in seen.shifts:
+    if lost or cell not in seen.shifts:
         return CellVerdict(cell, verdict, why, findings=kept)
     shift, then_ms = seen.shifts[cell], seen.base_ms(cell)
     change, low, high = (math.expm1(log) for log in (shift.log_ratio, shift.low, shift.high))
     return CellVerdict(cell, verdict, why, change, low, high, then_ms * (1 + change), then_ms, kept)
+
+
+def _unjudged(findings: Sequence[Finding]) -> bool:
+    """Whether an exact cost is one that cannot be judged, which fails where nothing may pass unjudged."""
+    return any(finding.kind in FAILS_STRICT and not finding.worse for finding in findings)
+
+
+def _beside_nothing(found: CellVerdict) -> CellVerdict:
+    """The verdict on a cell where base has no time of any: *new* cells alone must not pass for a comparison."""
+    if found.verdict not in (Verdict.NEW, Verdict.SAME):
+        return found
+    return replace(found, verdict=Verdict.CANNOT_TELL, why=f"{found.why}; no cell has a time on base to compare with")
 
 
 def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
@@ -144,8 +175,9 @@ def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
     told = [_told(reasons, side, runs) for reasons, side in ((on_base, "base"), (on_head, "head")) if reasons]
     why = "; ".join(told)
     if on_base and on_head:
-        kinds = {reason.partition(":")[0] for reason in (*on_base, *on_head)}
-        alike = len(kinds) == 1 and len(on_base) == len(on_head) == runs
+        # A cell that does not fit is a result, and it is still the same; one that fails or is wrong says nothing.
+        full = all(reason.partition(":")[0] == "out of memory" for reason in (*on_base, *on_head))
+        alike = full and len(on_base) == len(on_head) == runs
         return (Verdict.SAME if alike else Verdict.CANNOT_TELL), why
     if len(on_head) == runs:
         return Verdict.REGRESSED, why

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from gate.selecting import ROOT, selection
 
 SCHEMA = 1
 SIDES = ("base", "head")
+
+#: The options of a resumed run that are not as they were planned: strict it may become, and it stays so.
+MAY_BE_NEW = ("resume", "minutes", "gate_strict")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Plan:
     seed: int = 0
     stall_s: float = 300
     cache: str | None = None
+    strict: bool = False
     threshold: Threshold = field(default_factory=Threshold)
     schema: int = SCHEMA
 
@@ -65,6 +70,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
         seed=args.seed,
         stall_s=args.stall_seconds,
         cache=str(args.cache.absolute()) if args.cache else None,
+        strict=args.gate_strict,
         threshold=Threshold(args.threshold_percent, args.threshold_us),
     )
     folder = args.folder or Path(".benchmarks") / "ab" / f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -90,13 +96,20 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value:g} is not between {low:g} and {high:g}.")
 
 
-def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
-    """The plan of an interrupted run; ValueError if it cannot be read or something else is asked for."""
+def resumed(args: argparse.Namespace, defaults: Mapping[str, Any]) -> tuple[Plan, Path]:
+    """The plan of an interrupted run; ValueError if it cannot be read or something else is asked for.
+
+    `defaults` are the options of a command that gives none.
+    """
     path = args.resume / "plan.json"
-    if args.base or args.head or args.base_env or args.head_env or args.folder or selection(args):
+    others = [name for name in defaults if name not in MAY_BE_NEW and getattr(args, name) != defaults[name]]
+    if others:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ValueError(
-            "--resume goes on with the run as it was planned; only --minutes and --gate-strict may be new."
+            "--resume goes on with the run as it was planned; only --minutes and --gate-strict may be new, "
+            f"got {told}: leave that out, or start another run."
         )
+    _check_numbers(args)
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
         if kept.get("schema") != SCHEMA:
@@ -105,6 +118,9 @@ def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
         plan = Plan(**kept | {"threshold": Threshold(**kept["threshold"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no plan to go on with ({error}).") from None
+    if args.gate_strict and not plan.strict:
+        plan = replace(plan, strict=True)
+        write_json(path, asdict(plan))
     return plan, args.resume
 
 

@@ -123,8 +123,9 @@ def _quality(found: Found) -> list[str]:
     for work in sorted({work for pair in pairs for work in pair.shifts}):
         logs = [pair.shifts[work] for pair in pairs if work in pair.shifts and not pair.disturbed]
         if logs:
-            name, mean = work.removesuffix("_ms"), math.expm1(statistics.mean(logs))
-            moved.append(f"{name} {mean:+.2%} (pairs: {min(logs):+.1%} .. {max(logs):+.1%})")
+            name = work.removesuffix("_ms")
+            mean, least, most = (math.expm1(log) for log in (statistics.mean(logs), min(logs), max(logs)))
+            moved.append(f"{name} {mean:+.2%} (pairs: {least:+.1%} .. {most:+.1%})")
     if moved:
         lines.append(f"Control, head against base: {', '.join(moved)}.")
     lines += [f"Not counted, {pair.name}: {pair.disturbed}." for pair in pairs if pair.disturbed]

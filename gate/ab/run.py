@@ -110,7 +110,8 @@ def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
 class Duel:
     """Two sides, and the processes that were run on them so far.
 
-    `deadline` is a time of `time.monotonic()` after which no pair shall end.
+    `deadline` is a time of `time.monotonic()` after which no pair shall end; `cell_seconds` is what the last pair took
+    for each of its cells.
     """
 
     sides: Mapping[str, Side]
@@ -122,12 +123,13 @@ class Duel:
     stall_s: float = 300
     runs: dict[str, Record] = field(default_factory=dict)
     seconds: float = 0.0
+    cell_seconds: float = 0.0
     stopped: bool = False
 
     def process(self, name: str, side: str, ids: Sequence[str] | None, order_seed: int, *options: str) -> Record:
-        """Run one process, or take what an earlier run of it left in the folder."""
-        path = self.folder / "processes" / f"{name}-{side}.json"
-        if not path.exists():
+        """Run one process, or take what an earlier run of it with these cells left in the folder."""
+        kept = self._kept(name, side, ids)
+        if kept is None:
             begin = time.monotonic()
             given = [*self.options, f"--order-seed={order_seed}", *options]
             if ids is not None:
@@ -135,18 +137,32 @@ class Duel:
                 given = [option for option in given if not option.startswith("--cells=")]
             logs = self.folder / "logs"
             record = run_cells(self.sides[side], given, logs, f"{name}-{side}", ids=ids, stall_s=self.stall_s)
+            path = self._path(name, side)
             write_json(path, {"seconds": time.monotonic() - begin, "cells": ids, "record": record})
-        kept: dict[str, Any] = _read(path)
+            kept = _read(path)
         self.seconds += kept["seconds"]
         print(f"{name} {side}: {len(cells(kept['record']))} cells in {kept['seconds']:.0f} s", flush=True)
         self.runs[f"{name}-{side}"] = kept["record"]
         return kept["record"]
 
+    def _path(self, name: str, side: str) -> Path:
+        return self.folder / "processes" / f"{name}-{side}.json"
+
+    def _kept(self, name: str, side: str, ids: Sequence[str] | None) -> dict[str, Any] | None:
+        """What a process of this name left in the folder; None if it was not run, or with other cells.
+
+        A run that --minutes stopped in its screening may have confirmed; its other pairs may flag other cells.
+        """
+        path = self._path(name, side)
+        kept = _read(path) if path.exists() else None
+        return kept if kept is not None and _cell_set(kept.get("cells")) == _cell_set(ids) else None
+
     def pair(self, name: str, ids: Sequence[str] | None, order_seed: int, head_first: bool, *options: str) -> Pair:
         """Run a process on each side, with the cells in one order."""
-        order = ("head", "base") if head_first else ("base", "head")
+        order, before = ("head", "base") if head_first else ("base", "head"), self.seconds
         records = {side: self.process(name, side, ids, order_seed, *options) for side in order}
         base, head = records["base"], records["head"]
+        self.cell_seconds = (self.seconds - before) / max(len(cells(base)), len(cells(head)), 1)
         return Pair(name, base, head, "", control_shifts(base, head))
 
     def first(self) -> Pair:
@@ -165,7 +181,7 @@ class Duel:
         their place run only what lacks a pair. `begun` are the phase's first ones. Cells that failed twice on a side,
         here or in `earlier` pairs, are not run again.
         """
-        done, seconds = list(begun), self.seconds if begun else 0.0
+        done = list(begun)
         while len(done) < wanted + SPARE_PAIRS:
             number = len(done) + 1
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
@@ -174,14 +190,17 @@ class Duel:
                 left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break
-            before, names = self.seconds, [f"{phase}-{number}-{side}" for side in self.sides]
-            finished = all((self.folder / "processes" / f"{name}.json").exists() for name in names)
-            if not finished and self.deadline is not None and time.monotonic() + seconds > self.deadline:
+            if not self.in_time(f"{phase}-{number}", left):
                 self.stopped = True
                 break
             done.append(self._next(phase, number, left, [*earlier, *done], "--no-exact-costs"))
-            seconds = self.seconds - before
         return done
+
+    def in_time(self, name: str, ids: Sequence[str]) -> bool:
+        """Whether a pair of these cells would end before the deadline; one that is on disk takes no time."""
+        if self.deadline is None or time.monotonic() + self.cell_seconds * len(ids) <= self.deadline:
+            return True
+        return all(self._kept(name, side, ids) is not None for side in self.sides)
 
     def _next(self, phase: str, number: int, ids: Sequence[str] | None, earlier: Sequence[Pair], *options: str) -> Pair:
         """Run a phase's pair of this number, with the reason why it does not count, if there is one."""
@@ -216,6 +235,17 @@ def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:
             if cell in cells(record) and isinstance(reason := _estimated(record, cell), str):
                 reasons.append(reason)
     return found
+
+
+def _cell_set(ids: Sequence[str] | None) -> frozenset[str] | None:
+    """Which cells a process was asked for, in whatever order; None: those that its options select."""
+    return None if ids is None else frozenset(ids)
+
+
+def any_time(pairs: Sequence[Pair], side: str) -> bool:
+    """Whether any cell has a valid time on this side, in any of these pairs."""
+    records: list[Record] = [getattr(pair, side) for pair in pairs]
+    return any(isinstance(_estimated(record, cell), Estimate) for record in records for cell in cells(record))
 
 
 def _read(path: Path) -> dict[str, Any]:

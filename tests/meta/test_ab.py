@@ -1,8 +1,10 @@
 """A against B: processes take turns, a change is found in its cell, and nothing that goes wrong ends the run."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
 from gate.ab import worktrees
 from gate.ab.disturbances import disturbance
+from gate.ab.judge import Found
+from gate.ab.report import _quality
+from gate.ab.run import Pair
 from gate.estimates import PACE
-from gate.processes import cell_of, run_cells
+from gate.processes import Side, cell_of, run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
 
 pytestmark = pytest.mark.meta
@@ -60,6 +65,48 @@ class Arena:
     @property
     def verdicts(self) -> dict[str, str]:
         return {cell: found["verdict"] for cell, found in self.cells.items()}
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, cell: str, process: str) -> None:
+    """Have a cell run out of memory in one process, and in no other."""
+
+    def flaky(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        record = run_cells(side, options, folder, name, **more)
+        for entry in record["benchmarks"] if name == process else []:
+            if entry["fullname"] == cell:
+                entry["extra_info"].update(verdict="out of memory", reason="said so")
+        return record
+
+    monkeypatch.setattr(ab_run, "run_cells", flaky)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have somebody press Ctrl-C once, in place of the process of this number."""
+    calls = 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return run_cells(*args, **options)
+
+    monkeypatch.setattr(ab_run, "run_cells", interrupted)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[float]:
+    """Have each process of a phase take so many seconds of a clock that stands still otherwise; its time is in the
+    list that is returned."""
+    now, run = [0.0], ab_run.run_cells
+
+    def timed(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        now[0] += seconds[name.partition("-")[0]]
+        return run(side, options, folder, name, **more)
+
+    monkeypatch.setattr(ab_run, "run_cells", timed)
+    for module in (ab, ab_run):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 @pytest.fixture
@@ -184,6 +231,42 @@ def test_a_cell_that_neither_can_run_is_the_same(arena: Arena):
     assert arena.verdicts[CELLS[1]] == "same"
 
 
+@pytest.mark.parametrize(("does", "word"), [("crash", "crashed"), ("fail", "failed")])
+def test_a_cell_that_is_broken_on_both_sides_cannot_be_told(arena: Arena, does: str, word: str):
+    fake = {"does": {CELLS[1]: does}}
+    arena.set(base=fake, head=fake)
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell"}
+    why = arena.cells[CELLS[1]]["why"]
+    assert why.startswith(f"{word} on base: ")
+    assert f"{word} on head: " in why
+
+
+@pytest.mark.parametrize("on_head", ["", "fail", "out of memory"])
+@pytest.mark.parametrize("on_base", ["fail", "out of memory"])
+def test_a_base_without_any_time_is_no_comparison(arena: Arena, on_base: str, on_head: str):
+    sides = {"base": on_base, "head": on_head}
+    arena.set(**{side: {"does": dict.fromkeys(CELLS, does)} for side, does in sides.items()})
+    assert arena.ab("--gate-strict") == 1
+    assert set(arena.verdicts.values()) == {"cannot tell"}
+    assert arena.cells[CELLS[0]]["why"].startswith(f"{on_base} on base: ".replace("fail ", "failed "))
+
+
+def test_cells_of_head_alone_are_no_comparison(arena: Arena):
+    arena.set(base={"cells": {}})
+    assert arena.ab("--gate-strict") == 1
+    assert arena.cells[CELLS[0]]["why"] == "runs on head, not on base; no cell has a time on base to compare with"
+
+
+def test_sides_that_skip_all_cells_are_told_in_one_line(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(base={"cells": {}}, head={"cells": {}})
+    with pytest.raises(SystemExit) as stopped:
+        arena.ab()
+    assert stopped.value.code == 2
+    assert "cells were to be compared, and neither side ran one" in capsys.readouterr().err.splitlines()[-1]
+    assert not (arena.runs / "report.md").exists()
+
+
 def test_a_crashing_cell_is_not_run_for_ever(arena: Arena):
     arena.set(head={"does": {CELLS[1]: "crash"}})
     arena.ab("--screen-pairs=6")
@@ -211,6 +294,22 @@ def test_exact_costs_are_compared(arena: Arena, cost: str, status: int, verdict:
     assert arena.verdicts[CELLS[0]] == verdict
 
 
+@pytest.mark.parametrize("share", [0, -0.05])
+def test_a_cost_that_is_lost_leaves_its_cell_untold(arena: Arena, capsys: pytest.CaptureFixture[str], share: float):
+    costs = {key: value for key, value in COSTS.items() if key != "kernel_launches"}
+    arena.set(base={"costs": {CELLS[2]: COSTS}}, head=slower(share=share, costs={CELLS[2]: costs}))
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "cannot tell"}
+    assert "kernel launches is not measured now, was 7" in arena.cells[CELLS[2]]["why"]
+    assert "FAILED: 1 cannot tell, 3 same" in capsys.readouterr().out
+
+
+def test_a_control_that_moved_is_told_in_percent():
+    pairs = [Pair(f"screen-{half}", {}, {}, "", {"copy_ms": math.log(half)}) for half in (0.5, 0.125)]
+    (told,) = _quality(Found([], pairs, [], {}, {}, {}, 0.0))
+    assert told == "Control, head against base: copy -75.00% (pairs: -87.5% .. -50.0%)."
+
+
 def test_a_recompilation_is_named_as_the_cause(arena: Arena):
     arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: COSTS | {"compilations": 2}}})
     assert arena.ab() == 1
@@ -223,6 +322,33 @@ def test_other_packages_may_have_other_costs(arena: Arena):
         head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}, "versions": {"torch": "2"}},
     )
     assert arena.ab() == 0
+    assert "kernel launches 9, was 7" in arena.cells[CELLS[0]]["why"]
+
+
+@pytest.mark.parametrize("process", ["screen-2-base", "screen-2-head"])
+def test_a_cost_that_rose_is_told_of_a_cell_that_failed_once(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, process: str
+):
+    failing_once(monkeypatch, CELLS[0], process)
+    arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}})
+    assert arena.ab() == 1
+    found = arena.cells[CELLS[0]]
+    assert found["verdict"] == "regressed"
+    side = process.rpartition("-")[2]
+    assert found["why"] == f"out of memory on {side} in 1 of 2 processes: said so; kernel launches 9, was 7 (+28.6%)"
+    assert [finding["cost"] for finding in found["findings"]] == ["kernel_launches"]
+
+
+def test_other_costs_of_other_packages_are_told_of_a_cell_that_failed_once(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+):
+    failing_once(monkeypatch, CELLS[0], "screen-2-head")
+    arena.set(
+        base={"costs": {CELLS[0]: COSTS}, "versions": {"torch": "1"}},
+        head={"costs": {CELLS[0]: COSTS | {"kernel_launches": 9}}, "versions": {"torch": "2"}},
+    )
+    assert arena.ab() == 0
+    assert arena.verdicts[CELLS[0]] == "cannot tell"
     assert "kernel launches 9, was 7" in arena.cells[CELLS[0]]["why"]
 
 
@@ -305,22 +431,70 @@ def test_the_time_limit_leaves_cells_untold_and_a_run_to_go_on_with(arena: Arena
     assert len(arena.order) == 4
 
 
+@pytest.mark.parametrize(
+    ("minutes", "last"),
+    # Screening takes 4 minutes: 60 s for a process of four cells. A pair of one cell is taken to need 30 s.
+    [
+        (4.4, "screen-2"),
+        (4.6, "confirm-1"),
+        (4.9, "confirm-1"),
+        (5.1, "confirm-2"),
+        (7.1, "confirm-6"),
+        (7.6, "profile"),
+    ],
+)
+def test_no_pair_is_started_that_would_end_too_late(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, minutes: float, last: str
+):
+    timed = hurry(monkeypatch, screen=60, confirm=15, profile=15)
+    arena.set(head=slower())
+    arena.ab(f"--minutes={minutes}")
+    names = [path.name.rpartition("-")[0] for path in (arena.runs / "processes").iterdir()]
+    assert max(names, key=lambda name: (("screen", "confirm", "profile").index(name.partition("-")[0]), name)) == last
+    assert timed[0] <= minutes * 60
+
+
+def test_a_profile_that_is_kept_takes_no_time(arena: Arena, capsys: pytest.CaptureFixture[str]):
+    arena.set(head=slower())
+    arena.ab()
+    capsys.readouterr()
+    assert main(["ab", f"--resume={arena.runs}", "--minutes=0"]) == 1
+    assert "profile head: 1 cells" in capsys.readouterr().out
+
+
+def test_cells_that_are_flagged_later_are_confirmed_in_processes_that_ran_them(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+):
+    # Cell 1 seems no slower in the first two pairs; then time is up for more of all cells, and not for one cell.
+    def run(side: Side, options: Any, folder: Path, name: str, **more: Any) -> Any:
+        early = name in ("screen-1-head", "screen-2-head")
+        if side.name == "head":
+            shares = {CELLS[1]: 0.0 if early else 0.03, CELLS[2]: 0.05}
+            checkout(arena.folder / "head", **quiet, cells={cell: 30.0 * (1 + shares.get(cell, 0)) for cell in CELLS})
+        return run_cells(side, options, folder, name, **more)
+
+    quiet = {"noise": 0.0005, "calls": str(arena.folder / "calls")}
+    arena.set(base=quiet)
+    monkeypatch.setattr(ab_run, "run_cells", run)
+    hurry(monkeypatch, screen=60, confirm=1, profile=1)
+    assert arena.ab("--screen-pairs=4", "--minutes=5.5") == 1
+    assert "Stopped at the limit of --minutes before all pairs were run." in arena.report["notes"]
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "regressed", CELLS[2]: "regressed"}
+    assert len(arena.cells[CELLS[1]]["confirm_log_ratios"]) == 6
+    assert {cell["cause"] for cell in arena.cells.values()} == {None, "device"}
+    done = len(arena.calls)
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+    assert len(arena.calls) == done
+
+
 def test_an_interrupted_run_goes_on_where_it_was(
     arena: Arena, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     arena.set(head=slower())
-    calls = 0
-
-    def interrupted(*args: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 9:
-            raise KeyboardInterrupt
-        return run_cells(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ab_run, "run_cells", interrupted)
-        assert arena.ab() == 130
+    interrupt(monkeypatch, 9)
+    assert arena.ab() == 130
     assert f"go on with: python -m gate ab --resume {arena.runs}" in capsys.readouterr().out.splitlines()[-1]
     done = len(arena.calls)
     assert done == 8
@@ -328,6 +502,30 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert arena.verdicts[CELLS[2]] == "regressed"
     # 4 screening, 12 confirming and 2 profiled processes, none of them twice.
     assert len(arena.calls) == 18
+
+
+def test_a_strict_run_stays_strict(arena: Arena, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    arena.set(head={"cells": dict.fromkeys(CELLS[1:], 30.0)})
+    interrupt(monkeypatch, 3)
+    assert arena.ab("--gate-strict") == 130
+    command = capsys.readouterr().out.splitlines()[-1].partition("python -m gate ")[2].split()
+    assert main(command) == 1
+    assert "FAILED: 1 missing, 3 same" in capsys.readouterr().out
+
+
+def test_a_resumed_run_may_become_strict_and_stays_so(arena: Arena):
+    arena.set(head={"cells": dict.fromkeys(CELLS[1:], 30.0)})
+    assert arena.ab() == 0
+    assert main(["ab", f"--resume={arena.runs}"]) == 0
+    assert main(["ab", f"--resume={arena.runs}", "--gate-strict"]) == 1
+    assert main(["ab", f"--resume={arena.runs}"]) == 1
+
+
+def test_a_plan_from_before_it_kept_strictness_is_read(arena: Arena):
+    assert arena.ab() == 0
+    path = arena.runs / "plan.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "strict"}))
+    assert main(["ab", f"--resume={arena.runs}"]) == 0
 
 
 def test_a_report_is_made_again_without_any_process(arena: Arena):
@@ -413,6 +611,26 @@ USAGE = {
     "alpha": (["--base=HEAD", "--head=HEAD", "--alpha=0.01"], "--alpha 0.01 is not between 0.015625"),
     "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is no plan to go on with"),
     "resume_and_more": (["--resume=/nowhere", "--cells=*"], "--resume goes on with the run as it was planned"),
+    "resume_for_less": (["--resume=/nowhere", "--minutes=-3"], "--minutes -3 is not between 0 and inf"),
+    "resume_for_nan": (["--resume=/nowhere", "--minutes=nan"], "--minutes nan is not between 0 and inf"),
+} | {
+    f"resume_{option}": (["--resume=/nowhere", f"--{option}={value}"], f"got --{option}: leave that out")
+    for option, value in {
+        "base": "HEAD",
+        "head-env": "/x",
+        "workload": "smoke",
+        "backend": "sdpa_loop",
+        "steps": 2,
+        "stall-seconds": -1,
+        "screen-pairs": 9,
+        "confirm-pairs": 7,
+        "threshold-percent": 50,
+        "threshold-us": 1,
+        "alpha": 0.4,
+        "seed": 7,
+        "folder": "/x",
+        "cache": "/x",
+    }.items()
 }
 
 
