@@ -2,8 +2,6 @@
 
 import argparse
 import hashlib
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +14,8 @@ from gate.ab.plan import SIDES, Plan, planned, resumed
 from gate.ab.report import write_report
 from gate.ab.run import Duel
 from gate.ab.worktrees import checkout
-from gate.processes import Side
+from gate.processes import INTERRUPTED, Side
 from gate.selecting import ROOT, add_selection
-
-#: What shells give a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     plan, folder = resumed(args, _defaults()) if args.resume else planned(args)
     again = f"python -m gate ab --resume {folder}"
     try:
-        with _stoppable(), _sides(plan, folder) as sides:
+        with _sides(plan, folder) as sides:
             print(f"{plan.asked[0]} against {plan.asked[1]}; after an interruption, go on with: {again}", flush=True)
             duel = Duel(
                 sides,
@@ -96,20 +91,3 @@ def _sides(plan: Plan, folder: Path) -> Iterator[dict[str, Side]]:
             key = hashlib.sha256(python.encode()).hexdigest()[:12]
             sides[name] = Side(name, place, Path(python), cache / key)
         yield sides
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Have SIGTERM end the run as Ctrl-C does: checkouts are removed, and the process that runs is killed."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
