@@ -267,6 +267,21 @@ def nothing_declared(config: pytest.Config) -> str | None:
     return reason
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse options that leave no cell to the tests that are run: pytest would skip each of these, and pass."""
+    config = session.config
+    asked = [f"--{name}" for name in ("cells", "backend", "collator") if config.getoption(name)]
+    over_cells = [item for item in session.items if item.get_closest_marker("cells")]
+    # A worker of pytest-xdist has no way to say it.
+    if not asked or not over_cells or hasattr(config, "workerinput"):
+        return
+    if all(item.name.endswith("[NOTSET]") for item in over_cells):
+        raise pytest.UsageError(
+            f"{', '.join(asked)}: no such cell is declared here for what is run (see pytest --matrix); what is timed "
+            f"ends in -{chosen_workload(config).name}, what is proved in -{DRAWN}; --cells times what that leaves out."
+        )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("cells")
     if marker is None:

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the baseline; ValueError says which record does not fit."""
     paths: list[Path] = args.records
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name records (python -m gate record makes them).")
+        if load(path).committed:
+            raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")
     processes = [process_of(load_record(path)) for path in paths]
     named = list(zip(map(str, paths), processes, strict=True))
     workload = _workload(named)

@@ -26,8 +26,8 @@ SESSION_LASTS = timedelta(hours=12)
 THRESHOLD_PERCENT: dict[Kind, float] = {"device": 1.0, "host": 1.0, "wall": 10.0, "paced": 10.0}
 THRESHOLD_US = 20.0
 
-#: *Same* promises that no change of so many thresholds hides in the noise. One would be no more than the noise of five
-#: fresh processes on a quiet GPU, where all cells are to hold at once.
+#: *Same* promises that the noise (half of the interval) is no more than so many thresholds. One would be no more than
+#: the noise of five fresh processes on a quiet GPU, where all cells are to hold at once.
 PROMISE = 3.0
 
 
@@ -387,7 +387,7 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
         return Verdict.SAME, f"moved, by less than the threshold of {threshold:.1%}"
     if math.expm1(half) > PROMISE * threshold:
         return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
-    return Verdict.SAME, ""
+    return Verdict.SAME, f"within the noise of {math.expm1(half):.1%}" if size > threshold else ""
 
 
 def _words(reason: str) -> str:

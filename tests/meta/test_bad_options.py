@@ -72,6 +72,12 @@ BAD = {
     "lengths_long": Bad(lengths_file("long.txt", "3\n999\n"), "long.txt line 2", "at most 128; got 999. Split"),
     "lengths_damaged": Bad(lengths_file("bad.npy", "no array"), "bad.npy", "Write it with numpy.save"),
     "lengths_folder": Bad(lambda folder: [f"--lengths={folder}"], "Is a directory", "Check the path"),
+    "nothing_timed": Bad(
+        given("tests/performance", "-mperformance", "-n0", "--workload=smoke", "--cells=*drawn"),
+        "--cells: no such cell is declared here",
+        "what is timed ends in -smoke",
+    ),
+    "profile": Bad(given("--hypothesis-profile=nope"), "--hypothesis-profile=nope", "choose ci, dev or deep"),
     "matrix_path": Bad(given("--matrix", "tests/meta"), "'tests/meta'", "Choose combinations with --backend"),
     "matrix_after_path": Bad(given("tests/meta", "--matrix"), "'tests/meta'", "Choose combinations with --backend"),
     "matrix_shape": Bad(given("--matrix=xml"), "'xml'", "--matrix takes table (the default) or json"),
