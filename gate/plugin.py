@@ -267,7 +267,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     gate.comparing.stopped = not whole or bool(session.shouldstop or session.shouldfail)
     refused = session.exitstatus == pytest.ExitCode.USAGE_ERROR or session.config.option.collectonly
     if benchmarks is not None and gate.comparing.value and not refused:
-        _compare(gate, session)
+        _compare(gate, session, whole=whole)
     if benchmarks is not None and (benchmarks.benchmarks or gate.entries):
         gate.set_folders()
         if not benchmarks.benchmarks:
@@ -275,7 +275,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     yield
 
 
-def _compare(gate: Gate, session: pytest.Session) -> None:
+def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
 
     def say(line: str) -> None:
@@ -284,14 +284,13 @@ def _compare(gate: Gate, session: pytest.Session) -> None:
             reporter.write_line(line)
 
     record = gate.record()
-    # Who interrupts a run does not want to wait for more of it.
-    whole = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     try:
         gate.comparing.check_named(workloads(record))
     except ValueError as error:
         gate.comparing.told = [f"ERROR: {error}"]
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
         return
+    # Who interrupts a run does not want to wait for more of it.
     gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
     comparison = gate.comparing.comparison
     if comparison is not None and not (compared := comparison.baseline).committed:

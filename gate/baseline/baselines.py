@@ -58,9 +58,11 @@ class Baseline:
     def doubts(self) -> str:
         """Why nothing should pass that is as this record, "" where nothing speaks against it."""
         if self.regressed:
-            return f"{_cells(self.regressed)} slower than before when it was saved"
+            cells = _plural(len(self.regressed), "cell was", "cells were")
+            return f"{cells} slower than before when it was saved"
         if self.unjudged:
-            return f"{_cells(self.unjudged)} missing, or seemed slower and could not be judged, when it was saved"
+            cells = _plural(len(self.unjudged), "cell was", "cells were")
+            return f"{cells} missing, or seemed slower and could not be judged, when it was saved"
         return ""
 
     @property
@@ -314,7 +316,3 @@ def _named(error: Exception) -> str:
 
 def _plural(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"{len(cells)} cell{' was' if len(cells) == 1 else 's were'}"

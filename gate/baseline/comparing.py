@@ -121,8 +121,8 @@ class Comparing:
 
     def check_collected(self, ids: Iterable[str]) -> None:
         """As `check_named`, by the ids of the cells that were collected; others tell nothing before they are run."""
-        keys = [cell_of(one) for one in ids if one.count("-") >= 6]
-        self.check_named((key["workload"], key["lengths"]) for key in keys if cell_id(key) in ids)
+        keys = {one: cell_of(one) for one in ids if one.count("-") >= 6}
+        self.check_named((key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one)
 
     def _chosen(self, record: Record) -> Baseline | None:
         """What was asked for by name, or else the newest that this run can be held to; says what is passed over."""
@@ -184,7 +184,7 @@ class Comparing:
     def _asked_for(self, info: dict[str, Any], found: set[tuple[str, str]]) -> bool:
         """Whether this run should have timed a cell of the baseline: no option left it out on purpose."""
         option, cell = self.config.getoption, info["cell"]
-        if self.deselected or any("::" in str(arg) for arg in self.config.args):
+        if self._picked:
             return False
         globs = option("cells", None)
         return (
@@ -200,7 +200,12 @@ class Comparing:
         """Whether this run was narrowed, or stopped, so that cells may be lacking that are there."""
         options = [self.config.getoption(name, None) for name in ("cells", "backend", "collator")]
         narrowed = any(options) or self.config.getoption("compiled", None) == "none"
-        return self.stopped or self.deselected or narrowed or any("::" in str(arg) for arg in self.config.args)
+        return self.stopped or narrowed or self._picked
+
+    @property
+    def _picked(self) -> bool:
+        """Whether single tests were chosen or left out, by options that do not tell of cells."""
+        return self.deselected or any("::" in str(arg) for arg in self.config.args)
 
     def summary(self) -> dict[str, Any]:
         """What a saved record tells of its run and of the comparison it was part of; empty for a whole run without."""

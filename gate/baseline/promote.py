@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gate.baseline import doubts
-from gate.baseline.baselines import Process, file_name, load, process_of, write
+from gate.baseline.baselines import Process, file_name, load, write
 from gate.estimates import estimate
-from gate.records import load_record
 
 #: As many processes as it takes to measure the noise between them.
 ENOUGH = 5
@@ -28,14 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the baseline; ValueError says which record does not fit."""
     paths: list[Path] = args.records
-    for path in paths:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; name records (python -m gate record makes them).")
-        if load(path).committed:
-            raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")
-    processes = [process_of(load_record(path)) for path in paths]
+    processes = [_recorded(path) for path in paths]
     named = list(zip(map(str, paths), processes, strict=True))
     workload = _workload(named)
     slug = str(processes[0].machine.get("device_slug") or "")
@@ -56,6 +48,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"Fewer than {ENOUGH} processes do not show the noise between them; defaults stand in (docs/gate.md).")
     print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
     return 0
+
+
+def _recorded(path: Path) -> Process:
+    """The process of a record; ValueError for what is none."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name records (python -m gate record makes them).")
+    found = load(path)
+    if found.committed:
+        raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")
+    return found.newest
 
 
 def differ_only_below(folder: Path, one: str, other: str) -> bool:
