@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import compress, zip_longest
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.host import slow_host
+from gate.host import held_up, slow_host
 from gate.records import Record, cell_id, is_number
 from gate.waiting import without_waiting_ms
 
@@ -41,6 +41,8 @@ class Estimate:
     `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all.
     `paced_batch_logs` are the steps' times over those of the work beside them (`PACE`), where that was timed: a shared
     CPU that is slower for a while leaves them alone. `batch_tokens` are the batches' sizes: they tell one from another.
+    `held_up` says how a slow host held up the steps that are left out, "" where none is: a batch without any other is
+    NaN, so that `log_ms` is of fewer batches than those of other processes, and only ratios to these can be compared.
     """
 
     cell: str
@@ -50,6 +52,7 @@ class Estimate:
     batch_log_ms: tuple[float, ...]
     paced_batch_logs: tuple[float, ...] | None = None
     batch_tokens: tuple[int, ...] = ()
+    held_up: str = ""
 
     @property
     def ms(self) -> float:
@@ -81,18 +84,20 @@ class Estimate:
 
         This process may be one of them: what is said of it and of another one is said by the same rule.
         """
-        level = statistics.fmean(one.level(paced=paced) for one in others)
+        whole = [one for one in others if not one.held_up] or others
+        level = statistics.fmean(one.level(paced=paced) for one in whole)
         return level + float(np.mean(self._ratios(others, paced=paced)))
 
     def _ratios(self, others: Sequence["Estimate"], *, paced: bool) -> NDArray[np.float64]:
         ratios = np.array([self.level(paced=paced) - one.level(paced=paced) for one in others])
-        alike = [one._has_batches_of(self) for one in others]
+        alike = [one.has_batches_of(self) for one in others]
         theirs = np.array([one.logs(paced=paced) for one in compress(others, alike)])
         if len(theirs):
             ratios[alike] = _trimmed_means(np.array(self.logs(paced=paced)) - theirs)
         return ratios
 
-    def _has_batches_of(self, other: "Estimate") -> bool:
+    def has_batches_of(self, other: "Estimate") -> bool:
+        """Whether the two are of the same batches in the same order."""
         return self.batch_tokens == other.batch_tokens and len(self.batch_log_ms) == len(other.batch_log_ms)
 
 
@@ -102,9 +107,10 @@ def estimate(
     """The time of a cell's `extra_info`, or the sentence that says why it has no valid one.
 
     `clock` None takes the device's where it was read, else the wall's. A wall time is `net`, without what its step
-    waited for a core (gate/waiting.py), where that was read. A device's counts only if no slow host held it up:
-    `calm_ms` (optional) is the pace of the host at its calmest in the session (gate/host.py). `info["batches"]`
-    (optional) is the number of the batch of each step; without it each step is a batch of its own.
+    waited for a core (gate/waiting.py), where that was read. A device's leaves out what a slow host held up, and is
+    none where too little remains: `calm_ms` (optional) is the pace of the host at its calmest in the session
+    (gate/host.py). `info["batches"]` (optional) is the number of the batch of each step; without it each step is a
+    batch of its own.
     """
     verdict = info.get("verdict", "no verdict")
     if verdict != "timed":
@@ -133,9 +139,11 @@ def estimate(
         if bad is not None:
             return f"waited_ms holds {bad!r}, not a number of milliseconds"
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
-    if clock == "device" and (reason := slow_host(info, calm_ms)):
-        return reason
-    logs = batch_logs(times, batches)
+    held = slow_host(info, calm_ms) if clock == "device" else ""
+    left_out = held_up(info, calm_ms) if held else []
+    if left_out is None:
+        return held
+    logs = batch_logs(times, batches, left_out)
     paced_logs = None
     if clock == "wall" and has_pace(info):
         paces = [1.0] * len(times)
@@ -146,7 +154,8 @@ def estimate(
         paced_logs = batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches)
     tokens = info.get("tokens") or ()
     sizes = tuple(size for _, size in sorted(dict(zip(batches, tokens, strict=False)).items()))
-    return Estimate(cell_id(info["cell"]), clock, location(logs), len(times), logs, paced_logs, sizes)
+    steps = len(times) - sum(left_out)
+    return Estimate(cell_id(info["cell"]), clock, location(logs), steps, logs, paced_logs, sizes, held)
 
 
 def logs_among(estimates: Sequence[Estimate], *, paced: bool = False) -> list[float]:
@@ -159,16 +168,21 @@ def has_pace(info: dict[str, Any]) -> bool:
     return all(info.get(key) is not None for key in PACE)
 
 
-def batch_logs(times_ms: Sequence[float], batches: Sequence[int]) -> tuple[float, ...]:
-    """The log of each batch's time, its median where it was timed more than once; in the order of batch numbers."""
+def batch_logs(times_ms: Sequence[float], batches: Sequence[int], left_out: Sequence[bool] = ()) -> tuple[float, ...]:
+    """The log of each batch's time, its median where it was timed more than once; in the order of batch numbers.
+
+    NaN for a batch all of whose steps are `left_out`.
+    """
     passes: dict[int, list[float]] = {}
-    for batch, ms in zip(batches, times_ms, strict=True):
-        passes.setdefault(batch, []).append(math.log(ms))
-    return tuple(statistics.median(passes[batch]) for batch in sorted(passes))
+    for batch, ms, out in zip_longest(batches, times_ms, left_out, fillvalue=False):
+        logs = passes.setdefault(batch, [])
+        if not out:
+            logs.append(math.log(ms))
+    return tuple(statistics.median(passes[batch] or [math.nan]) for batch in sorted(passes))
 
 
 def location(logs: Sequence[float]) -> float:
-    """The mean of what is left when `TRIMMED` of the values are left out at each end."""
+    """The mean of what is left when `TRIMMED` of the values are left out at each end; NaN counts for none."""
     return float(_trimmed_means(np.array(logs)))
 
 
@@ -176,7 +190,10 @@ def _trimmed_means(logs: NDArray[np.float64]) -> NDArray[np.float64]:
     # Not at the top: every session of pytest imports this module, and scipy.stats takes more than a second.
     from scipy import stats
 
-    return np.asarray(stats.trim_mean(logs, TRIMMED, axis=-1))
+    if not np.isnan(logs).any():
+        return np.asarray(stats.trim_mean(logs, TRIMMED, axis=-1))
+    rows = [stats.trim_mean(row[~np.isnan(row)], TRIMMED) for row in np.atleast_2d(logs)]
+    return np.array(rows).reshape(logs.shape[:-1])
 
 
 def session_of(record: Record) -> str:

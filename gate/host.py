@@ -4,11 +4,12 @@ A host has neighbours: on one H100's machine its cores took 1.6 times as long fo
 most times, and cells that otherwise wait for the device were slower by up to a third. Two numbers beside each step tell
 such a time from slower code: how long the device still had to work when the host had queued the step (`lead_ms`), and
 what a fixed piece of the host's own work took around it (`host_pace_ms`, tests/performance/pace.py), in which none of
-the code under test is.
+the code under test is. The steps that it held up are left out, while enough others remain.
 """
 
 import statistics
 from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 from gate.records import is_number
@@ -25,6 +26,14 @@ HELD_LEAD = 0.25
 #: A cell waits for the host where more of its steps do: fewer are cut off as the slowest ones (`estimates.TRIMMED`).
 HELD_SHARE = 0.2
 
+#: A cell has a time beside a slow host if so many of its batches are left without the steps that it held up: any two
+#: such processes share a third. On an H100 nine of these lay within 0.5% of those beside a calm host (root mean square
+#: 0.3%, as those among themselves), and up to 1.5% above them with all of their steps.
+LEFT_SHARE = 2 / 3
+
+#: The times of each step that a GPU's record holds.
+STEP_LISTS = ("device_ms", "wall_ms", "host_ms", "lead_ms")
+
 #: The host is slow where its own work takes this many times what it took in the calmest cell of the session. On the
 #: machine of an H100 that was 52 us; beside the cells that it held up, and that were slower for it, it took 73 or more.
 SLOW = 1.25
@@ -32,12 +41,18 @@ SLOW = 1.25
 
 def held_share(info: Info) -> float | None:
     """The share of a cell's steps that the host held up, None where that was not read."""
+    held = _held(info)
+    return None if held is None else sum(held) / len(held)
+
+
+def _held(info: Info) -> list[bool] | None:
+    """Which of a cell's steps the host held up, None where that was not read."""
     leads, steps = info.get("lead_ms"), info.get("device_ms")
     if not isinstance(leads, list) or not isinstance(steps, list) or not leads or len(leads) != len(steps):
         return None
     if not all(map(is_number, [*leads, *steps])):
         return None
-    return sum(lead < HELD_LEAD * step for lead, step in zip(leads, steps, strict=True)) / len(steps)
+    return [lead < HELD_LEAD * step for lead, step in zip(leads, steps, strict=True)]
 
 
 def waits_mostly(infos: Iterable[Info]) -> bool | None:
@@ -60,7 +75,7 @@ def calm_ms(infos: Iterable[Info]) -> float | None:
 
 
 def slow_host(info: Info, calm: float | None) -> str:
-    """Why a cell's time tells of the host and not of the code, "" if it does not: it waited for a host that was slow.
+    """How a host that was slow made a cell's steps wait, "" if it did not: what they took tells of it, not of the code.
 
     A cell that waits for the device is as fast beside a slow host; one that waits for a calm host tells of the code.
     """
@@ -68,3 +83,25 @@ def slow_host(info: Info, calm: float | None) -> str:
     if pace is None or held is None or calm is None or held <= HELD_SHARE or pace <= SLOW * calm:
         return ""
     return f"the host was slow and held up {held:.0%} of the steps: its own work took {pace / calm:.1f} times as long"
+
+
+def held_up(info: Info, calm: float | None) -> list[bool] | None:
+    """Which steps are to be left out, as a slow host held them up; None where too few batches would remain.
+
+    Empty where none is. `info["batches"]` (optional) is the number of the batch of each step.
+    """
+    held = _held(info)
+    if held is None or not slow_host(info, calm):
+        return []
+    batches = info.get("batches") or range(len(held))
+    left = {batch for batch, is_held in zip(batches, held, strict=False) if not is_held}
+    return held if len(left) >= LEFT_SHARE * len(set(batches)) else None
+
+
+def without_held_up(info: Info, calm: float | None) -> Info:
+    """A cell's `extra_info` without the steps that a slow host held up; as it is where too few would remain."""
+    if not (left_out := held_up(info, calm)):
+        return info
+    lists = {key: times for key in STEP_LISTS if isinstance(times := info.get(key), list)}
+    kept = [not held for held in left_out]
+    return info | {key: list(compress(times, kept)) for key, times in lists.items() if len(times) == len(kept)}

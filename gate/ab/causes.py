@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gate.ab.run import Duel, Pair, valid_times
+from gate.ab.run import Duel, Pair, Phase
 from gate.cause import Cause, cause
+from gate.host import STEP_LISTS
 from gate.records import cells
 
-#: The step times that a cause is looked for in.
-CLOCKS = ("device_ms", "wall_ms", "host_ms", "lead_ms")
 
-
-def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
+def slower_causes(duel: Duel, slower: Sequence[str], confirms: Phase, exact: Pair) -> dict[str, Cause]:
     """Why each cell takes longer; profiles both sides where there is time, and keeps that in the duel's folder."""
     profiled: Pair | None = None
     if slower and duel.in_time("profile", slower):
@@ -27,27 +25,26 @@ def slower_causes(duel: Duel, slower: Sequence[str], confirms: Sequence[Pair], e
     return {cell: _said(confirms, profiled or exact, cell) for cell in slower}
 
 
-def costlier_causes(regressed: Sequence[str], screens: Sequence[Pair], exact: Pair) -> dict[str, Cause]:
+def costlier_causes(regressed: Sequence[str], screens: Phase, exact: Pair) -> dict[str, Cause]:
     """What exact costs tell of cells that take no longer: that they are compiled more often, or padded more."""
     said = {cell: _said(screens, exact, cell) for cell in regressed}
     return {cell: found for cell, found in said.items() if found.kind in ("recompiled", "padding")}
 
 
-def _said(pairs: Sequence[Pair], exact: Pair, cell: str) -> Cause:
-    return cause(_pooled(pairs, exact, cell, "head"), _pooled(pairs, exact, cell, "base"))
+def _said(phase: Phase, exact: Pair, cell: str) -> Cause:
+    return cause(_pooled(phase, exact, cell, "head"), _pooled(phase, exact, cell, "base"))
 
 
-def _pooled(pairs: Sequence[Pair], exact: Pair, cell: str, side: str) -> dict[str, Any]:
+def _pooled(phase: Phase, exact: Pair, cell: str, side: str) -> dict[str, Any]:
     """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
-    counting = valid_times(pairs, cell)
-    infos = [cells(getattr(pair, side))[cell] for pair, _ in counting]
+    counting, which = phase.valid_times(cell), 0 if side == "base" else 1
+    infos = [pair.calm_infos(cell, phase.calm)[which] for pair, _ in counting]
     pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
-    for clock in CLOCKS:
+    for clock in STEP_LISTS:
         lists = [times for info in infos if isinstance(times := info.get(clock), list)]
         pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
     if pooled["device_ms"] is None:
         # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
-        which = 0 if side == "base" else 1
         pooled["wall_ms"] = [math.exp(both[which]) for _, both in counting] or None
     for clock in ("device", "wall"):
         times = pooled[f"{clock}_ms"]

@@ -21,11 +21,14 @@ from gate.ab.pairs import (
     visible,
     worth_confirming,
 )
-from gate.ab.run import Duel, Pair, any_time, calmest, failures, log_ratios, valid_times
+from gate.ab.run import Duel, Phase, any_time, calmest, failures
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import FAILS_STRICT, Finding, compare
 from gate.records import cells, same_versions
+
+#: A cell that too few pairs count for is told so many reasons of; what disturbed whole pairs is told below the table.
+MOST_REASONS = 2
 
 
 @dataclass
@@ -33,8 +36,8 @@ class Found:
     """What came of a comparison: a verdict a cell, and what it rests on."""
 
     verdicts: list[CellVerdict]
-    screens: list[Pair]
-    confirms: list[Pair]
+    screens: Phase
+    confirms: Phase
     shifts: dict[str, Shift]
     noise: dict[str, Spread]
     causes: dict[str, Cause]
@@ -50,30 +53,27 @@ class Evidence:
     threshold: Threshold
     alpha: float
     wanted: tuple[int, int]
-    screens: list[Pair]
-    confirms: list[Pair] = field(default_factory=list)
+    screens: Phase
+    confirms: Phase = field(default_factory=Phase)
     shifts: dict[str, Shift] = field(default_factory=dict)
     noise: dict[str, Spread] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
     costs_asked: bool = False
 
-    def valid(self, pairs: Sequence[Pair], cell: str) -> list[float]:
-        """The log-ratios of a cell in pairs that count."""
-        return [log for log in log_ratios(pairs, cell) if math.isfinite(log)]
-
     def base_ms(self, cell: str) -> float:
         """A cell's time on base, in the pairs that its change is from."""
-        pairs = self.confirms if cell in self.chosen and self.valid(self.confirms, cell) else self.screens
-        return math.exp(float(np.mean([base for _, (base, _) in valid_times(pairs, cell)])))
+        phase = self.confirms if cell in self.chosen and self.confirms.valid(cell) else self.screens
+        return math.exp(float(np.mean([base for _, (base, _) in phase.valid_times(cell)])))
 
     def limit(self, cell: str) -> float:
         """The practical threshold of a cell, as a log-ratio."""
-        times = [base for _, (base, _) in valid_times(self.screens, cell)]
+        times = [base for _, (base, _) in self.screens.valid_times(cell)]
         return self.threshold.log(math.exp(float(np.mean(times))))
 
     def same_versions(self) -> bool:
         """Whether both sides ran with the same packages: others have other exact costs."""
-        return same_versions(self.screens[0].base, self.screens[0].head)
+        first = self.screens.pairs[0]
+        return same_versions(first.base, first.head)
 
 
 def judge(
@@ -96,9 +96,10 @@ def judge(
         place = duel.folder / "logs"
         raise ValueError(f"cells were to be compared, and neither side ran one: see why in {place}, and start anew.")
     both = [cell for cell in base if cell in head]
-    screens = duel.pairs("screen", both, screen_pairs, begun=[first])
+    pairs = duel.pairs("screen", both, screen_pairs, begun=[first])
+    screens = Phase(pairs, calmest(pairs))
     seen = Evidence(duel, threshold, alpha, (screen_pairs, confirm_pairs), screens, costs_asked=costs_asked)
-    logs = {cell: valid for cell in both if len(valid := seen.valid(screens, cell)) > 1}
+    logs = {cell: valid for cell in both if len(valid := screens.valid(cell)) > 1}
     seen.noise = spreads(logs)
     seen.chosen = [cell for cell in logs if worth_confirming(logs[cell], seen.noise[cell], seen.limit(cell))]
     seen.shifts = {
@@ -108,17 +109,18 @@ def judge(
     }
     if seen.chosen:
         print(f"to confirm: {', '.join(seen.chosen)}", flush=True)
-        seen.confirms = duel.pairs("confirm", seen.chosen, confirm_pairs, earlier=screens)
-        enough = [cell for cell in seen.chosen if len(seen.valid(seen.confirms, cell)) >= FEWEST_PAIRS]
-        table = {cell: log_ratios(seen.confirms, cell) for cell in enough}
+        fresh = duel.pairs("confirm", seen.chosen, confirm_pairs, earlier=pairs)
+        seen.confirms = Phase(fresh, calmest([*pairs, *fresh]))
+        enough = [cell for cell in seen.chosen if len(seen.confirms.valid(cell)) >= FEWEST_PAIRS]
+        table = {cell: seen.confirms.log_ratios(cell) for cell in enough}
         seen.shifts |= confirmed(table, seen.noise, alpha=alpha)
     verdicts = [_verdict(seen, cell, base, head) for cell in dict.fromkeys([*base, *head])]
-    if not any_time([*screens, *seen.confirms], "base"):
+    if not any_time([*pairs, *seen.confirms.pairs], "base"):
         verdicts = [_beside_nothing(found) for found in verdicts]
-    told = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and found.change is not None]
-    slower = [cell for cell in told if _slower(seen, cell)]
+    red = [found.cell for found in verdicts if found.verdict == Verdict.REGRESSED and not _lost(seen, found.cell)]
+    slower = [cell for cell in red if _slower(seen, cell)]
     causes = slower_causes(duel, slower, seen.confirms, first)
-    causes |= costlier_causes([cell for cell in told if cell not in slower], screens, first)
+    causes |= costlier_causes([cell for cell in red if cell not in slower], screens, first)
     order = list(Verdict)
     verdicts.sort(key=lambda found: (order.index(found.verdict), -(found.change or 0.0)))
     return Found(
@@ -167,7 +169,7 @@ def _beside_nothing(found: CellVerdict) -> CellVerdict:
 
 def _lost(seen: Evidence, cell: str) -> tuple[Verdict, str] | None:
     """The verdict on a cell that has no valid time in some process, None where it always has."""
-    pairs = [*seen.screens, *seen.confirms]
+    pairs = [*seen.screens.pairs, *seen.confirms.pairs]
     on_base, on_head = failures(pairs, cell)
     if not on_base and not on_head:
         return None
@@ -197,12 +199,13 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
     if cell not in seen.shifts:
         phase = seen.confirms if cell in seen.chosen else seen.screens
         wanted = seen.wanted[cell in seen.chosen]
-        calm = calmest(phase)
-        why = [(pair.name, pair.disturbed or pair.held_up(cell, calm)) for pair in phase]
+        why = [(pair.name, pair.disturbed or pair.held_up(cell, phase.calm)) for pair in phase.pairs]
         reasons = [f"{name}: {reason}" for name, reason in why if reason]
+        if len(reasons) > MOST_REASONS:
+            reasons = [*reasons[:MOST_REASONS], f"and {len(reasons) - MOST_REASONS} more"]
         if seen.duel.stopped:
             reasons.append("no time for more within --minutes")
-        valid = len(seen.valid(phase, cell))
+        valid = len(phase.valid(cell))
         return Verdict.CANNOT_TELL, f"{valid} of {wanted} pairs count; {'; '.join(reasons) or 'too few'}"
     shift, limit = seen.shifts[cell], seen.limit(cell)
     if shift.p_slower is None or shift.p_faster is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.ab.judge import Found
-from gate.ab.run import Pair, log_ratios
+from gate.ab.run import Phase
 from gate.baseline.report import counts
 from gate.baseline.verdicts import CellVerdict
 from gate.processes import write_json
@@ -28,7 +28,7 @@ def write_report(found: Found, plan: Mapping[str, Any], folder: Path, *, strict:
 
 def report(found: Found, plan: Mapping[str, Any], *, strict: bool = False) -> str:
     """The report as Markdown, the line with the counts last."""
-    pairs = f"{len(found.screens)} screening and {len(found.confirms)} confirming pairs"
+    pairs = f"{len(found.screens.pairs)} screening and {len(found.confirms.pairs)} confirming pairs"
     threshold = plan["threshold"]
     lines = [
         f"## {plan['asked'][0]} (base) against {plan['asked'][1]} (head)",
@@ -52,12 +52,12 @@ def as_json(found: Found, plan: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "plan": dict(plan),
-        "machine": found.screens[0].head.get("machine_info", {}),
+        "machine": found.screens.pairs[0].head.get("machine_info", {}),
         "seconds": found.seconds,
         "notes": found.notes,
         "pairs": [
             {"name": pair.name, "disturbed": pair.disturbed, "control_log_ratio": dict(pair.shifts)}
-            for pair in (*found.screens, *found.confirms)
+            for pair in (*found.screens.pairs, *found.confirms.pairs)
         ],
         "cells": [_cell(found, verdict) for verdict in found.verdicts],
     }
@@ -76,8 +76,8 @@ def _cell(found: Found, verdict: CellVerdict) -> dict[str, Any]:
     }
 
 
-def _finite(pairs: list[Pair], cell: str) -> list[float | None]:
-    return [log if math.isfinite(log) else None for log in log_ratios(pairs, cell)]
+def _finite(phase: Phase, cell: str) -> list[float | None]:
+    return [log if math.isfinite(log) else None for log in phase.log_ratios(cell)]
 
 
 def _table(found: Found) -> str:
@@ -104,7 +104,7 @@ def _change(one: CellVerdict) -> str:
 
 
 def _where(found: Found) -> str:
-    machine = found.screens[0].head.get("machine_info", {})
+    machine = found.screens.pairs[0].head.get("machine_info", {})
     versions = [f"{name} {version}" for name, version in (machine.get("versions") or {}).items() if version]
     return ", ".join([str(machine.get("device", "unknown device")), *versions])
 
@@ -118,7 +118,7 @@ def _quality(found: Found) -> list[str]:
             f"Noise of one pair (standard deviation of head / base): {statistics.median(sds):.2%} in the median cell, "
             f"{max(sds):.2%} in the noisiest."
         )
-    pairs = [*found.screens, *found.confirms]
+    pairs = [*found.screens.pairs, *found.confirms.pairs]
     moved = []
     for work in sorted({work for pair in pairs for work in pair.shifts}):
         logs = [pair.shifts[work] for pair in pairs if work in pair.shifts and not pair.disturbed]

@@ -12,7 +12,7 @@ from typing import Any
 
 from gate.ab.disturbances import control_shifts, disturbance
 from gate.estimates import Estimate, estimate
-from gate.host import calm_ms, held_share, pace_ms, slow_host
+from gate.host import calm_ms, held_share, pace_ms, slow_host, without_held_up
 from gate.processes import Side, run_cells, write_json
 from gate.records import Record, cells, same_versions
 
@@ -42,14 +42,10 @@ class Pair:
 
         `calm` is the pace of the host at its calmest: a time that a slow host made is none.
         """
-        if self.held_up(cell, calm):
+        found = self._both(cell, calm)
+        if found is None or found[0].clock != found[1].clock:
             return None
-        found = [_estimated(record, cell) for record in (self.base, self.head)]
-        if not all(isinstance(one, Estimate) for one in found):
-            return None
-        base, head = (one for one in found if isinstance(one, Estimate))
-        if base.clock != head.clock:
-            return None
+        base, head = found
         # The pace is one for both, unless torch is another.
         both_paced = base.paced_batch_logs is not None and head.paced_batch_logs is not None
         paced = both_paced and same_versions(self.base, self.head)
@@ -62,20 +58,38 @@ class Pair:
         return base, head
 
     def held_up(self, cell: str, calm: Calm) -> str:
-        """Why a slow host made one of a cell's times, "" if it did not, or if only one side could tell.
-
-        To leave out pairs for what befell one side alone would favour the other.
-        """
-        found = [cells(record).get(cell) for record in (self.base, self.head)]
-        if not all(info and pace_ms(info) is not None and held_share(info) is not None for info in found):
+        """Why a cell has no time, as a slow host made one of its times; "" where it has, or for another reason."""
+        if self._both(cell, calm) is not None:
             return ""
-        both = zip(found, calm, strict=True)
-        return next((reason for info, ms in both if info and (reason := slow_host(info, ms))), "")
+        both = zip((self.base, self.head), self._telling(cell, calm), strict=True)
+        sides = [(info, ms) for record, ms in both if (info := cells(record).get(cell)) is not None]
+        return next((reason for info, ms in sides if (reason := slow_host(info, ms))), "")
+
+    def calm_infos(self, cell: str, calm: Calm) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A cell's `extra_info` on base and head, without the steps that a slow host held up."""
+        base, head = self._telling(cell, calm)
+        return without_held_up(cells(self.base)[cell], base), without_held_up(cells(self.head)[cell], head)
+
+    def _both(self, cell: str, calm: Calm) -> tuple[Estimate, Estimate] | None:
+        """A cell's times on base and head; None if one of them has none.
+
+        A time of some of the batches is one only beside a time of the same batches.
+        """
+        base, head = map(_estimated, (self.base, self.head), (cell, cell), self._telling(cell, calm))
+        if not isinstance(base, Estimate) or not isinstance(head, Estimate):
+            return None
+        return (base, head) if base.has_batches_of(head) or not (base.held_up or head.held_up) else None
+
+    def _telling(self, cell: str, calm: Calm) -> Calm:
+        """`calm`, if both sides can tell what a slow host held up: to leave it out of one alone would favour that."""
+        infos = (cells(self.base).get(cell), cells(self.head).get(cell))
+        tell = all(info and pace_ms(info) is not None and held_share(info) is not None for info in infos)
+        return calm if tell else UNKNOWN
 
 
-def _estimated(record: Record, cell: str) -> Estimate | str:
+def _estimated(record: Record, cell: str, calm_ms: float | None = None) -> Estimate | str:
     info = cells(record).get(cell)
-    return "not run" if info is None else estimate(info)
+    return "not run" if info is None else estimate(info, calm_ms=calm_ms)
 
 
 def calmest(pairs: Sequence[Pair]) -> Calm:
@@ -90,20 +104,27 @@ def calmest(pairs: Sequence[Pair]) -> Calm:
     return base, head
 
 
-def _times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float] | None]]:
-    """The pairs that were not disturbed, each with the logs of a cell's times on base and head."""
-    calm = calmest(pairs)
-    return [(pair, pair.times(cell, calm)) for pair in pairs if not pair.disturbed]
+@dataclass(frozen=True)
+class Phase:
+    """The pairs of the screening or of the confirmation, and the pace of the host at its calmest until its end."""
 
+    pairs: Sequence[Pair] = ()
+    calm: Calm = UNKNOWN
 
-def valid_times(pairs: Sequence[Pair], cell: str) -> list[tuple[Pair, tuple[float, float]]]:
-    """The pairs that count for a cell, each with the logs of its times on base and head."""
-    return [(pair, both) for pair, both in _times(pairs, cell) if both is not None]
+    def log_ratios(self, cell: str) -> list[float]:
+        """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
+        return [math.nan if both is None else both[1] - both[0] for _, both in self._times(cell)]
 
+    def valid(self, cell: str) -> list[float]:
+        """The log-ratios of a cell in the pairs that count for it."""
+        return [both[1] - both[0] for _, both in self.valid_times(cell)]
 
-def log_ratios(pairs: Sequence[Pair], cell: str) -> list[float]:
-    """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
-    return [math.nan if both is None else both[1] - both[0] for _, both in _times(pairs, cell)]
+    def valid_times(self, cell: str) -> list[tuple[Pair, tuple[float, float]]]:
+        """The pairs that count for a cell, each with the logs of its times on base and head."""
+        return [(pair, both) for pair, both in self._times(cell) if both is not None]
+
+    def _times(self, cell: str) -> list[tuple[Pair, tuple[float, float] | None]]:
+        return [(pair, pair.times(cell, self.calm)) for pair in self.pairs if not pair.disturbed]
 
 
 @dataclass
@@ -186,7 +207,7 @@ class Duel:
             number = len(done) + 1
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
             if len(done) >= wanted:
-                calm = calmest(done)
+                calm = calmest([*earlier, *done])
                 left = [cell for cell in left if _counting(done, cell, calm) < wanted]
             if not left:
                 break

@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from gate.baseline.baselines import Process
 from gate.baseline.noise import DEFAULT
 from gate.baseline.verdicts import STRICT, CellVerdict, Comparison, Verdict
-from gate.cause import cause
 from gate.records import format_ms
 from gate.table import WIDE, markdown_box, render
 
@@ -113,5 +111,4 @@ def _change(one: CellVerdict) -> str:
 def _cause(comparison: Comparison, one: CellVerdict) -> str:
     if one.verdict != Verdict.REGRESSED or one.change is None:
         return ""
-    now: dict[str, Any] = comparison.now.cells[one.cell]
-    return str(cause(now, comparison.baseline.infos(one.cell)[-1][1], paced=comparison.paced))
+    return str(comparison.cause(one.cell))

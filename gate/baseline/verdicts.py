@@ -14,9 +14,10 @@ import numpy as np
 from gate.baseline import doubts
 from gate.baseline.baselines import Baseline, Host, Process, calm_by_host, host_of
 from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
+from gate.cause import Cause, cause
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, logs_among
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.host import slow_host, waits_mostly
+from gate.host import slow_host, waits_mostly, without_held_up
 from gate.records import NO_TIME_WORDS, step_versions
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
@@ -178,8 +179,11 @@ class Comparison:
             every = [(process.session, self.estimate(info, process), info) for process, info in olds]
             valid = [(session, one, info) for session, one, info in every if isinstance(one, Estimate)]
             if valid:
-                sessions, estimates, infos = zip(*valid, strict=True)
-                found[cell] = _Seen(estimates, sessions, waits_mostly(infos))
+                sessions, estimates, _ = zip(*valid, strict=True)
+                # What waited for a slow host may wait for no calm one.
+                found[cell] = _Seen(
+                    estimates, sessions, waits_mostly(info for _, one, info in valid if not one.held_up)
+                )
         return found
 
     @cached_property
@@ -213,7 +217,7 @@ class Comparison:
     @cached_property
     def _timed(self) -> int:
         """How many cells are compared by time: the family that the interval holds for."""
-        return sum(self._held_up(self.now.cells[cell]) or isinstance(self._now(cell), Estimate) for cell in self.then)
+        return sum(self._held_up(cell) or isinstance(self._now(cell), Estimate) for cell in self.then)
 
     def _now(self, cell: str) -> Estimate | str:
         return self.estimate(self.now.cells[cell], self.now)
@@ -244,7 +248,7 @@ class Comparison:
         found = []
         for cell in self.then:
             new = self._now(cell)
-            if self._held_up(self.now.cells[cell]):
+            if self._held_up(cell):
                 found.append(cell)
             elif isinstance(new, Estimate) and not self._incomparable(cell, new):
                 change, half = self.change(cell, [new], level=0.1, family=1)
@@ -252,9 +256,9 @@ class Comparison:
                     found.append(cell)
         return found
 
-    def _held_up(self, info: dict[str, Any]) -> bool:
-        """Whether a slow host made a time of this session."""
-        return bool(slow_host(info, self.calm_ms(self.now)))
+    def _held_up(self, cell: str) -> bool:
+        """Whether a cell has no time in this run, as a slow host made it."""
+        return isinstance(self._now(cell), str) and bool(slow_host(self.now.cells[cell], self.calm_ms(self.now)))
 
     def _again(self, cell: str, info: dict[str, Any]) -> Estimate | str:
         """The time of a confirming process, or what speaks against it: the same as against the first."""
@@ -288,7 +292,7 @@ class Comparison:
             return CellVerdict(cell, Verdict.NEW, "not in the record")
         newest = self.baseline.infos(cell)[-1][1]
         new = self._now(cell)
-        if self._held_up(info):
+        if self._held_up(cell):
             # Timed again it may have a time.
             again = [self.estimate(other, self.now) for other in confirmed or ()]
             new = next((one for one in again if isinstance(one, Estimate)), new)
@@ -311,6 +315,13 @@ class Comparison:
         return CellVerdict(
             cell, verdict, why, judged.change, judged.low, judged.high, judged.now_ms, judged.then_ms, findings
         )
+
+    def cause(self, cell: str) -> Cause:
+        """Why a cell takes longer than in the newest process of the baseline, by what no slow host held up."""
+        then, old = self.baseline.infos(cell)[-1]
+        sides = ((self.now.cells[cell], self.now), (old, then))
+        new, old = (without_held_up(info, self.calm_ms(process)) for info, process in sides)
+        return cause(new, old, paced=self.paced)
 
     @cached_property
     def same_versions(self) -> bool:

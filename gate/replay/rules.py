@@ -18,7 +18,6 @@ from gate.ab.run import Duel
 from gate.baseline.baselines import Baseline, Infos, Process
 from gate.baseline.comparing import CONFIRM
 from gate.baseline.verdicts import CellVerdict, Comparison, Verdict
-from gate.cause import cause
 from gate.processes import Side
 from gate.records import Record, cells
 from gate.replay.data import Data, Recording
@@ -108,7 +107,9 @@ def ab(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> 
     with contextlib.redirect_stdout(io.StringIO()):
         found = judge(duel, SCREEN_PAIRS, CONFIRM_PAIRS, Threshold(), ALPHA)
     causes = {cell: said.kind for cell, said in found.causes.items()}
-    return _outcome(found.verdicts, causes, len(cells(found.confirms[0].base)) if found.confirms else 0, duel.seconds)
+    return _outcome(
+        found.verdicts, causes, len(cells(found.confirms.pairs[0].base)) if found.confirms.pairs else 0, duel.seconds
+    )
 
 
 def against_baseline(data: Data, rng: np.random.Generator, planted: Planted | None = None) -> Outcome:
@@ -144,8 +145,7 @@ def _against(
     seconds = data.seconds(data.cells) + (CONFIRM * data.seconds(suspects) if suspects else 0.0)
     verdicts = comparison.judge(confirmed)
     slower = [one.cell for one in verdicts if one.verdict == Verdict.REGRESSED and one.change is not None]
-    # As gate/baseline/report.py looks for it.
-    causes = {cell: cause(now.cells[cell], then[-1].cells[cell], paced=comparison.paced).kind for cell in slower}
+    causes = {cell: comparison.cause(cell).kind for cell in slower}
     return _outcome(verdicts, causes, len(suspects), seconds)
 
 

@@ -29,10 +29,10 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
     shared, own = random.Random(f"{side} {seed}"), random.Random(f"{side} {seed} {cell}")
     noise = fake.get("noisy", {}).get(cell, fake.get("noise", 0.002))
     ms *= math.exp(noise * (shared.gauss() + own.gauss()) / math.sqrt(2))
-    # A slow host holds up all steps of these cells, in the processes of these seeds.
+    # A slow host holds up the steps of these cells, in the processes of these seeds: all, or so many.
     held = cell in fake.get("slow_host", {}).get(str(seed), [])
-    ms *= 1.5 if held else 1.0
-    times = [ms * (1 + step / 100) for step in range(STEPS)]
+    waits = [held and step < fake.get("held_steps", STEPS) for step in range(STEPS)]
+    times = [ms * (1 + step / 100) * (1.5 if waits[step] else 1.0) for step in range(STEPS)]
     pace = fake.get("pace", 0.2)
     control = 1.1 if seed in fake.get("disturbed", []) else 1.0
     return {
@@ -50,7 +50,7 @@ def info(cell: str, ms: float, seed: int, fake: dict) -> dict:
         "device_ms": times,
         "wall_ms": times,
         "host_ms": times if held else [each / 3 for each in times],
-        "lead_ms": [0.0 if held or fake.get("held") else each for each in times],
+        "lead_ms": [0.0 if wait or fake.get("held") else each for wait, each in zip(waits, times, strict=True)],
         "host_pace_ms": pace and [2 * pace if held else pace] * STEPS,
         "tokens": [100] * STEPS,
         "control": {"matmul_ms": [control] * 4, "copy_ms": [control] * 4},

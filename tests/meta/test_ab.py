@@ -17,7 +17,7 @@ from gate.ab import worktrees
 from gate.ab.disturbances import disturbance
 from gate.ab.judge import Found
 from gate.ab.report import _quality
-from gate.ab.run import Pair
+from gate.ab.run import Pair, Phase
 from gate.estimates import PACE
 from gate.processes import Side, cell_of, run_cells
 from tests.meta.fake_sides import CELLS, checkout, python
@@ -306,7 +306,7 @@ def test_a_cost_that_is_lost_leaves_its_cell_untold(arena: Arena, capsys: pytest
 
 def test_a_control_that_moved_is_told_in_percent():
     pairs = [Pair(f"screen-{half}", {}, {}, "", {"copy_ms": math.log(half)}) for half in (0.5, 0.125)]
-    (told,) = _quality(Found([], pairs, [], {}, {}, {}, 0.0))
+    (told,) = _quality(Found([], Phase(pairs), Phase(), {}, {}, {}, 0.0))
     assert told == "Control, head against base: copy -75.00% (pairs: -87.5% .. -50.0%)."
 
 
@@ -314,6 +314,16 @@ def test_a_recompilation_is_named_as_the_cause(arena: Arena):
     arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: COSTS | {"compilations": 2}}})
     assert arena.ab() == 1
     assert arena.cells[CELLS[0]]["cause"] == "recompiled"
+
+
+def test_a_cause_is_named_where_no_time_can_be_told(arena: Arena):
+    costs = {"costs": {CELLS[0]: COSTS | {"padded_token_share": 0.01}}}
+    more = {"costs": {CELLS[0]: COSTS | {"padded_token_share": 0.06}}}
+    arena.set(base=costs, head=more | {"disturbed": list(range(1000, 1010))})
+    assert arena.ab() == 1
+    found = arena.cells[CELLS[0]]
+    assert (found["verdict"], found["change"], found["cause"]) == ("regressed", None, "padding")
+    assert found["cause_sentence"] == "padding: 6.0% of the tokens, was 1.0%"
 
 
 def test_other_packages_may_have_other_costs(arena: Arena):
@@ -374,6 +384,19 @@ def test_a_control_that_moved_is_nothing_where_times_are_over_the_pace():
     assert disturbance(record("1", 0.2), record("2", 0.3), {}) == "the control moved (matmul +50.0%)"
 
 
+def test_only_a_control_in_another_state_is_one_that_moved():
+    def record(*times_ms: float) -> dict[str, Any]:
+        control = {"matmul_ms": list(times_ms), "copy_ms": [0.1] * 6}
+        info = {"cell": cell_of(CELLS[0]), "verdict": "timed", "device_ms": [30.0] * 6, "control": control}
+        return {"machine_info": {}, "benchmarks": [{"extra_info": info}]}
+
+    then = record(*[0.2] * 6)
+    assert disturbance(then, record(*[0.21] * 6), {}) == ""
+    assert disturbance(then, record(*[0.22] * 6), {}) == "the control moved (matmul +10.0%)"
+    # Before the cell the device had been idle.
+    assert disturbance(then, record(*[0.3] * 6, *[0.2] * 6), {}) == ""
+
+
 def test_a_pair_beside_a_slow_host_is_replaced_for_the_cells_it_held_up(arena: Arena):
     arena.set(head={"slow_host": {"1002": [CELLS[1]]}})
     assert arena.ab("--gate-strict") == 0
@@ -390,6 +413,36 @@ def test_a_slowdown_is_found_beside_a_slow_host(arena: Arena):
     assert "slower in 6 fresh pairs" in arena.cells[CELLS[2]]["why"]
     assert len([pair for pair in arena.report["pairs"] if pair["name"].startswith("confirm")]) == 8
     assert arena.cells[CELLS[2]]["change"] == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_few_steps_that_a_slow_host_held_up_cost_no_pair(arena: Arena):
+    held = {str(seed): [CELLS[2]] for seed in range(1000, 1110)}
+    arena.set(base={"slow_host": held, "held_steps": 2}, head=slower())
+    assert arena.ab() == 1
+    # No spare pair, and one for the profile.
+    assert arena.order == "bhhb" + "hbbh" * 3 + "bh"
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
+    found = arena.cells[CELLS[2]]
+    assert found["change"] == pytest.approx(0.05, abs=0.01)
+    assert found["cause"] == "device"
+
+
+def test_what_is_left_of_other_batches_tells_nothing():
+    """Both have a time, of batches that cannot be compared one by one."""
+
+    def side(held: int, tokens: int) -> dict[str, Any]:
+        leads = [0.0] * held + [30.0] * (6 - held)
+        info = {"cell": cell_of(CELLS[0]), "verdict": "timed", "device_ms": [30.0] * 6, "tokens": [tokens] * 6}
+        info |= {"lead_ms": leads, "host_pace_ms": [0.4 if held else 0.2] * 6}
+        return {"machine_info": {}, "benchmarks": [{"extra_info": info}]}
+
+    calm = (0.2, 0.2)
+    pair = Pair("screen-1", side(2, 5), side(0, 5), "", {})
+    assert pair.times(CELLS[0], calm) is not None
+    assert pair.held_up(CELLS[0], calm) == ""
+    pair = Pair("screen-1", side(2, 5), side(0, 6), "", {})
+    assert pair.times(CELLS[0], calm) is None
+    assert pair.held_up(CELLS[0], calm).startswith("the host was slow and held up 33% of the steps")
 
 
 def test_a_pace_of_other_versions_is_another(arena: Arena):
@@ -419,7 +472,8 @@ def test_a_machine_that_never_settles_tells_nothing(arena: Arena):
     arena.set(head={"disturbed": list(range(1000, 1010))})
     assert arena.ab("--gate-strict") == 1
     assert set(arena.verdicts.values()) == {"cannot tell"}
-    assert arena.cells[CELLS[0]]["why"].startswith("0 of 2 pairs count; screen-1: the control moved (matmul +10.0%)")
+    moved = [f"screen-{number}: the control moved (matmul +10.0%)" for number in (1, 2)]
+    assert arena.cells[CELLS[0]]["why"] == f"0 of 2 pairs count; {'; '.join(moved)}; and 2 more"
 
 
 def test_the_time_limit_leaves_cells_untold_and_a_run_to_go_on_with(arena: Arena):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import statistics
 import time
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from gate.baseline.report import lines
 from gate.baseline.verdicts import Comparison, Verdict
 from gate.cause import host_bound
-from gate.host import calm_ms, held_share, slow_host, waits_mostly
+from gate.estimates import estimate
+from gate.host import STEP_LISTS, calm_ms, held_share, held_up, slow_host, waits_mostly, without_held_up
 from gate.records import cell_id
 from gate.timing import StepTimer
 from tests.meta.gate_cells import MACHINE, baseline, key, process, timed
@@ -65,6 +67,31 @@ def test_the_limits_are_those_that_an_h100_showed() -> None:
     assert not slow_host(third, 0.055)
 
 
+def test_what_a_slow_host_held_up_is_left_out_while_enough_remains() -> None:
+    third, half = (beside(pace=0.3, held=share) for share in (1 / 3, 1 / 2))
+    assert held_up(third, 0.2) == [True] * 8 + [False] * 16
+    assert held_up(half, 0.2) is None
+    assert held_up(beside(held=1 / 3), 0.2) == held_up(beside(pace=0.3), 0.2) == []
+    kept = without_held_up(third, 0.2)
+    assert {key: len(kept[key]) for key in STEP_LISTS} == dict.fromkeys(STEP_LISTS, 16)
+    assert kept["device_ms"] == third["device_ms"][8:]
+    assert without_held_up(half, 0.2) is half
+    # A batch that is timed again has a time as long as one of its steps does.
+    twice = half | {"batches": [*range(12), *range(12)]}
+    assert held_up(twice, 0.2) == [True] * 12 + [False] * 12
+
+
+def test_a_time_of_what_is_left_is_compared_batch_by_batch() -> None:
+    calm = estimate(beside())
+    info = beside(pace=0.3, held=1 / 3)
+    spoilt = [3 * ms for ms in info["device_ms"][:8]] + info["device_ms"][8:]
+    slow = estimate(info | {"device_ms": spoilt, "median_device_ms": statistics.median(spoilt)}, calm_ms=0.2)
+    assert slow.steps == 16
+    assert slow.held_up.startswith("the host was slow and held up 33% of the steps")
+    assert slow.over(calm) == pytest.approx(0)
+    assert slow.beside([calm, slow]) == pytest.approx(calm.beside([calm, slow])) == pytest.approx(calm.log_ms)
+
+
 @pytest.mark.parametrize("lost", [{"lead_ms": None}, {"host_pace_ms": None}, {"lead_ms": [1.0]}, {"host_pace_ms": [0]}])
 def test_what_was_not_read_doubts_nothing(lost) -> None:
     assert slow_host(beside(pace=0.3, held=1.0) | lost, 0.2) == ""
@@ -80,6 +107,24 @@ def test_a_time_that_a_slow_host_made_is_timed_again() -> None:
     assert judged(slow, [beside()] * 5, {ID: [slow, beside()]})[1].verdict == Verdict.SAME
     slower = beside(log_ms=LOG + 0.05)
     assert judged(slow, [beside()] * 5, {ID: [slow, slower]})[1].verdict == Verdict.REGRESSED
+
+
+def test_a_time_that_a_slow_host_made_in_part_is_judged_by_the_rest() -> None:
+    slower = beside(log_ms=LOG + 0.05, pace=0.35, held=1 / 3)
+    slower["host_ms"] = [2 * ms for ms in slower["device_ms"][:8]] + slower["host_ms"][8:]
+    comparison, found = judged(slower, [beside()] * 5)
+    assert found.verdict == Verdict.REGRESSED
+    assert found.change == pytest.approx(math.expm1(0.05))
+    assert comparison.cause(ID).kind == "device"
+    same = beside(pace=0.35, held=1 / 3)
+    same["device_ms"] = [2 * ms for ms in same["device_ms"][:8]] + same["device_ms"][8:]
+    same["median_device_ms"] = statistics.median(same["device_ms"])
+    same["lead_ms"] = [0.0] * 8 + same["lead_ms"][8:]
+    comparison, found = judged(same, [beside(), same, same, beside(), beside()])
+    assert comparison.suspects() == []
+    assert found.verdict == Verdict.SAME
+    # It waited for a slow host, and is not one that waits for any.
+    assert judged(beside(), [same] * 3)[0].group(ID)[0] == "device"
 
 
 def test_what_costs_more_is_red_beside_a_slow_host_too() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from collators import collator_named
+from gate.baseline import doubts
 from model.workloads import workload_named
 from tests.performance.bench import Shared
-from tests.performance.control import REPEATS, control
+from tests.performance.control import control
 from tests.selection import matches, pytest_collection_modifyitems
 
 pytestmark = pytest.mark.meta
@@ -58,7 +59,7 @@ def test_a_part_of_the_batches_is_the_first_of_them():
 
 def test_the_control_times_a_product_and_a_copy():
     times = control("cpu", torch.float32).times()
-    assert {name: len(each) for name, each in times.items()} == {"matmul_ms": REPEATS, "copy_ms": REPEATS}
+    assert {name: len(each) for name, each in times.items()} == dict.fromkeys(doubts.CONTROL, doubts.CONTROL_REPEATS)
     assert all(ms > 0 for each in times.values() for ms in each)
     # Beside each cell twice: cheap, also on a busy machine.
     assert sum(map(sum, times.values())) < 500

@@ -1,4 +1,4 @@
-"""A matrix product and a copy, timed beside each cell: what they take tells one state of the machine from another."""
+"""A matrix product and a copy, timed after each cell: what they take tells one state of the machine from another."""
 
 import time
 from collections.abc import Callable
@@ -8,10 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gate.baseline.doubts import CONTROL_REPEATS
 from model.attention import Device
-
-#: Timed repetitions on either side of a cell, after two that are not kept.
-REPEATS = 6
 
 #: Rows of the square matrices and bytes of the copy: together below 50 ms a cell, and past the caches where that costs
 #: nothing (an H100 takes about 0.2 ms for a product, 0.1 ms for a copy).
@@ -29,7 +27,7 @@ class Control:
     target: Tensor
 
     def times(self) -> dict[str, list[float]]:
-        """Return `matmul_ms` and `copy_ms`, `REPEATS` each: by events on a GPU, else by the wall clock."""
+        """Return `matmul_ms` and `copy_ms`, `CONTROL_REPEATS` each: by events on a GPU, else by the wall clock."""
         timed = timed_on_device if self.device == "cuda" else timed_on_host
         return {
             "matmul_ms": timed(lambda: self.left @ self.right),
@@ -47,9 +45,9 @@ def control(device: Device, dtype: torch.dtype) -> Control:
 
 
 def timed_on_host(work: Callable[[], object]) -> list[float]:
-    """Return the milliseconds of each run of `work` that is kept, by the wall clock."""
+    """Return the milliseconds of each run of `work` that is kept, all but the first two, by the wall clock."""
     times = []
-    for _ in range(REPEATS + 2):
+    for _ in range(CONTROL_REPEATS + 2):
         begin = time.perf_counter()
         work()
         times.append((time.perf_counter() - begin) * 1e3)
@@ -57,8 +55,11 @@ def timed_on_host(work: Callable[[], object]) -> list[float]:
 
 
 def timed_on_device(work: Callable[[], object]) -> list[float]:
-    """Return the milliseconds of each run of `work` that is kept, between CUDA events; waits for the device."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 3)]
+    """Return the milliseconds of each run of `work` that is kept, all but the first two, between CUDA events.
+
+    Waits for the device. Queue it behind other work: a device that has nothing to do times a slow host's pauses.
+    """
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(CONTROL_REPEATS + 3)]
     marks[0].record()
     for mark in marks[1:]:
         work()

@@ -37,9 +37,6 @@ def test_a_batch_is_timed(
                 record_cell({**info, "verdict": "wrong", "reason": str(wrong[0])})
                 pytest.fail(f"{cell.id} is not timed: its first batch differs from the reference: {wrong[0]}")
             release_memory(shared.device)
-            # Not right before the timed steps: steps of the warm-up are still queued then, and what is queued behind
-            # them counts for the next.
-            before = shared.control.times()
             timer = bench.timer()
             batches = bench.batches
             for batch in warm_up(batches, cell):
@@ -59,11 +56,12 @@ def test_a_batch_is_timed(
             pace.tick()
             # Before it is idle: clocks are those under load.
             info["gpu_after"] = gpu_state()
-            samples, after = timer.finish(), shared.control.times()
+            # Behind the last steps, still queued: the host is ahead of the device, and clocks are those under load.
+            info["control"] = shared.control.times()
+            samples = timer.finish()
             info |= pace.steps()
             # By the order in which they are timed: on a GPU the first one is the last of the warm-up.
             info["batches"] = order
-            info["control"] = {name: times + after[name] for name, times in before.items()}
             costs = bench.costs(samples)
             if not request.config.getoption("no_exact_costs"):
                 costs |= bench.exact_costs(timer, kernels=request.config.getoption("profile_kernels"))
