@@ -26,10 +26,14 @@ HELD_LEAD = 0.25
 #: A cell waits for the host where more of its steps do: fewer are cut off as the slowest ones (`estimates.TRIMMED`).
 HELD_SHARE = 0.2
 
-#: A cell has a time beside a slow host if so many of its batches are left without the steps that it held up: any two
-#: such processes share a third. On an H100 nine of these lay within 0.5% of those beside a calm host (root mean square
-#: 0.3%, as those among themselves), and up to 1.5% above them with all of their steps.
-LEFT_SHARE = 2 / 3
+#: A cell has a time beside a slow host if so many of its steps are left without those that it held up: any two such
+#: processes share half of their batches. On two H100s eight of these lay 0.3% (root mean square; at most 0.5%) from
+#: those beside a calm host, which lay 0.3% to 0.4% from each other; with all of their steps up to 1.4%. Of fewer steps,
+#: in processes that queued one step ahead, up to 3.4%.
+LEFT_SHARE = 3 / 4
+
+#: Of fewer batches than these too few would be common to two processes for any to be cut off.
+FEWEST_BATCHES = 10
 
 #: The times of each step that a GPU's record holds.
 STEP_LISTS = ("device_ms", "wall_ms", "host_ms", "lead_ms")
@@ -86,22 +90,36 @@ def slow_host(info: Info, calm: float | None) -> str:
 
 
 def held_up(info: Info, calm: float | None) -> list[bool] | None:
-    """Which steps are to be left out, as a slow host held them up; None where too few batches would remain.
+    """Which steps are to be left out, as a slow host held them up; None where too little would remain.
 
     Empty where none is. `info["batches"]` (optional) is the number of the batch of each step.
     """
     held = _held(info)
     if held is None or not slow_host(info, calm):
         return []
-    batches = info.get("batches") or range(len(held))
-    left = {batch for batch, is_held in zip(batches, held, strict=False) if not is_held}
-    return held if len(left) >= LEFT_SHARE * len(set(batches)) else None
+    enough = held.count(False) >= LEFT_SHARE * len(held) and len(set(_batches(info))) >= FEWEST_BATCHES
+    return held if enough else None
 
 
-def without_held_up(info: Info, calm: float | None) -> Info:
-    """A cell's `extra_info` without the steps that a slow host held up; as it is where too few would remain."""
-    if not (left_out := held_up(info, calm)):
-        return info
+def without_held_up(infos: tuple[Info, Info], calm: tuple[float | None, float | None]) -> tuple[Info, Info]:
+    """A cell's `extra_info` on both sides, without the steps that a slow host held up on either.
+
+    Batches differ in length: medians can be compared of the same ones. Sides that ran them in another order lose their
+    own.
+    """
+    found = [held_up(info, ms) or [] for info, ms in zip(infos, calm, strict=True)]
+    masks = [mask for mask in found if mask]
+    if _batches(infos[0]) == _batches(infos[1]) and len(set(map(len, masks))) == 1:
+        found = [[any(steps) for steps in zip(*masks, strict=True)]] * 2
+    first, second = map(_without, infos, found)
+    return first, second
+
+
+def _batches(info: Info) -> list[int]:
+    return list(info.get("batches") or range(len(info.get("device_ms") or ())))
+
+
+def _without(info: Info, left_out: list[bool]) -> Info:
     lists = {key: times for key in STEP_LISTS if isinstance(times := info.get(key), list)}
     kept = [not held for held in left_out]
     return info | {key: list(compress(times, kept)) for key, times in lists.items() if len(times) == len(kept)}

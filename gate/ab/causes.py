@@ -45,7 +45,8 @@ def _pooled(phase: Phase, exact: Pair, cell: str, side: str) -> dict[str, Any]:
         pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
     if pooled["device_ms"] is None:
         # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
-        pooled["wall_ms"] = [math.exp(both[which]) for _, both in counting] or None
+        walls = [times.base.log_ms + which * times.log_ratio for _, times in counting]
+        pooled["wall_ms"] = [math.exp(log) for log in walls] or None
     for clock in ("device", "wall"):
         times = pooled[f"{clock}_ms"]
         pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from gate.ab.causes import costlier_causes, slower_causes
 from gate.ab.pairs import (
     FEWEST_PAIRS,
@@ -21,7 +19,7 @@ from gate.ab.pairs import (
     visible,
     worth_confirming,
 )
-from gate.ab.run import Duel, Phase, any_time, calmest, failures
+from gate.ab.run import Duel, Phase, any_time, calmest, failures, mostly_held_up
 from gate.baseline.verdicts import CellVerdict, Verdict
 from gate.cause import Cause
 from gate.exact import FAILS_STRICT, Finding, compare
@@ -63,12 +61,11 @@ class Evidence:
     def base_ms(self, cell: str) -> float:
         """A cell's time on base, in the pairs that its change is from."""
         phase = self.confirms if cell in self.chosen and self.confirms.valid(cell) else self.screens
-        return math.exp(float(np.mean([base for _, (base, _) in phase.valid_times(cell)])))
+        return phase.base_ms(cell)
 
     def limit(self, cell: str) -> float:
         """The practical threshold of a cell, as a log-ratio."""
-        times = [base for _, (base, _) in self.screens.valid_times(cell)]
-        return self.threshold.log(math.exp(float(np.mean(times))))
+        return self.threshold.log(self.screens.base_ms(cell))
 
     def same_versions(self) -> bool:
         """Whether both sides ran with the same packages: others have other exact costs."""
@@ -196,8 +193,17 @@ def _told(reasons: Sequence[str], side: str, runs: int) -> str:
 
 
 def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
+    phase = seen.confirms if cell in seen.chosen else seen.screens
+    verdict, why = _by_its_shift(seen, cell, phase)
+    if verdict in (Verdict.SAME, Verdict.IMPROVED) and mostly_held_up(phase, cell):
+        times = f"{phase.held_up(cell)} of {len(phase.valid(cell))} processes of head"
+        why = f"a slow host held up steps in {times}: without these, slower work of its own there would not show"
+        return Verdict.CANNOT_TELL, why
+    return verdict, why
+
+
+def _by_its_shift(seen: Evidence, cell: str, phase: Phase) -> tuple[Verdict, str]:
     if cell not in seen.shifts:
-        phase = seen.confirms if cell in seen.chosen else seen.screens
         wanted = seen.wanted[cell in seen.chosen]
         why = [(pair.name, pair.disturbed or pair.held_up(cell, phase.calm)) for pair in phase.pairs]
         reasons = [f"{name}: {reason}" for name, reason in why if reason]

@@ -28,6 +28,15 @@ FAILS_TWICE = 2
 
 
 @dataclass(frozen=True)
+class Times:
+    """A cell's times in a pair, and the log of head / base, batch by batch."""
+
+    base: Estimate
+    head: Estimate
+    log_ratio: float
+
+
+@dataclass(frozen=True)
 class Pair:
     """One process of each side, one after the other; `disturbed` says why they cannot be compared, "" if they can."""
 
@@ -37,10 +46,10 @@ class Pair:
     disturbed: str
     shifts: Mapping[str, float]
 
-    def times(self, cell: str, calm: Calm = UNKNOWN) -> tuple[float, float] | None:
-        """The logs of a cell's times on base and head; None if one of them has no valid time.
+    def times(self, cell: str, calm: Calm = UNKNOWN) -> Times | None:
+        """A cell's times on base and head; None if one of them has no valid time.
 
-        `calm` is the pace of the host at its calmest: a time that a slow host made is none.
+        `calm` is the pace of the host at its calmest: what a slow host made is no time.
         """
         found = self._both(cell, calm)
         if found is None or found[0].clock != found[1].clock:
@@ -49,7 +58,7 @@ class Pair:
         # The pace is one for both, unless torch is another.
         both_paced = base.paced_batch_logs is not None and head.paced_batch_logs is not None
         paced = both_paced and same_versions(self.base, self.head)
-        return base.log_ms, base.log_ms + head.over(base, paced=paced)
+        return Times(base, head, head.over(base, paced=paced))
 
     @cached_property
     def calm_ms(self) -> Calm:
@@ -66,9 +75,9 @@ class Pair:
         return next((reason for info, ms in sides if (reason := slow_host(info, ms))), "")
 
     def calm_infos(self, cell: str, calm: Calm) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A cell's `extra_info` on base and head, without the steps that a slow host held up."""
-        base, head = self._telling(cell, calm)
-        return without_held_up(cells(self.base)[cell], base), without_held_up(cells(self.head)[cell], head)
+        """A cell's `extra_info` on base and head, without the steps that a slow host held up on one of them."""
+        infos = cells(self.base)[cell], cells(self.head)[cell]
+        return without_held_up(infos, self._telling(cell, calm))
 
     def _both(self, cell: str, calm: Calm) -> tuple[Estimate, Estimate] | None:
         """A cell's times on base and head; None if one of them has none.
@@ -113,17 +122,27 @@ class Phase:
 
     def log_ratios(self, cell: str) -> list[float]:
         """The log of head / base of a cell in each pair that was not disturbed; NaN without two valid times."""
-        return [math.nan if both is None else both[1] - both[0] for _, both in self._times(cell)]
+        return [math.nan if times is None else times.log_ratio for _, times in self._times(cell)]
 
     def valid(self, cell: str) -> list[float]:
         """The log-ratios of a cell in the pairs that count for it."""
-        return [both[1] - both[0] for _, both in self.valid_times(cell)]
+        return [times.log_ratio for _, times in self.valid_times(cell)]
 
-    def valid_times(self, cell: str) -> list[tuple[Pair, tuple[float, float]]]:
-        """The pairs that count for a cell, each with the logs of its times on base and head."""
-        return [(pair, both) for pair, both in self._times(cell) if both is not None]
+    def valid_times(self, cell: str) -> list[tuple[Pair, Times]]:
+        """The pairs that count for a cell, each with its times."""
+        return [(pair, times) for pair, times in self._times(cell) if times is not None]
 
-    def _times(self, cell: str) -> list[tuple[Pair, tuple[float, float] | None]]:
+    def base_ms(self, cell: str) -> float:
+        """A cell's time on base: of all its batches, where it has one."""
+        bases = [times.base for _, times in self.valid_times(cell)]
+        whole = [base for base in bases if not base.held_up] or bases
+        return math.exp(statistics.fmean(base.log_ms for base in whole))
+
+    def held_up(self, cell: str) -> int:
+        """In how many of the pairs that count for a cell a slow host held up steps of head."""
+        return sum(bool(times.head.held_up) for _, times in self.valid_times(cell))
+
+    def _times(self, cell: str) -> list[tuple[Pair, Times | None]]:
         return [(pair, pair.times(cell, self.calm)) for pair in self.pairs if not pair.disturbed]
 
 
@@ -198,9 +217,10 @@ class Duel:
     ) -> list[Pair]:
         """Run pairs, AB BA AB ..., until `wanted` count for each cell, with up to `SPARE_PAIRS` more.
 
-        A pair that was disturbed counts for none, one beside a slow host not for the cells that it held up; those in
-        their place run only what lacks a pair. `begun` are the phase's first ones. Cells that failed twice on a side,
-        here or in `earlier` pairs, are not run again.
+        A pair that was disturbed counts for none, one beside a slow host not for the cells that have no time in it;
+        where that held up steps of head in most of those that count, more are wanted too. Those beyond `wanted` run
+        only such cells. `begun` are the phase's first ones. Cells that failed twice on a side, here or in `earlier`
+        pairs, are not run again.
         """
         done = list(begun)
         while len(done) < wanted + SPARE_PAIRS:
@@ -208,7 +228,7 @@ class Duel:
             left = [cell for cell in ids if max(map(len, failures([*earlier, *done], cell))) < FAILS_TWICE]
             if len(done) >= wanted:
                 calm = calmest([*earlier, *done])
-                left = [cell for cell in left if _counting(done, cell, calm) < wanted]
+                left = [cell for cell in left if _lacks(done, cell, calm, wanted)]
             if not left:
                 break
             if not self.in_time(f"{phase}-{number}", left):
@@ -242,10 +262,18 @@ class Duel:
         return {kind: statistics.median(p.shifts[kind] for p in pairs if kind in p.shifts) for kind in kinds}
 
 
-def _counting(pairs: Sequence[Pair], cell: str, calm: Calm) -> int:
-    """How many pairs would count for a cell, had it a time in each that it was run in."""
+def _lacks(pairs: Sequence[Pair], cell: str, calm: Calm, wanted: int) -> bool:
+    """Whether fewer pairs than `wanted` would count for a cell, had it a time in each that it was run in; or these tell
+    too little of the host."""
     run = [pair for pair in pairs if cell in cells(pair.base) and cell in cells(pair.head)]
-    return sum(not pair.disturbed and not pair.held_up(cell, calm) for pair in run)
+    counting = sum(not pair.disturbed and not pair.held_up(cell, calm) for pair in run)
+    return counting < wanted or mostly_held_up(Phase(pairs, calm), cell)
+
+
+def mostly_held_up(phase: Phase, cell: str) -> bool:
+    """Whether a slow host held up steps of head in most pairs that count for a cell: without these it would not show
+    that head's own work on the host takes longer."""
+    return 2 * phase.held_up(cell) > len(phase.valid_times(cell))
 
 
 def failures(pairs: Sequence[Pair], cell: str) -> tuple[list[str], list[str]]:

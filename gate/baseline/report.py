@@ -97,7 +97,7 @@ def _table(comparison: Comparison, verdicts: Sequence[CellVerdict], width: int) 
     table.add_column("why")
     for one in verdicts:
         now, then = ("-" if ms is None else format_ms(ms) for ms in (one.now_ms, one.then_ms))
-        why = "; ".join(filter(None, (one.why, _cause(comparison, one))))
+        why = "; ".join(filter(None, (one.why, str(one.cause or ""))))
         table.add_row(one.cell, now, then, _change(one), one.verdict.upper(), why)
     return render(table, width)
 
@@ -106,9 +106,3 @@ def _change(one: CellVerdict) -> str:
     if one.change is None or one.low is None or one.high is None:
         return "-"
     return f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"
-
-
-def _cause(comparison: Comparison, one: CellVerdict) -> str:
-    if one.verdict != Verdict.REGRESSED or one.change is None:
-        return ""
-    return str(comparison.cause(one.cell))

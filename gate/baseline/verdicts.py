@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
@@ -63,6 +63,7 @@ class CellVerdict:
     now_ms: float | None = None
     then_ms: float | None = None
     findings: tuple[Finding, ...] = ()
+    cause: Cause | None = None
 
     def fails(self, *, strict: bool) -> bool:
         """Whether the cell fails the run."""
@@ -153,7 +154,7 @@ class Comparison:
         return bool(timed) and all(info.get(key) is not None for info in timed)
 
     def estimate(self, info: dict[str, Any], process: Process) -> Estimate | str:
-        """A cell's time in a process as both sides can tell it; none where a slow host made it."""
+        """A cell's time in a process as both sides can tell it, without what a slow host made."""
         return estimate(info, net=self.net, calm_ms=self.calm_ms(process))
 
     def calm_ms(self, process: Process) -> float | None:
@@ -201,10 +202,14 @@ class Comparison:
         seen = self.then[cell]
         kind: Kind = "paced" if self.paced else seen.estimates[0].clock
         # A baseline from before that was read does not tell.
-        waits = waits_mostly([self.now.cells[cell]]) if seen.waits is None else seen.waits
+        waits = waits_mostly(self._of_now(cell)) if seen.waits is None else seen.waits
         if kind == "device" and waits:
             kind = "host"
         return kind, key["mode"], key["execution"]
+
+    def _of_now(self, cell: str) -> list[dict[str, Any]]:
+        """What a cell of this run tells of its waiting for a calm host: nothing beside a slow one that held it up."""
+        return [] if self._held_up(cell) else [self.now.cells[cell]]
 
     @cached_property
     def same_session(self) -> bool:
@@ -257,8 +262,8 @@ class Comparison:
         return found
 
     def _held_up(self, cell: str) -> bool:
-        """Whether a cell has no time in this run, as a slow host made it."""
-        return isinstance(self._now(cell), str) and bool(slow_host(self.now.cells[cell], self.calm_ms(self.now)))
+        """Whether a slow host held up a cell of this run, so that it has no time or one of its other steps."""
+        return bool(slow_host(self.now.cells[cell], self.calm_ms(self.now)))
 
     def _again(self, cell: str, info: dict[str, Any]) -> Estimate | str:
         """The time of a confirming process, or what speaks against it: the same as against the first."""
@@ -312,16 +317,24 @@ class Comparison:
             told.append("a new baseline would hold it to that")
             verdict = Verdict.IMPROVED if verdict == Verdict.SAME else verdict
         why = "; ".join([*([why] if why else []), *told])
-        return CellVerdict(
-            cell, verdict, why, judged.change, judged.low, judged.high, judged.now_ms, judged.then_ms, findings
-        )
+        explained = verdict == Verdict.REGRESSED and judged.change is not None
+        said = self._cause(cell, confirmed or ()) if explained else None
+        return replace(judged, verdict=verdict, why=why, findings=findings, cause=said)
 
-    def cause(self, cell: str) -> Cause:
-        """Why a cell takes longer than in the newest process of the baseline, by what no slow host held up."""
-        then, old = self.baseline.infos(cell)[-1]
-        sides = ((self.now.cells[cell], self.now), (old, then))
-        new, old = (without_held_up(info, self.calm_ms(process)) for info, process in sides)
-        return cause(new, old, paced=self.paced)
+    def _cause(self, cell: str, confirmed: Sequence[dict[str, Any]]) -> Cause:
+        """Why a cell takes longer than in the baseline's newest process: by the costs of this run and the steps of the
+        first process of each side that no slow host held up, else by those that it did not."""
+        info, olds = self.now.cells[cell], self.baseline.infos(cell)
+        now, new = self._calmest([(self.now, one) for one in (info, *confirmed)])
+        then, old = self._calmest([*reversed(olds)])
+        sides = _merged(info, new), _merged(olds[-1][1], old)
+        return cause(*without_held_up(sides, (self.calm_ms(now), self.calm_ms(then))), paced=self.paced)
+
+    def _calmest(self, infos: Sequence[tuple[Process, dict[str, Any]]]) -> tuple[Process, dict[str, Any]]:
+        """The first that has a time of all its steps, else of some, else the first."""
+        times = [(one, self.estimate(one[1], one[0])) for one in infos]
+        valid = [(one, time) for one, time in times if isinstance(time, Estimate)]
+        return next((one for one, time in valid if not time.held_up), valid[0][0] if valid else infos[0])
 
     @cached_property
     def same_versions(self) -> bool:
@@ -347,7 +360,7 @@ class Comparison:
         seen = self.then[cell]
         if reasons := self._incomparable(cell, new):
             why = "; ".join(reasons)
-            return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=new.ms, then_ms=seen.ms)
+            return CellVerdict(cell, Verdict.CANNOT_TELL, why, now_ms=seen.ms_of([new]), then_ms=seen.ms)
         news, note = [new], ""
         if confirmed is not None:
             again = [self._again(cell, info) for info in confirmed]
@@ -357,7 +370,7 @@ class Comparison:
                 # What crashes each time it is timed again has a time by chance.
                 verdict = Verdict.REGRESSED if failed and len(failed) == len(again) else Verdict.CANNOT_TELL
                 why = f"slower, and not confirmed: {(failed or again or ['no process timed it again'])[0]}"
-                return CellVerdict(cell, verdict, why, now_ms=new.ms, then_ms=seen.ms)
+                return CellVerdict(cell, verdict, why, now_ms=seen.ms_of([new]), then_ms=seen.ms)
             news, note = valid, f"timed again in {len(valid)} process{'es' * (len(valid) > 1)}"
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
@@ -368,6 +381,10 @@ class Comparison:
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
                 verdict = Verdict.CANNOT_TELL
                 why = f"the work beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
+        held = sum(bool(one.held_up) for one in news)
+        if verdict in (Verdict.SAME, Verdict.IMPROVED) and 2 * held > len(news):
+            verdict = Verdict.CANNOT_TELL
+            why = f"{news[0].held_up}; without these, slower work of its own there would not show"
         infos = [info for _, info in self.baseline.infos(cell)]
         beside = confirmed or [self.now.cells[cell]]
         moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]
@@ -399,6 +416,11 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
     if math.expm1(half) > PROMISE * threshold:
         return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
     return Verdict.SAME, f"within the noise of {math.expm1(half):.1%}" if size > threshold else ""
+
+
+def _merged(costs: dict[str, Any], steps: dict[str, Any]) -> dict[str, Any]:
+    """One process's `extra_info`, and of another's what is missing there."""
+    return costs | {key: value for key, value in steps.items() if value is not None}
 
 
 def _words(reason: str) -> str:

@@ -144,8 +144,7 @@ def _against(
     confirmed = {cell: [cells(recording)[cell] for recording in again] for cell in suspects}
     seconds = data.seconds(data.cells) + (CONFIRM * data.seconds(suspects) if suspects else 0.0)
     verdicts = comparison.judge(confirmed)
-    slower = [one.cell for one in verdicts if one.verdict == Verdict.REGRESSED and one.change is not None]
-    causes = {cell: comparison.cause(cell).kind for cell in slower}
+    causes = {one.cell: one.cause.kind for one in verdicts if one.cause is not None}
     return _outcome(verdicts, causes, len(suspects), seconds)
 
 

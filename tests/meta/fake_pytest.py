@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-STEPS = 6
+STEPS = 12
 
 
 def option(name: str) -> str | None:

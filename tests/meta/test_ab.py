@@ -417,7 +417,7 @@ def test_a_slowdown_is_found_beside_a_slow_host(arena: Arena):
 
 def test_a_few_steps_that_a_slow_host_held_up_cost_no_pair(arena: Arena):
     held = {str(seed): [CELLS[2]] for seed in range(1000, 1110)}
-    arena.set(base={"slow_host": held, "held_steps": 2}, head=slower())
+    arena.set(base={"slow_host": held, "held_steps": 3}, head=slower())
     assert arena.ab() == 1
     # No spare pair, and one for the profile.
     assert arena.order == "bhhb" + "hbbh" * 3 + "bh"
@@ -427,22 +427,42 @@ def test_a_few_steps_that_a_slow_host_held_up_cost_no_pair(arena: Arena):
     assert found["cause"] == "device"
 
 
+def test_slower_work_on_a_slow_host_does_not_pass(arena: Arena):
+    """Head is slower where it waits for the host, and nowhere else: what is left out is what it took longer in."""
+    held = {str(seed): [CELLS[1]] for seed in range(1000, 1110)}
+    arena.set(head={"slow_host": held, "held_steps": 3})
+    assert arena.ab("--gate-strict") == 1
+    assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell"}
+    assert arena.cells[CELLS[1]]["why"] == (
+        "a slow host held up steps in 4 of 4 processes of head: "
+        "without these, slower work of its own there would not show"
+    )
+    # Pairs beside a calm host would have told.
+    assert [len(call[-1].split(",")) for call in arena.calls[-4:]] == [1] * 4
+
+
+def test_a_calm_host_in_the_next_pair_is_enough(arena: Arena):
+    arena.set(head={"slow_host": {"1001": [CELLS[1]]}, "held_steps": 3})
+    assert arena.ab("--gate-strict") == 0
+    assert arena.order == "bhhb"
+
+
 def test_what_is_left_of_other_batches_tells_nothing():
     """Both have a time, of batches that cannot be compared one by one."""
 
     def side(held: int, tokens: int) -> dict[str, Any]:
-        leads = [0.0] * held + [30.0] * (6 - held)
-        info = {"cell": cell_of(CELLS[0]), "verdict": "timed", "device_ms": [30.0] * 6, "tokens": [tokens] * 6}
-        info |= {"lead_ms": leads, "host_pace_ms": [0.4 if held else 0.2] * 6}
+        leads = [0.0] * held + [30.0] * (12 - held)
+        info = {"cell": cell_of(CELLS[0]), "verdict": "timed", "device_ms": [30.0] * 12, "tokens": [tokens] * 12}
+        info |= {"lead_ms": leads, "host_pace_ms": [0.4 if held else 0.2] * 12}
         return {"machine_info": {}, "benchmarks": [{"extra_info": info}]}
 
     calm = (0.2, 0.2)
-    pair = Pair("screen-1", side(2, 5), side(0, 5), "", {})
+    pair = Pair("screen-1", side(3, 5), side(0, 5), "", {})
     assert pair.times(CELLS[0], calm) is not None
     assert pair.held_up(CELLS[0], calm) == ""
-    pair = Pair("screen-1", side(2, 5), side(0, 6), "", {})
+    pair = Pair("screen-1", side(3, 5), side(0, 6), "", {})
     assert pair.times(CELLS[0], calm) is None
-    assert pair.held_up(CELLS[0], calm).startswith("the host was slow and held up 33% of the steps")
+    assert pair.held_up(CELLS[0], calm).startswith("the host was slow and held up 25% of the steps")
 
 
 def test_a_pace_of_other_versions_is_another(arena: Arena):

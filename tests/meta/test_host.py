@@ -68,26 +68,43 @@ def test_the_limits_are_those_that_an_h100_showed() -> None:
 
 
 def test_what_a_slow_host_held_up_is_left_out_while_enough_remains() -> None:
-    third, half = (beside(pace=0.3, held=share) for share in (1 / 3, 1 / 2))
-    assert held_up(third, 0.2) == [True] * 8 + [False] * 16
-    assert held_up(half, 0.2) is None
-    assert held_up(beside(held=1 / 3), 0.2) == held_up(beside(pace=0.3), 0.2) == []
-    kept = without_held_up(third, 0.2)
-    assert {key: len(kept[key]) for key in STEP_LISTS} == dict.fromkeys(STEP_LISTS, 16)
-    assert kept["device_ms"] == third["device_ms"][8:]
-    assert without_held_up(half, 0.2) is half
-    # A batch that is timed again has a time as long as one of its steps does.
-    twice = half | {"batches": [*range(12), *range(12)]}
-    assert held_up(twice, 0.2) == [True] * 12 + [False] * 12
+    quarter, third = (beside(pace=0.3, held=share) for share in (1 / 4, 1 / 3))
+    assert held_up(quarter, 0.2) == [True] * 6 + [False] * 18
+    assert held_up(third, 0.2) is None
+    assert held_up(beside(held=1 / 4), 0.2) == held_up(beside(pace=0.3), 0.2) == []
+    # However often a batch is timed: it is the steps that count.
+    twice = quarter | {"batches": [*range(12), *range(12)]}
+    assert held_up(twice, 0.2) == [True] * 6 + [False] * 18
+    assert held_up(third | {"batches": [*range(12), *range(12)]}, 0.2) is None
+    few = quarter | {"batches": [batch % 9 for batch in range(24)]}
+    assert held_up(few, 0.2) is None
+
+
+def test_both_sides_lose_the_steps_that_a_slow_host_held_up_on_one() -> None:
+    calm, slow = beside(), beside(pace=0.3, held=1 / 4)
+    later = slow | {"lead_ms": slow["lead_ms"][::-1]}
+    for sides, left in (((calm, slow), slice(6, None)), ((slow, later), slice(6, 18)), ((calm, calm), slice(None))):
+        found = without_held_up(sides, (0.2, 0.2))
+        assert [{key: one[key] for key in STEP_LISTS} for one in found] == [
+            {key: one[key][left] for key in STEP_LISTS} for one in sides
+        ]
+    # In another order a side loses its own.
+    turned = calm | {"batches": [*range(24)][::-1]}
+    assert [len(one["device_ms"]) for one in without_held_up((slow, turned), (0.2, 0.2))] == [18, 24]
+
+
+def spoilt(*, held=1 / 4, **changes):
+    """A cell whose first steps took three times as long beside a slow host that held them up."""
+    info = beside(pace=0.35, held=held, **changes)
+    times = [ms * (1 if lead > ms / 2 else 3) for ms, lead in zip(info["device_ms"], info["lead_ms"], strict=True)]
+    leads = [0.01 if lead < ms / 2 else lead for ms, lead in zip(info["device_ms"], info["lead_ms"], strict=True)]
+    return info | {"device_ms": times, "median_device_ms": statistics.median(times), "lead_ms": leads}
 
 
 def test_a_time_of_what_is_left_is_compared_batch_by_batch() -> None:
-    calm = estimate(beside())
-    info = beside(pace=0.3, held=1 / 3)
-    spoilt = [3 * ms for ms in info["device_ms"][:8]] + info["device_ms"][8:]
-    slow = estimate(info | {"device_ms": spoilt, "median_device_ms": statistics.median(spoilt)}, calm_ms=0.2)
-    assert slow.steps == 16
-    assert slow.held_up.startswith("the host was slow and held up 33% of the steps")
+    calm, slow = estimate(beside()), estimate(spoilt(), calm_ms=0.2)
+    assert slow.steps == 18
+    assert slow.held_up.startswith("the host was slow and held up 25% of the steps")
     assert slow.over(calm) == pytest.approx(0)
     assert slow.beside([calm, slow]) == pytest.approx(calm.beside([calm, slow])) == pytest.approx(calm.log_ms)
 
@@ -109,22 +126,48 @@ def test_a_time_that_a_slow_host_made_is_timed_again() -> None:
     assert judged(slow, [beside()] * 5, {ID: [slow, slower]})[1].verdict == Verdict.REGRESSED
 
 
-def test_a_time_that_a_slow_host_made_in_part_is_judged_by_the_rest() -> None:
-    slower = beside(log_ms=LOG + 0.05, pace=0.35, held=1 / 3)
-    slower["host_ms"] = [2 * ms for ms in slower["device_ms"][:8]] + slower["host_ms"][8:]
-    comparison, found = judged(slower, [beside()] * 5)
+def test_a_time_that_a_slow_host_made_in_part_is_timed_again() -> None:
+    """What is left would not show that a cell's own work on the host takes longer: that needs a calm host."""
+    comparison, alone = judged(spoilt(), [beside()] * 5)
+    assert comparison.suspects() == [ID]
+    assert alone.verdict == Verdict.CANNOT_TELL
+    assert alone.why == (
+        "the host was slow and held up 25% of the steps: its own work took 1.7 times as long; "
+        "without these, slower work of its own there would not show"
+    )
+    assert alone.change == pytest.approx(0)
+    assert judged(spoilt(), [beside()] * 5, {ID: [spoilt(), beside()]})[1].verdict == Verdict.SAME
+    assert judged(spoilt(), [beside()] * 5, {ID: [spoilt(), spoilt(), beside()]})[1].verdict == Verdict.CANNOT_TELL
+    assert judged(beside(), [beside(), spoilt(), spoilt(), beside(), beside()])[1].verdict == Verdict.SAME
+    # It waits for a slow host, and not for any.
+    assert judged(beside(), [spoilt()] * 3)[0].group(ID)[0] == "device"
+    assert judged(spoilt(), [spoilt()] * 3)[0].group(ID)[0] == "device"
+
+
+def test_what_is_slower_without_a_slow_host_s_steps_is_slower_on_the_device() -> None:
+    slower = beside(log_ms=LOG + 0.05, pace=0.35, held=1 / 4)
+    slower["host_ms"] = [2 * ms for ms in slower["device_ms"][:6]] + slower["host_ms"][6:]
+    _, found = judged(slower, [beside()] * 5)
     assert found.verdict == Verdict.REGRESSED
     assert found.change == pytest.approx(math.expm1(0.05))
-    assert comparison.cause(ID).kind == "device"
-    same = beside(pace=0.35, held=1 / 3)
-    same["device_ms"] = [2 * ms for ms in same["device_ms"][:8]] + same["device_ms"][8:]
-    same["median_device_ms"] = statistics.median(same["device_ms"])
-    same["lead_ms"] = [0.0] * 8 + same["lead_ms"][8:]
-    comparison, found = judged(same, [beside(), same, same, beside(), beside()])
-    assert comparison.suspects() == []
-    assert found.verdict == Verdict.SAME
-    # It waited for a slow host, and is not one that waits for any.
-    assert judged(beside(), [same] * 3)[0].group(ID)[0] == "device"
+    assert found.cause.kind == "device"
+    # Without a time of its own, it is slower for the reason that a process that timed it again shows.
+    full = spoilt(held=1.0)
+    full["host_ms"] = full["device_ms"]
+    _, again = judged(full, [beside()] * 5, {ID: [full, beside(log_ms=LOG + 0.05)]})
+    assert again.verdict == Verdict.REGRESSED
+    assert again.cause.kind == "device"
+
+
+def test_times_of_some_batches_are_shown_as_if_of_all() -> None:
+    """Both take as long, the one without its shortest batches and on a GPU that had company."""
+    info = beside(pace=0.35)
+    shortest = sorted(info["device_ms"])[4]
+    now = info | {"lead_ms": [0.0 if ms <= shortest else ms for ms in info["device_ms"]]}
+    now |= {"gpu_after": {"other_processes": 1}}
+    _, found = judged(now, [beside()] * 5)
+    assert found.verdict == Verdict.CANNOT_TELL
+    assert found.now_ms == pytest.approx(found.then_ms)
 
 
 def test_what_costs_more_is_red_beside_a_slow_host_too() -> None:

@@ -58,8 +58,8 @@ def test_a_part_of_the_batches_is_the_first_of_them():
 
 
 def test_the_control_times_a_product_and_a_copy():
-    times = control("cpu", torch.float32).times()
+    times = control("cpu", torch.float32).queue()()
     assert {name: len(each) for name, each in times.items()} == dict.fromkeys(doubts.CONTROL, doubts.CONTROL_REPEATS)
     assert all(ms > 0 for each in times.values() for ms in each)
-    # Beside each cell twice: cheap, also on a busy machine.
+    # After each cell: cheap, also on a busy machine.
     assert sum(map(sum, times.values())) < 500

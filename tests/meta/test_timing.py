@@ -8,11 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collators import CollatorOptions, Example, collator_named
+from gate.baseline.doubts import CONTROL_REPEATS
 from gate.timing import StepTimer, matmul_tflops, median
 from model.attention import MODES, REFERENCE, Case
 from model.decoder import DecoderConfig, seeded_decoder
 from model.flops import step_flops
 from model.steps import forward
+from tests.performance.control import queued_on_device
 
 pytestmark = pytest.mark.meta
 
@@ -59,6 +61,14 @@ def device(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     return simulated
+
+
+def test_the_control_of_a_gpu_is_queued_before_anything_waits(device) -> None:
+    product, copied = (queued_on_device(lambda ms=ms: device.work(ms), 2) for ms in (0.2, 0.1))
+    assert device.waits == []
+    assert product() == pytest.approx([0.2] * CONTROL_REPEATS)
+    assert copied() == pytest.approx([0.1] * CONTROL_REPEATS)
+    assert device.at_ms == pytest.approx(0.3 * (CONTROL_REPEATS + 2))
 
 
 def test_steps_of_a_gpu_are_timed_a_few_calls_later(device) -> None:

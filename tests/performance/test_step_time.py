@@ -53,12 +53,12 @@ def test_a_batch_is_timed(
                 return (batch,), {}
 
             benchmark.pedantic(timer, setup=setup, rounds=len(order))
+            # Behind the last steps, which are still queued where the device is slower than the host.
+            control_times = shared.control.queue()
             pace.tick()
             # Before it is idle: clocks are those under load.
             info["gpu_after"] = gpu_state()
-            # Behind the last steps, still queued: the host is ahead of the device, and clocks are those under load.
-            info["control"] = shared.control.times()
-            samples = timer.finish()
+            samples, info["control"] = timer.finish(), control_times()
             info |= pace.steps()
             # By the order in which they are timed: on a GPU the first one is the last of the warm-up.
             info["batches"] = order
