@@ -42,7 +42,7 @@ class Estimate:
     `paced_batch_logs` are the steps' times over those of the work beside them (`PACE`), where that was timed: a shared
     CPU that is slower for a while leaves them alone. `batch_tokens` are the batches' sizes: they tell one from another.
     `held_up` says how a slow host held up the steps that are left out, "" where none is: a batch without any other is
-    NaN, so that `log_ms` is of fewer batches than those of other processes, and only ratios to these can be compared.
+    NaN, so that `log_ms` is of fewer batches than those of other processes, and only `over` these is it to be used.
     """
 
     cell: str
@@ -84,8 +84,7 @@ class Estimate:
 
         This process may be one of them: what is said of it and of another one is said by the same rule.
         """
-        whole = [one for one in others if not one.held_up] or others
-        level = statistics.fmean(one.level(paced=paced) for one in whole)
+        level = statistics.fmean(one.level(paced=paced) for one in others)
         return level + float(np.mean(self._ratios(others, paced=paced)))
 
     def _ratios(self, others: Sequence["Estimate"], *, paced: bool) -> NDArray[np.float64]:
@@ -102,15 +101,20 @@ class Estimate:
 
 
 def estimate(
-    info: dict[str, Any], clock: Clock | None = None, *, net: bool = True, calm_ms: float | None = None
+    info: dict[str, Any],
+    clock: Clock | None = None,
+    *,
+    net: bool = True,
+    calm_ms: float | None = None,
+    partial: bool = False,
 ) -> Estimate | str:
     """The time of a cell's `extra_info`, or the sentence that says why it has no valid one.
 
     `clock` None takes the device's where it was read, else the wall's. A wall time is `net`, without what its step
-    waited for a core (gate/waiting.py), where that was read. A device's leaves out what a slow host held up, and is
-    none where too little remains: `calm_ms` (optional) is the pace of the host at its calmest in the session
-    (gate/host.py). `info["batches"]` (optional) is the number of the batch of each step; without it each step is a
-    batch of its own.
+    waited for a core (gate/waiting.py), where that was read. A device's counts only if no slow host held it up, but for
+    `partial`: that takes the steps that it did not hold up, where enough remain. `calm_ms` (optional) is the pace of the
+    host at its calmest in the session (gate/host.py), `info["batches"]` (optional) the number of the batch of each step;
+    without it each step is a batch of its own.
     """
     verdict = info.get("verdict", "no verdict")
     if verdict != "timed":
@@ -141,7 +145,7 @@ def estimate(
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
     held = slow_host(info, calm_ms) if clock == "device" else ""
     left_out = held_up(info, calm_ms) if held else []
-    if left_out is None:
+    if left_out is None or (held and not partial):
         return held
     logs = batch_logs(times, batches, left_out)
     paced_logs = None

@@ -140,20 +140,16 @@ def read(paths: Iterable[Path]) -> tuple[list[Process], list[str]]:
 
 
 def courses(processes: Iterable[Process]) -> list[Course]:
-    """The course of each cell on each GPU model, from processes by time; a time that a slow host made is none.
-
-    Nor is one that it made in part: without its batches a level is another.
-    """
+    """The course of each cell on each GPU model, from processes by time; a time that a slow host made is none."""
     processes = list(processes)
     calm = baselines.calm_by_host(processes)
     entries: dict[tuple[str, str, str], list[tuple[Process, float | None]]] = {}
     for process in processes:
         for cell, info in process.cells.items():
             time = estimate(info, calm_ms=calm[baselines.host_of(process)])
-            log_ms = None if isinstance(time, str) or time.held_up else time.log_ms
             workload = f"{info['cell']['workload']} workload, {info['cell']['lengths']} lengths"
             key = (_device(process), workload, cell)
-            entries.setdefault(key, []).append((process, log_ms))
+            entries.setdefault(key, []).append((process, None if isinstance(time, str) else time.log_ms))
     return [
         Course(device, workload, cell, _points(of_cell))
         for (device, workload, cell), of_cell in sorted(entries.items())

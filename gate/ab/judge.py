@@ -196,8 +196,8 @@ def _by_time(seen: Evidence, cell: str) -> tuple[Verdict, str]:
     phase = seen.confirms if cell in seen.chosen else seen.screens
     verdict, why = _by_its_shift(seen, cell, phase)
     if verdict in (Verdict.SAME, Verdict.IMPROVED) and mostly_held_up(phase, cell):
-        times = f"{phase.held_up(cell)} of {len(phase.valid(cell))} processes of head"
-        why = f"a slow host held up steps in {times}: without these, slower work of its own there would not show"
+        pairs = f"{phase.held_up(cell)} of {len(phase.valid(cell))} pairs that count"
+        why = f"a slow host held up steps in {pairs}: without these, slower work of its own there would not show"
         return Verdict.CANNOT_TELL, why
     return verdict, why
 

@@ -98,7 +98,7 @@ class Pair:
 
 def _estimated(record: Record, cell: str, calm_ms: float | None = None) -> Estimate | str:
     info = cells(record).get(cell)
-    return "not run" if info is None else estimate(info, calm_ms=calm_ms)
+    return "not run" if info is None else estimate(info, calm_ms=calm_ms, partial=True)
 
 
 def calmest(pairs: Sequence[Pair]) -> Calm:
@@ -139,8 +139,8 @@ class Phase:
         return math.exp(statistics.fmean(base.log_ms for base in whole))
 
     def held_up(self, cell: str) -> int:
-        """In how many of the pairs that count for a cell a slow host held up steps of head."""
-        return sum(bool(times.head.held_up) for _, times in self.valid_times(cell))
+        """In how many of the pairs that count for a cell a slow host held up steps that are left out."""
+        return sum(bool(times.base.held_up or times.head.held_up) for _, times in self.valid_times(cell))
 
     def _times(self, cell: str) -> list[tuple[Pair, Times | None]]:
         return [(pair, pair.times(cell, self.calm)) for pair in self.pairs if not pair.disturbed]
@@ -218,8 +218,8 @@ class Duel:
         """Run pairs, AB BA AB ..., until `wanted` count for each cell, with up to `SPARE_PAIRS` more.
 
         A pair that was disturbed counts for none, one beside a slow host not for the cells that have no time in it;
-        where that held up steps of head in most of those that count, more are wanted too. Those beyond `wanted` run
-        only such cells. `begun` are the phase's first ones. Cells that failed twice on a side, here or in `earlier`
+        where most of those that count lack steps that it held up, more are wanted too. Those beyond `wanted` run only
+        such cells. `begun` are the phase's first ones. Cells that failed twice on a side, here or in `earlier`
         pairs, are not run again.
         """
         done = list(begun)
@@ -271,8 +271,8 @@ def _lacks(pairs: Sequence[Pair], cell: str, calm: Calm, wanted: int) -> bool:
 
 
 def mostly_held_up(phase: Phase, cell: str) -> bool:
-    """Whether a slow host held up steps of head in most pairs that count for a cell: without these it would not show
-    that head's own work on the host takes longer."""
+    """Whether most pairs that count for a cell lack steps that a slow host held up: where it does that, it would not
+    show that head's own work on the host takes longer."""
     return 2 * phase.held_up(cell) > len(phase.valid_times(cell))
 
 

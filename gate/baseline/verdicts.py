@@ -17,7 +17,7 @@ from gate.baseline.noise import Group, Kind, Noise, family_quantile, noise
 from gate.cause import Cause, cause
 from gate.estimates import PACE, PACE_SHARE_SD, Clock, Estimate, estimate, logs_among
 from gate.exact import FAILS_STRICT, Finding, compare
-from gate.host import slow_host, waits_mostly, without_held_up
+from gate.host import STEP_LISTS, slow_host, waits_mostly
 from gate.records import NO_TIME_WORDS, step_versions
 
 #: Processes of one boot of one machine are of one session for so long: rooms and neighbours change within a day.
@@ -26,6 +26,9 @@ SESSION_LASTS = timedelta(hours=12)
 #: Practical thresholds in percent, by what is read: a CPU has neighbours that no step time is free of.
 THRESHOLD_PERCENT: dict[Kind, float] = {"device": 1.0, "host": 1.0, "wall": 10.0, "paced": 10.0}
 THRESHOLD_US = 20.0
+
+#: What a record holds of a cell's timed steps, and of what was beside them.
+OF_STEPS = (*STEP_LISTS, *PACE, "batches", "tokens", "waited_ms", "host_pace_ms", "median_device_ms", "median_wall_ms")
 
 #: *Same* promises that the noise (half of the interval) is no more than so many thresholds. One would be no more than
 #: the noise of five fresh processes on a quiet GPU, where all cells are to hold at once.
@@ -154,7 +157,7 @@ class Comparison:
         return bool(timed) and all(info.get(key) is not None for info in timed)
 
     def estimate(self, info: dict[str, Any], process: Process) -> Estimate | str:
-        """A cell's time in a process as both sides can tell it, without what a slow host made."""
+        """A cell's time in a process as both sides can tell it; none where a slow host made it."""
         return estimate(info, net=self.net, calm_ms=self.calm_ms(process))
 
     def calm_ms(self, process: Process) -> float | None:
@@ -180,11 +183,8 @@ class Comparison:
             every = [(process.session, self.estimate(info, process), info) for process, info in olds]
             valid = [(session, one, info) for session, one, info in every if isinstance(one, Estimate)]
             if valid:
-                sessions, estimates, _ = zip(*valid, strict=True)
-                # What waited for a slow host may wait for no calm one.
-                found[cell] = _Seen(
-                    estimates, sessions, waits_mostly(info for _, one, info in valid if not one.held_up)
-                )
+                sessions, estimates, infos = zip(*valid, strict=True)
+                found[cell] = _Seen(estimates, sessions, waits_mostly(infos))
         return found
 
     @cached_property
@@ -202,14 +202,10 @@ class Comparison:
         seen = self.then[cell]
         kind: Kind = "paced" if self.paced else seen.estimates[0].clock
         # A baseline from before that was read does not tell.
-        waits = waits_mostly(self._of_now(cell)) if seen.waits is None else seen.waits
+        waits = waits_mostly([self.now.cells[cell]]) if seen.waits is None else seen.waits
         if kind == "device" and waits:
             kind = "host"
         return kind, key["mode"], key["execution"]
-
-    def _of_now(self, cell: str) -> list[dict[str, Any]]:
-        """What a cell of this run tells of its waiting for a calm host: nothing beside a slow one that held it up."""
-        return [] if self._held_up(cell) else [self.now.cells[cell]]
 
     @cached_property
     def same_session(self) -> bool:
@@ -262,7 +258,7 @@ class Comparison:
         return found
 
     def _held_up(self, cell: str) -> bool:
-        """Whether a slow host held up a cell of this run, so that it has no time or one of its other steps."""
+        """Whether a cell has no time in this run, as a slow host made it."""
         return bool(slow_host(self.now.cells[cell], self.calm_ms(self.now)))
 
     def _again(self, cell: str, info: dict[str, Any]) -> Estimate | str:
@@ -322,19 +318,17 @@ class Comparison:
         return replace(judged, verdict=verdict, why=why, findings=findings, cause=said)
 
     def _cause(self, cell: str, confirmed: Sequence[dict[str, Any]]) -> Cause:
-        """Why a cell takes longer than in the baseline's newest process: by the costs of this run and the steps of the
-        first process of each side that no slow host held up, else by those that it did not."""
-        info, olds = self.now.cells[cell], self.baseline.infos(cell)
-        now, new = self._calmest([(self.now, one) for one in (info, *confirmed)])
-        then, old = self._calmest([*reversed(olds)])
-        sides = _merged(info, new), _merged(olds[-1][1], old)
-        return cause(*without_held_up(sides, (self.calm_ms(now), self.calm_ms(then))), paced=self.paced)
-
-    def _calmest(self, infos: Sequence[tuple[Process, dict[str, Any]]]) -> tuple[Process, dict[str, Any]]:
-        """The first that has a time of all its steps, else of some, else the first."""
-        times = [(one, self.estimate(one[1], one[0])) for one in infos]
-        valid = [(one, time) for one, time in times if isinstance(time, Estimate)]
-        return next((one for one, time in valid if not time.held_up), valid[0][0] if valid else infos[0])
+        """Why a cell takes longer than in the baseline's newest process: by the costs of both, and by their steps, or
+        those of the next process that has a time where a slow host made these."""
+        sides = []
+        news = [(self.now, self.now.cells[cell]), *((self.now, info) for info in confirmed)]
+        for infos in (news, [*reversed(self.baseline.infos(cell))]):
+            valid = (info for process, info in infos if isinstance(self.estimate(info, process), Estimate))
+            costs = infos[0][1]
+            steps = next(valid, costs)
+            sides.append(costs | {key: steps.get(key) for key in OF_STEPS})
+        new, old = sides
+        return cause(new, old, paced=self.paced)
 
     @cached_property
     def same_versions(self) -> bool:
@@ -381,10 +375,6 @@ class Comparison:
             if wall * math.copysign(1, change) < math.log1p(threshold) / 2:
                 verdict = Verdict.CANNOT_TELL
                 why = f"the work beside it moved and not the step: {math.expm1(wall):+.1%} by the wall clock"
-        held = sum(bool(one.held_up) for one in news)
-        if verdict in (Verdict.SAME, Verdict.IMPROVED) and 2 * held > len(news):
-            verdict = Verdict.CANNOT_TELL
-            why = f"{news[0].held_up}; without these, slower work of its own there would not show"
         infos = [info for _, info in self.baseline.infos(cell)]
         beside = confirmed or [self.now.cells[cell]]
         moved = [one for info in beside if (one := doubts.control_change(info, infos)) is not None]
@@ -416,11 +406,6 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
     if math.expm1(half) > PROMISE * threshold:
         return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
     return Verdict.SAME, f"within the noise of {math.expm1(half):.1%}" if size > threshold else ""
-
-
-def _merged(costs: dict[str, Any], steps: dict[str, Any]) -> dict[str, Any]:
-    """One process's `extra_info`, and of another's what is missing there."""
-    return costs | {key: value for key, value in steps.items() if value is not None}
 
 
 def _words(reason: str) -> str:

@@ -69,15 +69,14 @@ def _row(data: Data, group: Group, cells: Mapping[str, _Times]) -> dict[str, Any
 
 
 def _valid(data: Data, cell: str) -> tuple[_Times, list[dict[str, Any]]]:
-    """The cell's valid times, and its `extra_info` in those of the processes that no slow host held up."""
+    """The cell's valid times, and its `extra_info` in the processes that they are of."""
     times, infos = [], []
     for recording in data.recordings:
         info, calm = recording.process.cells[cell], data.calm_ms[baselines.host_of(recording.process)]
         one = estimate(info, calm_ms=calm)
         if isinstance(one, Estimate):
             times.append((recording.process.session, one))
-            if not one.held_up:
-                infos.append(info)
+            infos.append(info)
     return times, infos
 
 

@@ -415,26 +415,29 @@ def test_a_slowdown_is_found_beside_a_slow_host(arena: Arena):
     assert arena.cells[CELLS[2]]["change"] == pytest.approx(0.05, abs=0.01)
 
 
-def test_a_few_steps_that_a_slow_host_held_up_cost_no_pair(arena: Arena):
-    held = {str(seed): [CELLS[2]] for seed in range(1000, 1110)}
-    arena.set(base={"slow_host": held, "held_steps": 3}, head=slower())
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_few_steps_that_a_slow_host_held_up_cost_no_pair(arena: Arena, side: str):
+    held = {"slow_host": {str(seed): [CELLS[2]] for seed in range(1000, 1110)}, "held_steps": 3}
+    arena.set(**{"base": held, "head": slower()} if side == "base" else {"head": slower(**held)})
     assert arena.ab() == 1
-    # No spare pair, and one for the profile.
-    assert arena.order == "bhhb" + "hbbh" * 3 + "bh"
+    # Whole ones were wanted, and the last is for the profile.
+    assert arena.order == "bhhb" * 2 + "hbbh" * 4 + "bh"
     assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[2]: "regressed"}
     found = arena.cells[CELLS[2]]
     assert found["change"] == pytest.approx(0.05, abs=0.01)
     assert found["cause"] == "device"
+    assert "slower in 8 fresh pairs" in found["why"]
 
 
-def test_slower_work_on_a_slow_host_does_not_pass(arena: Arena):
-    """Head is slower where it waits for the host, and nowhere else: what is left out is what it took longer in."""
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_the_same_by_what_a_slow_host_left_does_not_pass(arena: Arena, side: str):
+    """Head may be slower where it waits for the host, and nowhere else: the steps that are left out would show it."""
     held = {str(seed): [CELLS[1]] for seed in range(1000, 1110)}
-    arena.set(head={"slow_host": held, "held_steps": 3})
+    arena.set(**{side: {"slow_host": held, "held_steps": 3}})
     assert arena.ab("--gate-strict") == 1
     assert arena.verdicts == dict.fromkeys(CELLS, "same") | {CELLS[1]: "cannot tell"}
     assert arena.cells[CELLS[1]]["why"] == (
-        "a slow host held up steps in 4 of 4 processes of head: "
+        "a slow host held up steps in 4 of 4 pairs that count: "
         "without these, slower work of its own there would not show"
     )
     # Pairs beside a calm host would have told.

@@ -32,15 +32,16 @@ class Control:
     target: Tensor
 
     def queue(self) -> Callable[[], dict[str, list[float]]]:
-        """Start both, and return what waits for them: `matmul_ms` and `copy_ms`, `CONTROL_REPEATS` each.
+        """Return what gives `matmul_ms` and `copy_ms`, `CONTROL_REPEATS` each; a GPU starts both at once.
 
-        Timed by events on a GPU, else by the wall clock. Queue it behind other work: a device that has nothing to do
-        times the pauses of a slow host.
+        Timed by events there, else by the wall clock when asked. Queue it behind other work: a device that has nothing
+        to do times the pauses of a slow host.
         """
         works = {"matmul_ms": lambda: self.left @ self.right, "copy_ms": lambda: self.target.copy_(self.source)}
-        queued = queued_on_device if self.device == "cuda" else timed_on_host
-        waiting = {name: queued(work, AHEAD[name]) for name, work in works.items()}
-        return lambda: {name: times() for name, times in waiting.items()}
+        if self.device != "cuda":
+            return lambda: {name: timed_on_host(work, AHEAD[name]) for name, work in works.items()}
+        queued = {name: queued_on_device(work, AHEAD[name]) for name, work in works.items()}
+        return lambda: {name: times() for name, times in queued.items()}
 
 
 def control(device: Device, dtype: torch.dtype) -> Control:
@@ -52,14 +53,14 @@ def control(device: Device, dtype: torch.dtype) -> Control:
     return Control(device, left, right, source, torch.empty_like(source))
 
 
-def timed_on_host(work: Callable[[], object], ahead: int) -> Callable[[], list[float]]:
+def timed_on_host(work: Callable[[], object], ahead: int) -> list[float]:
     """Time `work` by the wall clock, after `ahead` runs that are not kept."""
     times = []
     for _ in range(ahead + CONTROL_REPEATS):
         begin = time.perf_counter()
         work()
         times.append((time.perf_counter() - begin) * 1e3)
-    return lambda: times[ahead:]
+    return times[ahead:]
 
 
 def queued_on_device(work: Callable[[], object], ahead: int) -> Callable[[], list[float]]:
