@@ -112,9 +112,9 @@ def estimate(
 
     `clock` None takes the device's where it was read, else the wall's. A wall time is `net`, without what its step
     waited for a core (gate/waiting.py), where that was read. A device's counts only if no slow host held it up, but for
-    `partial`: that takes the steps that it did not hold up, where enough remain. `calm_ms` (optional) is the pace of the
-    host at its calmest in the session (gate/host.py), `info["batches"]` (optional) the number of the batch of each step;
-    without it each step is a batch of its own.
+    `partial`: that takes the steps that it did not hold up, where enough remain. `calm_ms` (optional) is the pace of
+    the host at its calmest in the session (gate/host.py), `info["batches"]` (optional) the number of the batch of each
+    step; without it each step is a batch of its own.
     """
     verdict = info.get("verdict", "no verdict")
     if verdict != "timed":
