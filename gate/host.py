@@ -4,7 +4,7 @@ A host has neighbours: on one H100's machine its cores took 1.6 times as long fo
 most times, and cells that otherwise wait for the device were slower by up to a third. Two numbers beside each step tell
 such a time from slower code: how long the device still had to work when the host had queued the step (`lead_ms`), and
 what a fixed piece of the host's own work took around it (`host_pace_ms`, tests/performance/pace.py), in which none of
-the code under test is. The steps that it held up are left out, while enough others remain.
+the code under test is. A pair of `gate ab` does without the steps that it held up, while enough others remain.
 """
 
 import statistics
