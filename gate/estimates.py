@@ -144,8 +144,10 @@ def estimate(
             return f"waited_ms holds {bad!r}, not a number of milliseconds"
         times = [without_waiting_ms(*both) for both in zip(times, waits, strict=True)]
     held = slow_host(info, calm_ms) if clock == "device" else ""
+    if held and not partial:
+        return held
     left_out = held_up(info, calm_ms) if held else []
-    if left_out is None or (held and not partial):
+    if left_out is None:
         return held
     logs = batch_logs(times, batches, left_out)
     paced_logs = None

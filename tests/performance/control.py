@@ -15,10 +15,9 @@ from model.attention import Device
 #: nothing (an H100 takes about 0.2 ms for a product, 0.1 ms for a copy).
 SIZES: dict[Device, tuple[int, int]] = {"cuda": (4096, 128 << 20), "cpu": (256, 4 << 20)}
 
-
 #: Runs of each work that are not timed: products that warm the device up where no step is queued before them, and keep
 #: it busy (1.4 ms on an H100) while the host queues the others.
-AHEAD = {"matmul_ms": 8, "copy_ms": 2}
+NOT_TIMED = {"matmul_ms": 8, "copy_ms": 2}
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Control:
         """
         works = {"matmul_ms": lambda: self.left @ self.right, "copy_ms": lambda: self.target.copy_(self.source)}
         if self.device != "cuda":
-            return lambda: {name: timed_on_host(work, AHEAD[name]) for name, work in works.items()}
-        queued = {name: queued_on_device(work, AHEAD[name]) for name, work in works.items()}
+            return lambda: {name: timed_on_host(work, NOT_TIMED[name]) for name, work in works.items()}
+        queued = {name: queued_on_device(work, NOT_TIMED[name]) for name, work in works.items()}
         return lambda: {name: times() for name, times in queued.items()}
 
 
