@@ -268,14 +268,22 @@ def nothing_declared(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse options that leave no cell to the tests that are run: pytest would skip each of these, and pass."""
-    config = session.config
-    asked = [f"--{name}" for name in ("cells", "backend", "collator") if config.getoption(name)]
-    over_cells = [item for item in session.items if item.get_closest_marker("cells")]
     # A worker of pytest-xdist has no way to say it.
-    if not asked or not over_cells or hasattr(config, "workerinput"):
-        return
-    if all(item.name.endswith("[NOTSET]") for item in over_cells):
+    if not hasattr(session.config, "workerinput"):
+        refuse_without_cells(session.config, [item.name for item in session.items if item.get_closest_marker("cells")])
+
+
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    # Where some are asked for, tests of cells are all that is left.
+    refuse_without_cells(node.config, ids)
+
+
+def refuse_without_cells(config: pytest.Config, names: Sequence[str]) -> None:
+    """Refuse options that leave no cell to the tests that are run: pytest would skip each of these, and pass."""
+    asked = [f"--{name}" for name in ("cells", "backend", "collator") if config.getoption(name)]
+    # What pytest calls a test that got no cell; others of its parameters may stand beside.
+    none = ("NOTSET" in name.rpartition("[")[2].removesuffix("]").split("-") for name in names)
+    if asked and names and all(none):
         raise pytest.UsageError(
             f"{', '.join(asked)}: no such cell is declared here for what is run (see pytest --matrix); what is timed "
             f"ends in -{chosen_workload(config).name}, what is proved in -{DRAWN}; --cells times what that leaves out."

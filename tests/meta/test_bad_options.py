@@ -77,6 +77,16 @@ BAD = {
         "--cells: no such cell is declared here",
         "what is timed ends in -smoke",
     ),
+    "nothing_proved": Bad(
+        given("tests/correctness", "-mcorrectness", "-n0", "--workload=smoke", "--cells=*-smoke"),
+        "--cells: no such cell is declared here",
+        "what is proved in -drawn",
+    ),
+    "nothing_proved_by_workers": Bad(
+        given("tests/correctness", "-mcorrectness", "-n2", "--workload=smoke", "--cells=*-smoke"),
+        "--cells: no such cell is declared here",
+        "what is proved in -drawn",
+    ),
     "profile": Bad(given("--hypothesis-profile=nope"), "--hypothesis-profile=nope", "choose ci, dev or deep"),
     "matrix_path": Bad(given("--matrix", "tests/meta"), "'tests/meta'", "Choose combinations with --backend"),
     "matrix_after_path": Bad(given("tests/meta", "--matrix"), "'tests/meta'", "Choose combinations with --backend"),
