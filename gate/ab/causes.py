@@ -10,7 +10,7 @@ import numpy as np
 from gate.ab.run import Duel, Pair, Phase
 from gate.cause import Cause, cause
 from gate.host import STEP_LISTS
-from gate.records import cells
+from gate.records import Record, cells
 
 
 def slower_causes(duel: Duel, slower: Sequence[str], confirms: Phase, exact: Pair) -> dict[str, Cause]:
@@ -32,21 +32,26 @@ def costlier_causes(regressed: Sequence[str], screens: Phase, exact: Pair) -> di
 
 
 def _said(phase: Phase, exact: Pair, cell: str) -> Cause:
-    return cause(_pooled(phase, exact, cell, "head"), _pooled(phase, exact, cell, "base"))
+    counting = phase.valid_times(cell)
+    infos = [pair.calm_infos(cell, phase.calm) for pair, _ in counting]
+    base = _pooled(exact.base, cell, [base for base, _ in infos], [times.base.log_ms for _, times in counting])
+    moved = [times.base.log_ms + times.log_ratio for _, times in counting]
+    head = _pooled(exact.head, cell, [head for _, head in infos], moved)
+    return cause(head, base)
 
 
-def _pooled(phase: Phase, exact: Pair, cell: str, side: str) -> dict[str, Any]:
-    """A cell's costs as one process measured them, with the step times of all pairs, as they were compared."""
-    counting, which = phase.valid_times(cell), 0 if side == "base" else 1
-    infos = [pair.calm_infos(cell, phase.calm)[which] for pair, _ in counting]
-    pooled = dict(cells(getattr(exact, side)).get(cell) or {"verdict": "timed"})
+def _pooled(exact: Record, cell: str, infos: Sequence[dict[str, Any]], logs: Sequence[float]) -> dict[str, Any]:
+    """A cell's costs as one process measured them, with the step times of all pairs, as they were compared.
+
+    `infos` and `logs` are those of one side of each pair, the latter where there is no device's clock.
+    """
+    pooled = dict(cells(exact).get(cell) or {"verdict": "timed"})
     for clock in STEP_LISTS:
         lists = [times for info in infos if isinstance(times := info.get(clock), list)]
         pooled[clock] = list(chain.from_iterable(lists)) if lists and len(lists) == len(infos) else None
     if pooled["device_ms"] is None:
         # What a shared CPU adds to a wall time is most of it at times, and is in no estimate either.
-        walls = [times.base.log_ms + which * times.log_ratio for _, times in counting]
-        pooled["wall_ms"] = [math.exp(log) for log in walls] or None
+        pooled["wall_ms"] = [math.exp(log) for log in logs] or None
     for clock in ("device", "wall"):
         times = pooled[f"{clock}_ms"]
         pooled[f"median_{clock}_ms"] = float(np.median(times)) if times else None
