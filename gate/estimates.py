@@ -41,6 +41,9 @@ class Estimate:
     `batch_log_ms` holds one number a batch, in the order of the batches, from `steps` timed steps in all.
     `paced_batch_logs` are the steps' times over those of the work beside them (`PACE`), where that was timed: a shared
     CPU that is slower for a while leaves them alone. `batch_tokens` are the batches' sizes: they tell one from another.
+    `drift` is how far the levels of the passes over the batches lie apart (the standard deviation of their logs, over
+    the pace where it is there), of a wall's time alone, and 0 where each batch was timed once: a cell that moved within
+    a process may be as far apart from one process to the next.
     `held_up` says how a slow host held up the steps that are left out, "" where none is: a batch without any other is
     NaN, so that `log_ms` is of fewer batches than those of other processes, and only `over` these is it to be used.
     """
@@ -53,6 +56,7 @@ class Estimate:
     paced_batch_logs: tuple[float, ...] | None = None
     batch_tokens: tuple[int, ...] = ()
     held_up: str = ""
+    drift: float = 0.0
 
     @property
     def ms(self) -> float:
@@ -151,17 +155,20 @@ def estimate(
         return held
     logs = batch_logs(times, batches, left_out)
     paced_logs = None
+    paced_times = times
     if clock == "wall" and has_pace(info):
         paces = [1.0] * len(times)
         for key, share in PACE.items():
             if len(info[key]) != len(times) or not all(map(_is_time, info[key])):
                 return f"{key} does not hold {len(times)} positive numbers of milliseconds"
             paces = [pace * ms**share for pace, ms in zip(paces, info[key], strict=True)]
-        paced_logs = batch_logs([ms / pace for ms, pace in zip(times, paces, strict=True)], batches)
+        paced_times = [ms / pace for ms, pace in zip(times, paces, strict=True)]
+        paced_logs = batch_logs(paced_times, batches)
     tokens = info.get("tokens") or ()
     sizes = tuple(size for _, size in sorted(dict(zip(batches, tokens, strict=False)).items()))
     steps = len(times) - sum(left_out)
-    return Estimate(cell_id(info["cell"]), clock, location(logs), steps, logs, paced_logs, sizes, held)
+    moved = drift(paced_times, batches) if clock == "wall" else 0.0
+    return Estimate(cell_id(info["cell"]), clock, location(logs), steps, logs, paced_logs, sizes, held, moved)
 
 
 def logs_among(estimates: Sequence[Estimate], *, paced: bool = False) -> list[float]:
@@ -185,6 +192,21 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int], left_out: Sequ
         if not out:
             logs.append(math.log(ms))
     return tuple(statistics.median(passes[batch] or [math.nan]) for batch in sorted(passes))
+
+
+def drift(times_ms: Sequence[float], batches: Sequence[int]) -> float:
+    """The standard deviation of the passes' levels: how far their steps lie from the middle of their batches, in logs.
+
+    0 where there is one pass.
+    """
+    middles = dict(zip(sorted(set(batches)), batch_logs(times_ms, batches), strict=True))
+    seen = dict.fromkeys(middles, 0)
+    passes: dict[int, list[float]] = {}
+    for batch, ms in zip(batches, times_ms, strict=True):
+        passes.setdefault(seen[batch], []).append(math.log(ms) - middles[batch])
+        seen[batch] += 1
+    levels = [location(tuple(logs)) for logs in passes.values()]
+    return statistics.stdev(levels) if len(levels) > 1 else 0.0
 
 
 def location(logs: Sequence[float]) -> float:

@@ -237,8 +237,17 @@ class Comparison:
         difference = moved[self.paced]
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
         # The log ratio of the pace beside the cell now to then, 0 where times are compared without.
-        deviation = math.hypot(deviation, PACE_SHARE_SD * (moved[False] - difference))
+        pace = PACE_SHARE_SD * (moved[False] - difference)
+        deviation = math.hypot(deviation, pace, self._drift(cell, news))
         return difference, deviation * family_quantile(df, family, level)
+
+    def _drift(self, cell: str, news: Sequence[Estimate]) -> float:
+        """How far a cell's level may lie in one process from that in another, by how far it moved within them.
+
+        What moves it lasts for minutes, as long as processes in a row: more of them know no more of it.
+        """
+        then, now = (_mean(one.drift**2 for one in ones) for ones in (self.then[cell].estimates, news))
+        return math.sqrt(then + now)
 
     def suspects(self) -> list[str]:
         """The cells worth timing again before anything is said: slower than the threshold, and than chance alone; and
@@ -368,7 +377,9 @@ class Comparison:
             news, note = valid, f"timed again in {len(valid)} process{'es' * (len(valid) > 1)}"
         change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
-        verdict, why = _said(change, half, threshold)
+        drift = self._drift(cell, news)
+        noisy = f", as it moved by {math.expm1(drift):.1%} within a process" if drift > threshold / 2 else ""
+        verdict, why = _said(change, half, threshold, noisy)
         now_ms = seen.ms_of(news)
         if self.paced and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
             wall = math.log(now_ms / seen.ms)
@@ -394,8 +405,9 @@ class Comparison:
         )
 
 
-def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
-    """The verdict on a log ratio with an interval of change +- half, and its reason where it needs one."""
+def _said(change: float, half: float, threshold: float, noisy: str) -> tuple[Verdict, str]:
+    """The verdict on a log ratio with an interval of change +- half, and its reason where it needs one; `noisy` says
+    why there is so much noise."""
     size = math.expm1(change)
     if abs(change) > half:
         if size > threshold:
@@ -404,8 +416,8 @@ def _said(change: float, half: float, threshold: float) -> tuple[Verdict, str]:
             return Verdict.IMPROVED, ""
         return Verdict.SAME, f"moved, by less than the threshold of {threshold:.1%}"
     if math.expm1(half) > PROMISE * threshold:
-        return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}"
-    return Verdict.SAME, f"within the noise of {math.expm1(half):.1%}" if size > threshold else ""
+        return Verdict.CANNOT_TELL, f"noise hides what is below {math.expm1(half):.1%}{noisy}"
+    return Verdict.SAME, f"within the noise of {math.expm1(half):.1%}{noisy}" if size > threshold else ""
 
 
 def _words(reason: str) -> str:

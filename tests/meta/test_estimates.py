@@ -52,6 +52,17 @@ def test_steps_of_one_batch_are_one_number():
     assert found.steps == 6
 
 
+def test_the_drift_is_that_of_the_passes_over_the_pace():
+    passes = TIMED | {"batches": [0, 1, 2] * 3, "wall_ms": [*WALL, *WALL, *(ms * 1.3 for ms in WALL)]}
+    found = estimate(passes)
+    assert found.drift == pytest.approx(statistics.stdev([0, 0, math.log(1.3)]))
+    pace = {"product_ms": [1.0] * 6 + [1.3] * 3, "block_ms": [2.0] * 6 + [2.6] * 3}
+    assert estimate(passes | pace).drift == pytest.approx(0)
+    # A batch that was timed once is its own middle.
+    assert estimate(TIMED).drift == 0
+    assert estimate(passes | {"device_ms": passes["wall_ms"]}).drift == 0
+
+
 def timed(logs):
     """The estimate of a process whose batches take 20 ms, and these logs more."""
     times = [20 * math.exp(log) for log in logs]

@@ -239,6 +239,31 @@ def test_a_machine_of_another_pace_widens_the_interval():
     assert other.high > 1.5 * same.high
 
 
+def in_passes(*levels, **changes):
+    """A cell of a CPU whose batches were timed once at each level."""
+    once = wall(LOG)
+    repeated = {name: once[name] * len(levels) for name in ("waited_ms", "product_ms", "block_ms", "tokens")}
+    times = [ms * math.exp(level) for level in levels for ms in once["wall_ms"]]
+    batches = [*range(len(once["wall_ms"]))] * len(levels)
+    return once | repeated | {"wall_ms": times, "median_wall_ms": float(np.median(times)), "batches": batches} | changes
+
+
+@pytest.mark.parametrize("moved", ["then", "now"])
+def test_a_cell_that_moved_within_a_process_may_be_as_far_apart_in_the_next(moved):
+    """Its machine got slower in a way that the work beside it did not tell: another such level is no slower code."""
+    steady, unsteady = in_passes(0.0, 0.0, 0.0), in_passes(0.0, 0.0, 0.23)
+    then, now = (unsteady, steady) if moved == "then" else (steady, unsteady)
+    now = now | {"wall_ms": [ms * 1.18 for ms in now["wall_ms"]], "median_wall_ms": now["median_wall_ms"] * 1.18}
+    found = judged(now, then, confirmed={ID: [now] * 3})
+    assert (found.verdict, found.change) == (Verdict.SAME, pytest.approx(0.18))
+    assert "within the noise of 29.7%, as it moved by 14.2% within a process; timed again" in found.why
+    found = judged(now, then, confirmed={ID: [now] * 3}, rule=Rule(percent=5))
+    assert found.why.startswith("noise hides what is below 29.7%, as it moved by 14.2% within a process")
+    assert found.verdict == Verdict.CANNOT_TELL
+    found = judged(in_passes(0.18, 0.18, 0.18), steady)
+    assert (found.verdict, "within a process" in found.why) == (Verdict.REGRESSED, False)
+
+
 @pytest.mark.parametrize("way", [1, -1])
 def test_a_pace_that_moved_alone_is_no_verdict_on_the_step(way):
     """The step took as long as before; the work beside it was slow then, or now, for whatever reason."""
