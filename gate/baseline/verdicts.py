@@ -238,13 +238,14 @@ class Comparison:
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
         # The log ratio of the pace beside the cell now to then, 0 where times are compared without.
         pace = PACE_SHARE_SD * (moved[False] - difference)
-        deviation = math.hypot(deviation, pace, self._drift(cell, news))
+        deviation = math.hypot(max(deviation, self._drift(cell, news)), pace)
         return difference, deviation * family_quantile(df, family, level)
 
     def _drift(self, cell: str, news: Sequence[Estimate]) -> float:
         """How far a cell's level may lie in one process from that in another, by how far it moved within them.
 
-        What moves it lasts for minutes, as long as processes in a row: more of them know no more of it.
+        What moves it lasts for minutes, as long as processes in a row: more of them know no more of it. Noise between
+        processes holds what cells move by as a rule; only what is more than that widens an interval.
         """
         then, now = (_mean(one.drift**2 for one in ones) for ones in (self.then[cell].estimates, news))
         return math.sqrt(then + now)
