@@ -186,12 +186,7 @@ def batch_logs(times_ms: Sequence[float], batches: Sequence[int], left_out: Sequ
 
     NaN for a batch all of whose steps are `left_out`.
     """
-    passes: dict[int, list[float]] = {}
-    for batch, ms, out in zip_longest(batches, times_ms, left_out, fillvalue=False):
-        logs = passes.setdefault(batch, [])
-        if not out:
-            logs.append(math.log(ms))
-    return tuple(statistics.median(passes[batch] or [math.nan]) for batch in sorted(passes))
+    return tuple(statistics.median(logs or [math.nan]) for logs in _by_batch(times_ms, batches, left_out))
 
 
 def drift(times_ms: Sequence[float], batches: Sequence[int]) -> float:
@@ -199,14 +194,19 @@ def drift(times_ms: Sequence[float], batches: Sequence[int]) -> float:
 
     0 where there is one pass.
     """
-    middles = dict(zip(sorted(set(batches)), batch_logs(times_ms, batches), strict=True))
-    seen = dict.fromkeys(middles, 0)
-    passes: dict[int, list[float]] = {}
-    for batch, ms in zip(batches, times_ms, strict=True):
-        passes.setdefault(seen[batch], []).append(math.log(ms) - middles[batch])
-        seen[batch] += 1
-    levels = [location(tuple(logs)) for logs in passes.values()]
+    apart = ([log - statistics.median(logs) for log in logs] for logs in _by_batch(times_ms, batches))
+    levels = [location(one_pass) for one_pass in zip_longest(*apart, fillvalue=math.nan)]
     return statistics.stdev(levels) if len(levels) > 1 else 0.0
+
+
+def _by_batch(times_ms: Sequence[float], batches: Sequence[int], left_out: Sequence[bool] = ()) -> list[list[float]]:
+    """The logs of each batch's times, without those `left_out`; in the order of batch numbers, then of time."""
+    passes: dict[int, list[float]] = {}
+    for batch, ms, out in zip_longest(batches, times_ms, left_out, fillvalue=False):
+        logs = passes.setdefault(batch, [])
+        if not out:
+            logs.append(math.log(ms))
+    return [passes[batch] for batch in sorted(passes)]
 
 
 def location(logs: Sequence[float]) -> float:

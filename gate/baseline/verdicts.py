@@ -223,8 +223,9 @@ class Comparison:
     def _now(self, cell: str) -> Estimate | str:
         return self.estimate(self.now.cells[cell], self.now)
 
-    def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float]:
-        """The log ratio of new times to the baseline's, and the half-width of its interval."""
+    def change(self, cell: str, news: Sequence[Estimate], *, level: float, family: int) -> tuple[float, float, float]:
+        """The log ratio of new times to the baseline's, the half-width of its interval, and how far the cell moved
+        within its processes where that is more than the noise between them, else 0."""
         seen = self.then[cell]
         same = self.same_session and self.now.session in seen.sessions
         kept = [not same or session == self.now.session for session in seen.sessions]
@@ -238,8 +239,9 @@ class Comparison:
         deviation, df = self.noises[self.group(cell)].prediction(cell, new=len(news), shares=shares, same_session=same)
         # The log ratio of the pace beside the cell now to then, 0 where times are compared without.
         pace = PACE_SHARE_SD * (moved[False] - difference)
-        deviation = math.hypot(max(deviation, self._drift(cell, news)), pace)
-        return difference, deviation * family_quantile(df, family, level)
+        drift = self._drift(cell, news)
+        half = math.hypot(max(deviation, drift), pace) * family_quantile(df, family, level)
+        return difference, half, drift if drift > deviation else 0.0
 
     def _drift(self, cell: str, news: Sequence[Estimate]) -> float:
         """How far a cell's level may lie in one process from that in another, by how far it moved within them.
@@ -262,7 +264,7 @@ class Comparison:
             if self._held_up(cell):
                 found.append(cell)
             elif isinstance(new, Estimate) and not self._incomparable(cell, new):
-                change, half = self.change(cell, [new], level=0.1, family=1)
+                change, half, _ = self.change(cell, [new], level=0.1, family=1)
                 if change > half and math.expm1(change) > self.rule.threshold(new.clock, self.then[cell].ms):
                     found.append(cell)
         return found
@@ -376,10 +378,9 @@ class Comparison:
                 why = f"slower, and not confirmed: {(failed or again or ['no process timed it again'])[0]}"
                 return CellVerdict(cell, verdict, why, now_ms=seen.ms_of([new]), then_ms=seen.ms)
             news, note = valid, f"timed again in {len(valid)} process{'es' * (len(valid) > 1)}"
-        change, half = self.change(cell, news, level=self.rule.level, family=self._timed)
+        change, half, drift = self.change(cell, news, level=self.rule.level, family=self._timed)
         threshold = self.rule.threshold(new.clock, seen.ms)
-        drift = self._drift(cell, news)
-        noisy = f", as it moved by {math.expm1(drift):.1%} within a process" if drift > threshold / 2 else ""
+        noisy = f", as it moved by {math.expm1(drift):.1%} within a process" if drift else ""
         verdict, why = _said(change, half, threshold, noisy)
         now_ms = seen.ms_of(news)
         if self.paced and verdict in (Verdict.REGRESSED, Verdict.IMPROVED):

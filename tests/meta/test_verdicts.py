@@ -239,13 +239,13 @@ def test_a_machine_of_another_pace_widens_the_interval():
     assert other.high > 1.5 * same.high
 
 
-def in_passes(*levels, **changes):
+def in_passes(*levels):
     """A cell of a CPU whose batches were timed once at each level."""
     once = wall(LOG)
     repeated = {name: once[name] * len(levels) for name in ("waited_ms", "product_ms", "block_ms", "tokens")}
     times = [ms * math.exp(level) for level in levels for ms in once["wall_ms"]]
     batches = [*range(len(once["wall_ms"]))] * len(levels)
-    return once | repeated | {"wall_ms": times, "median_wall_ms": float(np.median(times)), "batches": batches} | changes
+    return once | repeated | {"wall_ms": times, "median_wall_ms": float(np.median(times)), "batches": batches}
 
 
 @pytest.mark.parametrize("moved", ["then", "now"])
