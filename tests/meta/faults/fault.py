@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -20,12 +21,24 @@ FaultyAttend = Callable[[Attend, Tensor, Tensor, Tensor, Any, float | None], Ten
 FaultyPrepare = Callable[[Prepare, Any, Case], Any]
 
 
+ROOT = Path(__file__).parents[3]
+
+#: Where the properties are that faults turn red, and the tests of what computes and judges them.
+FOLDERS = ("tests/correctness", "tests/unit")
+
+
 @dataclass(frozen=True)
 class Selection:
-    """A test function under tests/correctness, and the cells it is run on: a glob, or "" for a test without cells."""
+    """A test function under one of `FOLDERS`, and the cells it is run on: a glob, or "" for a test without cells."""
 
     test: str
     cells: str = ""
+
+    @property
+    def path(self) -> str:
+        """The test as pytest takes it, from the folder that has its file."""
+        file = self.test.partition("::")[0]
+        return next(f"{folder}/{self.test}" for folder in FOLDERS if (ROOT / folder / file).is_file())
 
     @property
     def name(self) -> str:
@@ -42,7 +55,7 @@ class Selection:
         """Options for pytest. A compiled cell is run only where the glob names it."""
         compiled = "default" if self.compiled else "none"
         cells = [f"--cells={self.cells}"] if self.cells else []
-        return [f"tests/correctness/{self.test}", f"--compiled={compiled}", *cells]
+        return [self.path, f"--compiled={compiled}", *cells]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-from tests.meta.faults.fault import Fault, Selection
+from tests.meta.faults.fault import FOLDERS, Fault, Selection
 
 PROFILE = "faults"
 HERE = Path(__file__).parent
@@ -98,9 +98,9 @@ def preload() -> None:
     importlib.import_module("conftest")
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile(PROFILE, settings.get_profile("ci"), phases=phases, report_multiple_bugs=False)
-    code, printed = _pytest(["--collect-only", "-q", "tests/correctness"])
+    code, printed = _pytest(["--collect-only", "-q", *FOLDERS])
     if code != pytest.ExitCode.OK:
-        raise RuntimeError(f"tests/correctness cannot be collected:\n{printed}")
+        raise RuntimeError(f"{FOLDERS} cannot be collected:\n{printed}")
     # Pytest collects garbage at the end of every session: half a second among all that is imported here.
     gc.freeze()
 
@@ -142,11 +142,11 @@ class Controls(Recorder):
         """Return the selections that `item` belongs to."""
         params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
         cell = params.get("attention") or params.get("workbench", (None,))[0]
-        function = item.nodeid.partition("[")[0].removeprefix("tests/correctness/")
+        function = item.nodeid.partition("[")[0]
         return [
             selection
             for selection in self.selections
-            if function.startswith(selection.test)
+            if function.startswith(selection.path)
             and (not selection.cells or (cell is not None and fnmatch.fnmatch(cell.id, selection.cells)))
         ]
 
@@ -170,12 +170,12 @@ class Controls(Recorder):
 def controlled(selections: tuple[Selection, ...]) -> dict[str, Verdict]:
     """Run `selections` in one session without a fault and tell of each whether it is green."""
     recorder = Controls(selections=selections)
-    tests = dict.fromkeys(f"tests/correctness/{selection.test}" for selection in selections)
+    tests = dict.fromkeys(selection.path for selection in selections)
     code, _ = _pytest([*tests], [recorder])
     found = {}
     for selection in selections:
         failed = [
-            failure for failure in recorder.failures if failure.test.startswith(f"tests/correctness/{selection.test}")
+            failure for failure in recorder.failures if failure.test.startswith(selection.path)
         ]
         passed = recorder.passed_of.get(selection, 0)
         seen = "; ".join(f"{failure.test}: {failure.message}" for failure in failed)

@@ -20,7 +20,7 @@ from collators.lengths import (
     recorded_lengths,
 )
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda d: d.name)
 counts = st.integers(1, 100)

@@ -16,7 +16,7 @@ from model.decoder import Decoder, DecoderConfig
 from model.flops import step_flops
 from model.workloads import ARTICLE, ARTICLE_MODES, SMOKE, WORKLOADS, Row, Workload, workload_named
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 SMALL = replace(
     SMOKE,

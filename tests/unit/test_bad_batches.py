@@ -16,7 +16,7 @@ from model.attention import BACKENDS, REFERENCE, Backend, Device, backend_named,
 from model.cells import Cell, all_cells
 from tests.correctness.drawn import CONFIG, DRAWN
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 PAD_ID = 7
 OPTIONS = CollatorOptions(max_length=12, pad_id=PAD_ID)

@@ -14,7 +14,7 @@ from collators.batch import PackedBatch
 from model.attention.flex_document_mask import BLOCK, document_block_mask
 from model.attention.sdpa_document_mask import document_ids
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 #: Tiles of one segment, of many, cut by a segment's end, and cut by the end of the row.
 LENGTHS = st.lists(

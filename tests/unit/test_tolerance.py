@@ -22,7 +22,7 @@ from model.tolerance import Mismatch, mismatch, rounding_floor
 from tests.correctness.attention_bench import AttentionInput, AttentionRun, expected_of, mismatches
 from tests.correctness.attention_bench import reduction_length as reduction_length_of_attention
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG = DecoderConfig(vocab_size=64, max_length=130, num_layers=2, num_heads=3, head_dim=16)

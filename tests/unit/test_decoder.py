@@ -19,7 +19,7 @@ from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.reference import outcome, padded_reference
 from model.steps import forward
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 CONFIG = DecoderConfig(vocab_size=11, max_length=9, num_layers=2, num_heads=4, head_dim=6, pad_id=3)
 

@@ -8,7 +8,7 @@ import torch
 
 from model.attention.oracle import RESULTS, Rounding, oracle
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 Row = list[float]
 

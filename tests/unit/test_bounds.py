@@ -12,7 +12,7 @@ from model.equivalence import differences, reduction_length
 from model.reference import Outcome
 from model.tolerance import DECODER_FACTOR, rounding_floor
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 CONFIG = DecoderConfig(vocab_size=3, max_length=7, num_layers=3, num_heads=2, head_dim=5)
 

@@ -26,7 +26,7 @@ from model.attention import (
 )
 from model.attention.backend import first_line
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 

@@ -17,7 +17,7 @@ from collators.epoch_batches import EpochBatchSampler, split_to_multiple
 from collators.length_buckets import LengthBucketBatchSampler
 from collators.token_budget import TokenBudgetBatchSampler
 
-pytestmark = pytest.mark.correctness
+pytestmark = pytest.mark.unit
 
 Batches = list[list[int]]
 MakeSampler = Callable[..., EpochBatchSampler]
