@@ -4,8 +4,11 @@
 """
 
 from tests.meta.faults.fault import Fault, Selection
+from tests.meta.faults.in_adapters import ADAPTERS
 from tests.meta.faults.in_checks import CHECKS
 from tests.meta.faults.in_collators import COLLATORS
+from tests.meta.faults.in_gate import GATE
+from tests.meta.faults.in_huggingface import HUGGINGFACE
 from tests.meta.faults.in_kernels import KERNELS
 from tests.meta.faults.in_masks import MASKS
 from tests.meta.faults.in_samplers import SAMPLERS
@@ -15,7 +18,9 @@ __all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
 
 #: Every planted fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
-    fault for room in (COLLATORS, SAMPLERS, MASKS, KERNELS, MODEL, STEPS, CHECKS) for fault in room.planted
+    fault
+    for room in (COLLATORS, SAMPLERS, MASKS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE)
+    for fault in room.planted
 )
 
 #: What the faults are run on: without one, all of it is green.

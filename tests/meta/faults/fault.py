@@ -13,7 +13,7 @@ from collators import Batch
 from model.attention import Case, backend_named
 from model.attention.backend import Attend, Prepare
 
-Room = Literal["collators", "samplers", "attention", "model", "steps", "checks"]
+Room = Literal["collators", "samplers", "attention", "adapters", "model", "steps", "huggingface", "checks", "gate"]
 Apply = Callable[[pytest.MonkeyPatch], None]
 
 #: What a faulty `attend` is given: the right one, and its arguments.
@@ -23,8 +23,8 @@ FaultyPrepare = Callable[[Prepare, Any, Case], Any]
 
 ROOT = Path(__file__).parents[3]
 
-#: Where the properties are that faults turn red, and the tests of what computes and judges them.
-FOLDERS = ("tests/correctness", "tests/unit")
+#: Where the tests are that faults turn red: properties, then tests of what computes and judges.
+FOLDERS = ("tests/correctness", "tests/unit", "tests/huggingface", "tests/meta")
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,7 @@ def controlled(selections: tuple[Selection, ...]) -> dict[str, Verdict]:
     code, _ = _pytest([*tests], [recorder])
     found = {}
     for selection in selections:
-        failed = [
-            failure for failure in recorder.failures if failure.test.startswith(selection.path)
-        ]
+        failed = [failure for failure in recorder.failures if failure.test.startswith(selection.path)]
         passed = recorder.passed_of.get(selection, 0)
         seen = "; ".join(f"{failure.test}: {failure.message}" for failure in failed)
         found[selection.name] = Verdict(not failed and passed > 0, seen or f"exit code {code}, {passed} passed")
