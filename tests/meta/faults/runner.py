@@ -67,6 +67,10 @@ def _errors(error: BaseException) -> Iterator[tuple[type[BaseException], str]]:
         for part in error.exceptions:
             yield from _errors(part)
         return
+    # A report of tests/correctness/report.py has what the property raised behind it.
+    if isinstance(error, pytest.fail.Exception) and error.__cause__ is not None:
+        yield from _errors(error.__cause__)
+        return
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
