@@ -32,8 +32,9 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
 
     A loader that deals batches to the processes itself, as accelerate's and transformers' Trainer's do, needs
     `num_replicas` of them and `rank=None`: the sampler then gives the batches of all ranks in turn, and the loader's
-    epochs are the sampler's. To resume within epoch 3, call the loader's `set_epoch(3)`, then `skip_first_batches`;
-    where Trainer does both, call the sampler's own `set_epoch(3)` first, as Trainer's does not reach it.
+    epochs are the sampler's. Accelerate before 1.14 needs `even_batches=False` too, and says so. To resume within
+    epoch 3, call the loader's `set_epoch(3)`, then `skip_first_batches`; where Trainer does both, call the sampler's
+    own `set_epoch(3)` first, as Trainer's does not reach it.
     """
 
     def __init__(
