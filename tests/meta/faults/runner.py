@@ -41,7 +41,8 @@ class Failure:
     message: str
 
 
-@dataclass
+# Compared by identity: pytest puts plugins into a set where the folders of a session have different conftests.
+@dataclass(eq=False)
 class Recorder:
     """Pytest plugin that keeps what failed and how much passed."""
 
@@ -135,7 +136,7 @@ def judged(fault: Fault) -> Verdict:
     return Verdict(right and bool(failure.errors), seen)
 
 
-@dataclass
+@dataclass(eq=False)
 class Controls(Recorder):
     """Keeps of a session what `selections` ask for, and what came of each."""
 
