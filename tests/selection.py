@@ -16,11 +16,8 @@ from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
 from model.models import ALL_BACKENDS, any_backend_named
 from model.workloads import Workload, workload_named
-from tests.correctness.drawn import CONFIG, DRAWN, VARIANTS, compiled_by_default
+from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
-
-#: A collator of every way to fill a layout: padding on either side, and packed with and without a filler.
-ONE_OF_EACH_FILLING = ("pad_longest", "pad_left", "packed", "packed_multiple", "nested")
 
 #: The value of `--require` without names.
 EVERY = "every backend"
@@ -111,8 +108,9 @@ def matches(cell_id: str, patterns: str | None) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cells(**axes, where=, variants=): the axes of the matrix that a test covers (dtype: also those outside the "
-        "matrix), a condition on cells, and the decoder's variants",
+        "cells(**axes, where=, one_of_each=, distinct=, variants=): the axes of the matrix that a test covers, a condition "
+        "on cells, a kind of collators of which one stands for all, whether only cells that tell a property of the "
+        "decoder apart are run, and the decoder's variants",
     )
     workload = checked_workload(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
@@ -203,30 +201,40 @@ def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
 
 def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:
     """Return the cells to prove right: every eager one, and the compiled ones that `--compiled` asks for."""
-    wanted = config.getoption("compiled")
+    wanted, named = config.getoption("compiled"), bool(config.getoption("collator"))
     return [
         cell
         for cell in candidates(config, DRAWN, DRAWN, dtypes, BACKENDS)
-        if cell.execution == "eager" or wanted == "all" or (wanted == "default" and compiled_by_default(cell, device))
+        if cell.execution == "eager"
+        or wanted == "all"
+        or (wanted == "default" and compiled_by_default(cell, device, any_collator=named))
     ]
 
 
-def attention_cells(cells: Iterable[Cell]) -> list[Cell]:
+def represented(cells: Iterable[Cell], of_each: str, config: pytest.Config) -> list[Cell]:
+    """Return the cells of one collator of each kind (`REPRESENTATIVES`); of every one that `--collator` names.
+
+    So that a run that is narrowed to one collator proves all of it.
+    """
+    named = config.getoption("collator")
+    return [cell for cell in cells if named or cell.collator.name in REPRESENTATIVES[of_each]]
+
+
+def attention_cells(cells: Iterable[Cell], config: pytest.Config) -> list[Cell]:
     """Return the cells whose attention is proved without a decoder: eager, on one collator of each filling."""
-    return [cell for cell in cells if cell.execution == "eager" and cell.collator.name in ONE_OF_EACH_FILLING]
+    return [cell for cell in represented(cells, "filling", config) if cell.execution == "eager"]
 
 
 def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device) -> list[Cell]:
-    """Return the cells of `cells` that tell a property of the decoder apart: as `attention_cells`, and as training
-    shows what the forward does, those of evaluation only where they stand otherwise than the training ones, and then
-    in one dtype."""
+    """Return the cells of `cells` that tell a property of the decoder apart: eager ones, and as training shows what the
+    forward does, those of evaluation only where they stand otherwise than the training ones, and then in one dtype."""
 
     def adds(cell: Cell) -> bool:
         trained = standing(replace(cell, mode="train"), config, device)
         other = trained.state != standing(cell, config, device).state
         return cell.mode == "train" or (other and cell.dtype in cell.backend.dtypes.get(device, ())[:1])
 
-    return [cell for cell in attention_cells(cells) if adds(cell)]
+    return [cell for cell in cells if cell.execution == "eager" and adds(cell)]
 
 
 def parameters(
@@ -298,13 +306,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config, device, test = metafunc.config, default_device(), metafunc.function.__name__
     axes = dict(marker.kwargs)
     variants, distinct = axes.pop("variants", ("plain",)), axes.pop("distinct", False)
-    where = axes.pop("where", lambda cell: True)
+    where, of_each = axes.pop("where", lambda cell: True), axes.pop("one_of_each", None)
     pattern, require = config.getoption("cells"), required_backends(config)
 
     def chosen(cells: list[Cell]) -> list[Cell]:
         return [
             cell
-            for cell in cells
+            for cell in (represented(cells, of_each, config) if of_each else cells)
             if all(getattr(cell, axis) in values for axis, values in axes.items())
             and where(cell)
             and matches(cell.id, pattern)
@@ -317,11 +325,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     cells = chosen(drawn_candidates(config, device, axes.get("dtype", DTYPES)))
     if "attention" in metafunc.fixturenames:
-        params = parameters(attention_cells(cells), CONFIG[device], device, test, require=require)
+        params = parameters(attention_cells(cells, config), CONFIG[device], device, test, require=require)
         metafunc.parametrize("attention", params, indirect=True, scope="module")
         return
     if distinct:
-        cells = distinct_cells(cells, CONFIG[device], device)
+        cells = distinct_cells(represented(cells, "filling", config), CONFIG[device], device)
     values = []
     for variant in variants:
         sizes = VARIANTS[variant][device]
@@ -333,14 +341,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only tests of cells where some are asked for, and put them in the order of `--order-seed`."""
+    """Leave only tests of what is asked for, and put them in the order of `--order-seed`."""
     seed = config.getoption("order_seed")
     if seed is not None:
         # By a digest of each: two cells keep their order whatever else is run.
         items.sort(key=lambda item: hashlib.sha256(f"{seed} {item.name}".encode()).digest())
     if not any(config.getoption(option) for option in ("cells", "backend", "collator")):
         return
-    others = [item for item in items if item.get_closest_marker("cells") is None]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item.get_closest_marker("cells") is not None]
+    kept = [item for item in items if item.get_closest_marker("cells") or is_of_a_part(item)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def is_of_a_part(item: pytest.Item) -> bool:
+    """Tell whether a test without cells has a backend or a collator as a parameter, and `--backend` or `--collator`
+    name it."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and any(
+        getattr(callspec.params.get(part), "name", None) in (item.config.getoption(part) or ())
+        for part in ("backend", "collator")
+    )

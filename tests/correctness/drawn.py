@@ -29,8 +29,15 @@ VARIANTS: dict[str, dict[Device, DecoderConfig]] = {
     "rotary": {device: replace(config, positions="rotary") for device, config in CONFIG.items()},
 }
 
-#: A collator of each layout, for what does not depend on how a layout is filled.
-ONE_OF_EACH_LAYOUT = (collator_named("pad_longest"), collator_named("packed"), collator_named("nested"))
+#: Collators that stand for all that make the same kind of batch, for what does not depend on the rest: of each layout;
+#: of each way to fill one, with padding on either side and with and without a filler; of each way to pad.
+REPRESENTATIVES: dict[str, tuple[str, ...]] = {
+    "layout": ("pad_longest", "packed", "nested"),
+    "filling": ("pad_longest", "pad_left", "packed", "packed_multiple", "nested"),
+    "padding": ("pad_longest", "pad_left", "packed_multiple"),
+}
+
+ONE_OF_EACH_LAYOUT = tuple(collator_named(name) for name in REPRESENTATIVES["layout"])
 
 #: A compiled block costs 10 to 20 s on two cores, as it meets each kind of batch: by default the CPU proves one. The
 #: workload `smoke` times more of them, each after a check of its first batch.
@@ -41,11 +48,11 @@ COMPILED_ON_CPU = (("sdpa_document_mask", "packed", "train", True, torch.float32
 COMPILED_ON_CUDA = ("pad_longest", "pad_left", "packed", "nested")
 
 
-def compiled_by_default(cell: Cell, device: Device) -> bool:
-    """Tell whether a compiled cell is proved right without `--compiled=all`."""
+def compiled_by_default(cell: Cell, device: Device, *, any_collator: bool = False) -> bool:
+    """Tell whether a compiled cell is proved right without `--compiled=all`; on a GPU also with `any_collator`."""
     if device == "cuda":
         as_timed = cell.causal == (cell.mode == "train") and cell.dtype == torch.bfloat16
-        return as_timed and cell.collator.name in COMPILED_ON_CUDA
+        return as_timed and (any_collator or cell.collator.name in COMPILED_ON_CUDA)
     return (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in COMPILED_ON_CPU
 
 

@@ -9,7 +9,7 @@ from collators import Example
 from model.attention import default_device
 from model.reference import full_precision
 from model.steps import forward
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.report import assert_changed, assert_same
 from tests.correctness.slots import embedded, other_tokens, unsupervised
 from tests.correctness.workbench import Workbench
@@ -37,7 +37,7 @@ def logits_with(workbench: Workbench, batch: list[Example], at: int, start: int,
     return workbench.logits_of(workbench.batch([*batch[:at], changed, *batch[at + 1 :]]))[at]
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, at=st.integers(0, 5), cut=st.integers(0, 128))
 def test_later_tokens_change_earlier_outputs_only_where_attention_is_not_causal(
@@ -56,7 +56,7 @@ def test_later_tokens_change_earlier_outputs_only_where_attention_is_not_causal(
     assert_changed(f"{later}, after other tokens before it,", before[cut:], after[cut:])
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(distinct=True, one_of_each="layout", mode=("train",))
 @settings(max_examples=settings.default.max_examples // 10)
 @given(batch=drawn, at=st.integers(0, 5), cut=st.integers(0, 128))
 def test_the_loss_of_earlier_tokens_has_a_gradient_in_later_ones_only_where_attention_is_not_causal(

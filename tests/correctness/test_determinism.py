@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from model.attention import default_device
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.correctness.report import assert_same
 from tests.strategies import attention_inputs
 
@@ -20,7 +19,7 @@ def declared_deterministic(cell: Cell) -> bool:
     return cell.mode in cell.backend.deterministic.get(default_device(), ())
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, causal=(True,), where=declared_deterministic)
+@pytest.mark.cells(one_of_each="layout", causal=(True,), where=declared_deterministic)
 @settings(max_examples=settings.default.max_examples // 10)
 @given(given=attention_inputs())
 def test_a_batch_repeats_bit_by_bit(attention: AttentionBench, given: AttentionInput) -> None:

@@ -24,28 +24,28 @@ SMALLEST_HEAD = min(HEAD_DIMS)
 fewest = settings(max_examples=settings.default.max_examples // 10)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewest
 @given(given=attention_inputs(lengths_of=st.just([1])))
 def test_a_batch_may_be_one_token(attention: AttentionBench, given: AttentionInput) -> None:
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewest
 @given(given=attention_inputs(lengths_of=st.integers(2, 70).map(lambda count: [1] * count)))
 def test_a_batch_may_hold_single_tokens_only(attention: AttentionBench, given: AttentionInput) -> None:
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 def test_a_batch_may_end_at_either_side_of_a_tile(attention: AttentionBench) -> None:
     for index, length in enumerate(TILE_EDGES):
         attention.check(AttentionInput((length,), 1, 1, seed=index))
     attention.check(AttentionInput((*TILE_EDGES[:3], 1), 1, 1, seed=len(TILE_EDGES)))
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewest
 @given(given=attention_inputs(), longest=st.integers(250, 260), count=st.integers(1, 20), at=st.integers(0, 20))
 # Past a power of two, whatever is drawn.
@@ -62,7 +62,7 @@ def test_a_batch_may_hold_one_long_sequence_among_short_ones(
 MANY = AttentionInput(tuple(1 + index % 3 for index in range(2000)), 1, 1, SMALLEST_HEAD)
 
 
-@pytest.mark.cells(dtype=SINGLE_OR_HALF, collator=ONE_OF_EACH_LAYOUT, mode=("train",), causal=(True,))
+@pytest.mark.cells(dtype=SINGLE_OR_HALF, one_of_each="layout", mode=("train",), causal=(True,))
 def test_a_batch_may_hold_thousands_of_sequences(attention: AttentionBench) -> None:
     attention.check(MANY)
 
@@ -122,13 +122,13 @@ def wild(*args: object, **kwargs: object) -> torch.Tensor:
     raise RuntimeError("a wild address")
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 def test_a_batch_of_copies_gives_the_same_everywhere(attention: AttentionBench) -> None:
     """What the test above does, on a few elements: no power of two, as there."""
     attention.check_copies(AttentionInput((15,) * 2, head_dim=SMALLEST_HEAD), 3)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 def test_a_batch_with_an_empty_sequence_is_refused(attention: AttentionBench) -> None:
     """Zero-length sequences crash or hang kernels: https://github.com/Dao-AILab/flash-attention/issues/1537."""
     with pytest.raises(ValueError, match=r"^\w+: example 1 is empty; a sequence has at least 1 token\. [^\n]*$"):

@@ -29,7 +29,7 @@ more_than_one_token = st.lists(st.integers(2, 70), min_size=1, max_size=4)
 fewer = settings(max_examples=settings.default.max_examples // 5)
 
 
-@pytest.mark.cells(backend=GROUPED, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(backend=GROUPED, one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(heads=((4, 2), (3, 1), (6, 2), (8, 1))))
 # Wrong with a mask and heads that share keys: https://github.com/pytorch/pytorch/issues/116301
@@ -90,14 +90,14 @@ def test_a_batch_asks_for_grouped_heads_only_where_it_has_some(backend: Backend,
     assert set(asked.grouped) == {kv_heads < 4}
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(heads=((1, 1), (3, 3), (5, 5), (7, 7))))
 def test_a_batch_may_have_an_odd_number_of_heads(attention: AttentionBench, given: AttentionInput) -> None:
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @pytest.mark.parametrize("head_dim", [64, 128])
 @settings(max_examples=settings.default.max_examples // 10)
 @given(given=attention_inputs(max_length=80))
@@ -105,7 +105,7 @@ def test_a_batch_may_have_heads_of_64_and_128(attention: AttentionBench, given: 
     attention.check(replace(given, head_dim=head_dim))
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(sharpness=(0.25, 0.5, 2.0), lengths_of=more_than_one_token))
 def test_a_batch_honours_a_scale_of_its_own(attention: AttentionBench, given: AttentionInput) -> None:

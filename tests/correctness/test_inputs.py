@@ -7,7 +7,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.correctness.attention_bench import AttentionBench, AttentionInput, Form
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.strategies import attention_inputs
 
 pytestmark = pytest.mark.correctness
@@ -16,7 +15,7 @@ fewer = settings(max_examples=settings.default.max_examples // 10)
 equal_lengths = st.builds(lambda length, count: [length] * count, st.integers(1, 65), st.integers(1, 4))
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @pytest.mark.parametrize("form", ["fused", "heads_first"])
 @fewer
 @given(given=attention_inputs())
@@ -26,7 +25,7 @@ def test_a_batch_may_be_made_of_slices_and_transposed_storage(
     attention.check(replace(given, form=form))
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(forms=("expanded",)))
 # Wrong where keys have stride 0 and their number is 32 n + 1: https://github.com/pytorch/pytorch/issues/191937
@@ -36,7 +35,7 @@ def test_a_batch_may_share_keys_and_values_between_heads(attention: AttentionBen
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(forms=("repeated",), lengths_of=equal_lengths))
 @example(given=AttentionInput((33, 33), form="repeated"))
@@ -44,7 +43,7 @@ def test_a_batch_may_repeat_one_sequence_without_a_copy(attention: AttentionBenc
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(forms=("sliced",)))
 @example(given=AttentionInput((1,), form="sliced"))
@@ -54,7 +53,7 @@ def test_a_batch_never_reads_what_lies_beside_it(attention: AttentionBench, give
     attention.check(given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(gradient_forms=("heads_first", "expanded")))
 @example(given=AttentionInput((3, 65), gradient_form="expanded"))
@@ -62,7 +61,7 @@ def test_a_batch_takes_upstream_gradients_of_any_strides(attention: AttentionBen
     check_after_a_contiguous_one(attention, given)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(gradient_forms=("sliced", "shifted")))
 @example(given=AttentionInput((3, 2), gradient_form="shifted"))

@@ -9,7 +9,7 @@ from collators import Example
 from model.attention import default_device
 from model.reference import full_precision
 from model.steps import forward
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.report import assert_changed, assert_same
 from tests.correctness.slots import embedded, other_tokens, unsupervised
 from tests.correctness.workbench import Workbench
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.correctness
 several = examples(CONFIG[default_device()]).filter(lambda batch: len(batch) > 1)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=several, at=st.integers(0, 5))
 def test_tokens_of_one_sequence_do_not_change_the_outputs_of_others(
@@ -37,7 +37,7 @@ def test_tokens_of_one_sequence_do_not_change_the_outputs_of_others(
         check(f"logits of sequence {index} after other tokens in sequence {at}", was, now)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(distinct=True, one_of_each="layout", mode=("train",))
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=several, at=st.integers(0, 5))
 def test_the_loss_of_one_sequence_has_no_gradient_in_others(

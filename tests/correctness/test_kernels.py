@@ -11,7 +11,7 @@ from collators import CollatorOptions, Example, collator_named
 from model.attention import BACKENDS, backend_named, default_device
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
-from tests.correctness.drawn import CONFIG, DRAWN, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG, DRAWN
 
 pytestmark = pytest.mark.correctness
 
@@ -44,7 +44,7 @@ def test_a_batch_has_a_mask_only_where_one_is_needed(name: str, causal: bool) ->
     assert ((context.mask is None), context.is_causal) == (needless, needless)
 
 
-@pytest.mark.cells(collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(one_of_each="layout")
 def test_a_batch_runs_the_declared_kernel(attention: AttentionBench) -> None:
     backend = attention.cell.backend
     own = backend.kernels.get(default_device(), ())

@@ -13,7 +13,7 @@ from model.equivalence import reduction_length
 from model.reference import full_precision, padded_reference
 from model.steps import train_step
 from model.tolerance import Mismatch, mismatch
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.references import Precision, against, moved_tensor
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
@@ -61,7 +61,7 @@ def descended(model: Decoder, examples: list[Example], case: Case) -> Updates:
     return moved(model, copied)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
+@pytest.mark.cells(distinct=True, one_of_each="layout", mode=("train",))
 @settings(max_examples=settings.default.max_examples // 10)
 @given(batch=examples(CONFIG[default_device()]).filter(lambda batch: len(batch) > 1))
 def test_three_steps_move_every_parameter_as_the_reference_does(workbench: Workbench, batch: list[Example]) -> None:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from collators import Example, collator_named
+from collators import Example
 from model.attention import default_device
+from model.cells import Cell
 from tests.correctness.drawn import CONFIG
 from tests.correctness.report import assert_same
 from tests.correctness.slots import embeddings_replaced, real_slots, widened, with_empty_row, with_padding_ids
@@ -17,16 +18,23 @@ from tests.strategies import examples
 
 pytestmark = pytest.mark.correctness
 
-#: Every way to pad: NestedTensors have none.
-WITH_PADDING = tuple(collator_named(name) for name in ("pad_longest", "pad_left", "packed_multiple"))
-
 #: As large as the embeddings of padding may be, where those of tokens are about 1.
 GARBAGE = 1e4
 
 drawn = examples(CONFIG[default_device()])
 
 
-@pytest.mark.cells(distinct=True, collator=WITH_PADDING)
+def may_be_padded(cell: Cell) -> bool:
+    """Tell whether the cell's batches can have padding: NestedTensors have none."""
+    return cell.collator.layout != "nested"
+
+
+def is_padded(cell: Cell) -> bool:
+    """Tell whether the cell's batches are rectangles."""
+    return cell.collator.layout == "padded"
+
+
+@pytest.mark.cells(distinct=True, one_of_each="padding", where=may_be_padded)
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, extra=st.sampled_from([1, 7, 64, 129]))
 def test_any_amount_of_padding_changes_nothing(workbench: Workbench, batch: list[Example], extra: int) -> None:
@@ -35,7 +43,7 @@ def test_any_amount_of_padding_changes_nothing(workbench: Workbench, batch: list
     workbench.assert_right(workbench.outcome_of(collated), batch)
 
 
-@pytest.mark.cells(distinct=True, collator=WITH_PADDING)
+@pytest.mark.cells(distinct=True, one_of_each="padding", where=may_be_padded)
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, extra=st.sampled_from([0, 3, 64]), seed=st.integers(0, 2**32 - 1))
 def test_ids_and_embeddings_of_padding_change_nothing(
@@ -54,7 +62,7 @@ def test_ids_and_embeddings_of_padding_change_nothing(
     workbench.assert_right(filled, batch)
 
 
-@pytest.mark.cells(distinct=True, collator=WITH_PADDING[:2])
+@pytest.mark.cells(distinct=True, one_of_each="padding", where=is_padded)
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, at=st.integers(0, 6))
 def test_rows_of_nothing_but_padding_are_finite_and_without_gradient(

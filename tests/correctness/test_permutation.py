@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from collators import Example
 from model.attention import default_device
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
 
 pytestmark = pytest.mark.correctness
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 5)
 @given(
     batch=examples(CONFIG[default_device()]).filter(lambda batch: len(batch) > 1),

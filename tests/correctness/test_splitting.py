@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from collators import IGNORE_INDEX, Batch, Example
 from model.attention import default_device
 from model.reference import Outcome
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.report import assert_same
 from tests.correctness.slots import unsupervised
 from tests.correctness.workbench import Workbench
@@ -32,7 +32,7 @@ def accumulated(workbench: Workbench, batches: list[Batch]) -> Outcome:
     return Outcome([piece for part in parts for piece in part.logits], sum(part.loss for part in parts), gradients)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 5)
 @given(
     batch=several,
@@ -50,7 +50,7 @@ def test_micro_batches_give_the_logits_and_summed_gradients_of_the_whole(
     workbench.assert_right(accumulated(workbench, parts), batch)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 10)
 @given(batch=several)
 def test_sequences_alone_give_the_logits_and_summed_gradients_of_the_whole(
@@ -61,7 +61,7 @@ def test_sequences_alone_give_the_logits_and_summed_gradients_of_the_whole(
     workbench.assert_right(accumulated(workbench, parts), batch)
 
 
-@pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(distinct=True, one_of_each="layout")
 @settings(max_examples=settings.default.max_examples // 10)
 @given(batch=drawn)
 def test_no_supervised_target_gives_no_loss_and_no_gradient(workbench: Workbench, batch: list[Example]) -> None:
