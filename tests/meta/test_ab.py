@@ -258,6 +258,21 @@ def test_cells_of_head_alone_are_no_comparison(arena: Arena):
     assert arena.cells[CELLS[0]]["why"] == "runs on head, not on base; no cell has a time on base to compare with"
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_sides_without_a_cell_in_common_are_no_comparison(
+    arena: Arena, capsys: pytest.CaptureFixture[str], strict: bool
+):
+    for side, cell in (("base", CELLS[0]), ("head", CELLS[1])):
+        checkout(arena.folder / side, cells={cell: 30.0})
+    assert arena.ab(*["--gate-strict"] * strict) == strict
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == (
+        "FAILED: 1 missing, 1 new; nothing was compared"
+        if strict
+        else "NOTHING COMPARED: 1 missing, 1 new (fails under --gate-strict)"
+    )
+
+
 def test_sides_that_skip_all_cells_are_told_in_one_line(arena: Arena, capsys: pytest.CaptureFixture[str]):
     arena.set(base={"cells": {}}, head={"cells": {}})
     with pytest.raises(SystemExit) as stopped:

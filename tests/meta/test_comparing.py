@@ -25,7 +25,7 @@ def against(session, pytester):  # noqa: F811
 
 
 def last_words(result):
-    return [line for line in result.outlines if line.startswith(("passed:", "FAILED:"))]
+    return [line for line in result.outlines if line.startswith(("passed:", "FAILED:", "NOTHING COMPARED:"))]
 
 
 def test_a_slower_cell_fails_the_run(against):
@@ -70,6 +70,25 @@ def test_cells_left_out_on_purpose_are_not_missing(against):
 
 def test_nothing_timed_is_no_pass_when_strict(against):
     assert against([info()], [info()], "-k", "nothing", "--gate-strict").ret == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "options", "told"),
+    [
+        # In the order of the verdicts: a cell that was left out on purpose is not missing.
+        ("fa2_varlen", "xformers_auto", [], "1 missing, 1 new"),
+        ("fa2_varlen", "xformers_auto", ["-k", "xformers"], "1 new"),
+        ("fa2_varlen", None, [], "no cell"),
+    ],
+)
+def test_a_run_without_a_cell_of_the_record_compares_nothing(session, pytester, then, now, options, told):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(then)])
+    # Without a cell's key it is a benchmark of something else.
+    infos = [info(now), info(then)] if options else [info(now) if now else {"id": "other", "verdict": "timed"}]
+    loud = session("--benchmark-compare=0001", "--gate-confirm=0", *options, infos=infos)
+    assert (loud.ret, last_words(loud)) == (0, [f"NOTHING COMPARED: {told} (fails under --gate-strict)"])
+    strict = session("--benchmark-compare=0001", "--gate-confirm=0", "--gate-strict", *options, infos=infos)
+    assert (strict.ret, last_words(strict)) == (1, [f"FAILED: {told}; nothing was compared"])
 
 
 def test_another_device_is_not_judged(session, pytester):  # noqa: F811
