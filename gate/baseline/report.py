@@ -50,11 +50,12 @@ def counts(verdicts: Sequence[CellVerdict], *, strict: bool) -> str:
     """`FAILED: 1 regressed, 2 cannot tell, 21 same`, and what to do about it; no pass where nothing was compared."""
     numbers = Counter(one.verdict for one in verdicts)
     told = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in Verdict if numbers[verdict]) or "no cell"
-    nothing = nothing_judged(verdicts)
+    nothing = "nothing was judged" if numbers[Verdict.CANNOT_TELL] else "nothing was compared"
+    nothing = nothing if nothing_judged(verdicts) else ""
     if fail(verdicts, strict=strict):
-        return f"FAILED: {told}" + ("; nothing was compared" if nothing else "")
+        return "; ".join(filter(None, [f"FAILED: {told}", nothing]))
     if nothing:
-        return f"NOTHING COMPARED: {told} (fails under --gate-strict)"
+        return f"{nothing.upper()}: {told} (fails under --gate-strict)"
     unjudged = any(one.fails(strict=True) for one in verdicts)
     words = " and ".join(verdict for verdict in reversed(STRICT))
     return f"passed: {told}" + (f" ({words} fail under --gate-strict)" if unjudged else "")

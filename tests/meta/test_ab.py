@@ -269,7 +269,7 @@ def test_sides_without_a_cell_in_common_are_no_comparison(
     assert told == (
         "FAILED: 1 missing, 1 new; nothing was compared"
         if strict
-        else "NOTHING COMPARED: 1 missing, 1 new (fails under --gate-strict)"
+        else "NOTHING WAS COMPARED: 1 missing, 1 new (fails under --gate-strict)"
     )
 
 
