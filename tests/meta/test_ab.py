@@ -309,6 +309,23 @@ def test_exact_costs_are_compared(arena: Arena, cost: str, status: int, verdict:
     assert arena.verdicts[CELLS[0]] == verdict
 
 
+def test_a_cost_that_rose_fails_whatever_the_time_and_one_that_fell_hides_no_time(arena: Arena):
+    times = {"improved": 28.5, "same": 30.0, "regressed": 31.5, "cannot tell": 30.0}
+    combined = [(time, moved) for time in times for moved in (1, 0, -1)]
+    ids = {f"backend{n}-packed-train-causal-bfloat16-eager-w": each for n, each in enumerate(combined)}
+    noisy = {cell: 0.2 for cell, (time, _) in ids.items() if time == "cannot tell"}
+    checkout(arena.folder / "base", cells=dict.fromkeys(ids, 30.0), costs=dict.fromkeys(ids, COSTS), noisy=noisy)
+    costs = {cell: COSTS | {"peak_bytes": 100 + moved} for cell, (_, moved) in ids.items()}
+    checkout(
+        arena.folder / "head", cells={cell: times[time] for cell, (time, _) in ids.items()}, costs=costs, noisy=noisy
+    )
+    assert arena.ab() == 1
+    fell = {"same": "improved"}
+    assert arena.verdicts == {
+        cell: {1: "regressed", 0: time, -1: fell.get(time, time)}[moved] for cell, (time, moved) in ids.items()
+    }
+
+
 @pytest.mark.parametrize("share", [0, -0.05])
 def test_a_cost_that_is_lost_leaves_its_cell_untold(arena: Arena, capsys: pytest.CaptureFixture[str], share: float):
     costs = {key: value for key, value in COSTS.items() if key != "kernel_launches"}

@@ -8,6 +8,7 @@ import pytest
 
 from gate.baseline.report import lines
 from gate.baseline.verdicts import Comparison, Rule, Verdict
+from gate.exact import EXACT
 from gate.records import cell_id
 from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
 
@@ -164,6 +165,29 @@ def test_exact_costs_fail_and_ask_for_a_new_baseline():
     olds = baseline([process([then]), process([timed(CELL) | {"verdict": "out of memory"}], hours=1)])
     (found,) = Comparison(process([now], hours=2), olds, [ID]).judge()
     assert found.verdict == Verdict.REGRESSED
+
+
+#: How the time moved (log), what else the cell has now, and the verdict by its time alone.
+TIMES = {
+    "improved": (-0.05, {}, Verdict.IMPROVED),
+    "same": (0.0, {}, Verdict.SAME),
+    "regressed": (0.05, {}, Verdict.REGRESSED),
+    "inconclusive": (0.05, {"gpu_after": {"throttle_reasons": ["hw_slowdown"]}}, Verdict.CANNOT_TELL),
+    "none": (0.0, {"device_ms": [math.nan] * 24}, Verdict.CANNOT_TELL),
+}
+
+
+@pytest.mark.parametrize("cost", EXACT)
+@pytest.mark.parametrize("moved", [1, 0, -1])
+@pytest.mark.parametrize("time", TIMES)
+def test_a_cost_that_rose_fails_whatever_the_time_and_one_that_fell_hides_no_time(time, moved, cost):
+    change, info, by_time = TIMES[time]
+    costs = dict.fromkeys(EXACT, 2)
+    found = judged(timed(CELL, LOG + change, **costs | {cost: 2 + moved}, **info), timed(CELL, **costs))
+    fell = Verdict.IMPROVED if by_time == Verdict.SAME else by_time
+    assert found.verdict == {1: Verdict.REGRESSED, 0: by_time, -1: fell}[moved]
+    assert found.fails(strict=False) == (found.verdict == Verdict.REGRESSED)
+    assert len(found.findings) == abs(moved)
 
 
 def test_suspects_are_judged_by_their_new_times():
