@@ -22,6 +22,9 @@ from tests.known_failures import KNOWN_FAILURES
 #: A collator of every way to fill a layout: padding on either side, and packed with and without a filler.
 ONE_OF_EACH_FILLING = ("pad_longest", "pad_left", "packed", "packed_multiple", "nested")
 
+#: How long the steps of a cell may be expected to take, in seconds; those of today's slowest cells take a tenth of it.
+CELL_SECONDS = 300.0
+
 #: The value of `--require` without names.
 EVERY = "every backend"
 
@@ -85,6 +88,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--no-exact-costs", action="store_true", help="leave out the step that counts kernel launches and peak memory"
     )
+    group.addoption(
+        "--cell-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=CELL_SECONDS,
+        help="a cell whose steps would take longer, by its first one, is not timed: it is too slow (default 300)",
+    )
     group.addoption("--steps", type=int, metavar="N", help="time (and warm up on) the workload's first N batches only")
     group.addoption(
         "--order-seed",
@@ -115,6 +125,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     workload = checked_workload(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
+    if not (seconds := config.getoption("cell_seconds")) > 0:
+        raise pytest.UsageError(
+            f"--cell-seconds {seconds:g}: a cell needs some time; give seconds, or inf for no limit."
+        )
     if patterns is not None:
         ids = [
             cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *timed_candidates(config, workload))

@@ -65,6 +65,7 @@ def test_a_real_but_meaningless_change_passes():
         ({"verdict": "out of memory"}, "regressed", "OOM; had a time before"),
         ({"verdict": "wrong", "reason": "logits"}, "regressed", "wrong: logits; had a time before"),
         ({"verdict": "crashed"}, "regressed", "crashed; had a time before"),
+        ({"verdict": "too slow", "reason": "as it is"}, "regressed", "too slow: as it is; had a time before"),
         ({"device_ms": [math.nan] * 24}, "cannot tell", "a step time is nan, "),
         ({"device_ms": []}, "cannot tell", "no step was timed (zero rounds)"),
         ({"median_device_ms": 1.0}, "cannot tell", "median_device_ms is 1.0, which its device_ms do not have"),
