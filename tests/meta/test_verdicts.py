@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from gate.baseline.report import lines
-from gate.baseline.verdicts import Comparison, Rule, Verdict
-from gate.exact import EXACT
+from gate.baseline.report import counts, lines
+from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict, fail
+from gate.exact import EXACT, Finding, Kind
 from gate.records import cell_id
 from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
 
@@ -96,6 +97,30 @@ def test_a_renamed_cell_is_missing_and_new():
     assert (new.cell, new.verdict) == (cell_id(renamed), Verdict.NEW)
     assert missing.fails(strict=True)
     assert not missing.fails(strict=False)
+
+
+FAILING = {True: (Verdict.REGRESSED, Verdict.MISSING, Verdict.CANNOT_TELL), False: (Verdict.REGRESSED,)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_each_verdict_fails_a_run_as_it_must(verdict, strict):
+    """As docs/gate.md has it; beside a cell that is the same, and alone."""
+    one, same = CellVerdict("one", verdict, ""), CellVerdict("same", Verdict.SAME, "")
+    fails = verdict in FAILING[strict]
+    assert fail([same, one], strict=strict) is fails
+    assert counts([same, one], strict=strict).startswith("FAILED: " if fails else "passed: ")
+    compared = verdict in (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.SAME)
+    assert fail([one], strict=strict) is (fails or (strict and not compared))
+    assert ("passed" in counts([one], strict=strict)) is (compared and not fails)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_each_kind_of_a_changed_cost_fails_a_run_as_it_must(kind, strict):
+    finding = Finding("peak_bytes", 1.0, 2.0, kind)
+    found = CellVerdict("one", Verdict.REGRESSED if finding.worse else Verdict.SAME, "", findings=(finding,))
+    assert fail([found], strict=strict) is (kind == "worse" or (strict and kind in ("lost", "other work")))
 
 
 def gpu(**state):
