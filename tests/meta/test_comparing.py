@@ -355,6 +355,7 @@ def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeyp
 
     monkeypatch.setattr(confirming, "run_cells", run_cells)
     monkeypatch.setattr(pytestconfig.option, "steps", 6)
+    monkeypatch.setattr(pytestconfig.option, "cell_seconds", 7.0)
     monkeypatch.setattr(pytestconfig.option, "plugins", ["no:cacheprovider", "tests.meta.planted.slowdowns"])
     found, troubles = confirming.timed_again(pytestconfig, [FA2], 3)
     assert [one["median_device_ms"] for one in found[FA2]] == [31.0, 31.0]
@@ -362,4 +363,4 @@ def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeyp
     checkout, options, ids = calls[0]
     assert (checkout, ids) == (pytestconfig.rootpath, [FA2])
     assert options[-4:] == ["-p", "tests.meta.planted.slowdowns", "--no-exact-costs", "--order-seed=0"]
-    assert "--steps=6" in options
+    assert {"--steps=6", "--cell-seconds=7.0"} <= {*options}
