@@ -102,7 +102,7 @@ class _NothingTimed:
 
 @pytest.fixture
 def record_cell(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
-    """Call it with a cell's `extra_info` when the cell gets no time: out of memory, wrong.
+    """Call it with a cell's `extra_info` when the cell gets no time: out of memory, too slow, wrong.
 
     Use it instead of the `benchmark` fixture's timer (also after that one raised); the cell is then in the
     journal, in the saved record, in the tables and in the comparison.

@@ -1,7 +1,7 @@
 """Benchmark records on disk: their cells, how they are read, named and kept in a journal.
 
 A record is pytest-benchmark's JSON with one key more: `cells_without_time`, entries like those under
-`benchmarks` but without `stats`, for cells that were never timed (out of memory, wrong).
+`benchmarks` but without `stats`, for cells that were never timed (out of memory, too slow, wrong).
 """
 
 import json

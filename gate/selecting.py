@@ -17,6 +17,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
     group.add_argument("--steps", type=int, metavar="N", help="only the workload's first N batches")
     group.add_argument(
+        "--cell-seconds", type=float, metavar="SECONDS", help="a cell that would take longer is too slow (default 300)"
+    )
+    group.add_argument(
         "--stall-seconds",
         type=float,
         default=300,
@@ -33,6 +36,7 @@ def selection(args: argparse.Namespace) -> list[str]:
         # Processes run in their checkouts.
         lengths = f"{Path(file).absolute()}{colon}{column}" if Path(file).is_file() else lengths
     given = {"workload": args.workload, "lengths": lengths, "cells": args.cells, "steps": args.steps}
+    given |= {"cell-seconds": args.cell_seconds}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     options += [f"--backend={name}" for name in args.backend or ()]
     return options + [f"--collator={name}" for name in args.collator or ()]

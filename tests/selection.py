@@ -19,6 +19,9 @@ from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default
 from tests.known_failures import KNOWN_FAILURES
 
+#: How long the steps of a cell may be expected to take, in seconds: those of the slowest in baselines/ take 44 s.
+CELL_SECONDS = 300.0
+
 #: The value of `--require` without names.
 EVERY = "every backend"
 
@@ -83,6 +86,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--no-exact-costs", action="store_true", help="leave out the step that counts kernel launches and peak memory"
     )
+    group.addoption(
+        "--cell-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=CELL_SECONDS,
+        help="a cell whose steps would take longer, by its first one, is not timed: it is too slow (default 300)",
+    )
     group.addoption("--steps", type=int, metavar="N", help="time (and warm up on) the workload's first N batches only")
     group.addoption(
         "--order-seed",
@@ -108,12 +118,16 @@ def matches(cell_id: str, patterns: str | None) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cells(**axes, where=, one_of_each=, distinct=, variants=): the axes of the matrix that a test covers, a condition "
-        "on cells, a kind of collators of which one stands for all, whether only cells that tell a property of the "
+        "cells(**axes, where=, one_of_each=, distinct=, variants=): the axes of the matrix that a test covers, a "
+        "condition on cells, a kind of collators of which one stands for all, whether only cells that tell a property of the "
         "decoder apart are run, and the decoder's variants",
     )
     workload = checked_workload(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
+    if not (seconds := config.getoption("cell_seconds")) > 0:
+        raise pytest.UsageError(
+            f"--cell-seconds {seconds:g}: a cell needs some time; give seconds, or inf for no limit."
+        )
     if patterns is not None:
         ids = [
             cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *timed_candidates(config, workload))

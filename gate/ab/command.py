@@ -14,6 +14,7 @@ from gate.ab.plan import SIDES, Plan, planned, resumed
 from gate.ab.report import write_report
 from gate.ab.run import Duel
 from gate.ab.worktrees import checkout
+from gate.baseline.verdicts import fail
 from gate.processes import INTERRUPTED, Side
 from gate.selecting import ROOT, add_selection
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"interrupted; finished processes are kept, go on with: {again}")
         return INTERRUPTED
     print(write_report(found, asdict(plan), folder, strict=plan.strict))
-    return int(any(verdict.fails(strict=plan.strict) for verdict in found.verdicts))
+    return int(fail(found.verdicts, strict=plan.strict))
 
 
 def _defaults() -> dict[str, Any]:

@@ -188,7 +188,11 @@ def read_index(root: Path) -> dict[str, str]:
     try:
         if content["kind"] != INDEX_KIND or content["schema"] != SCHEMA:
             raise ValueError(f"kind {content['kind']!r}, schema {content['schema']!r}")
-        return {str(entry["path"]): str(entry["sha256"]) for entry in content["baselines"]}
+        entries = [(entry["path"], entry["sha256"]) for entry in content["baselines"]]
+        for entry in entries:
+            if not all(isinstance(value, str) and value for value in entry):
+                raise ValueError(f"an entry has the path {entry[0]!r:.40} and the sha256 {entry[1]!r:.40}")
+        return dict(entries)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable index of baselines ({_named(error)}). Restore it: git checkout -- {path}"

@@ -12,7 +12,7 @@ import pytest
 from gate.baseline.baselines import Baseline, find, find_file, newest_for, process_of
 from gate.baseline.confirming import timed_again
 from gate.baseline.report import lines
-from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict
+from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict, fail
 from gate.processes import cell_of
 from gate.records import Record, cell_id, matches, workloads
 
@@ -33,7 +33,7 @@ def add_options(group: Any) -> None:
         "--gate-strict",
         action="store_true",
         default=False,
-        help="Comparing: a cell that is missing or cannot be judged fails too, as does a device without a record.",
+        help="Comparing: a cell that is missing or cannot be judged fails too, as does a run that compares no cell.",
     )
     group.addoption(
         "--gate-threshold-percent",
@@ -178,7 +178,7 @@ class Comparing:
                 self.interrupted = True
                 self.told.append("Interrupted while cells were timed again: they are judged by this run alone.")
         self.verdicts = self.comparison.judge(confirmed)
-        self.failed = any(one.fails(strict=strict) for one in self.verdicts)
+        self.failed = fail(self.verdicts, strict=strict)
         self.told += lines(self.comparison, self.verdicts, strict=strict, width=width)
 
     def _asked_for(self, info: dict[str, Any], found: set[tuple[str, str]]) -> bool:

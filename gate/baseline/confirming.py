@@ -42,7 +42,7 @@ def timed_again(
 
 def child_options(config: pytest.Config) -> list[str]:
     """What a process needs to time the same as this one; which cells is another matter."""
-    names = ("workload", "lengths", "steps")
+    names = ("workload", "lengths", "steps", "cell_seconds")
     given = {name: config.getoption(name, None) for name in names}
     options = selection(argparse.Namespace(cells=None, backend=None, collator=None, **given))
     plugins = [name for name in config.option.plugins or () if not name.startswith("no:")]

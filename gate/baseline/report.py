@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gate.baseline.baselines import Process
 from gate.baseline.noise import DEFAULT
-from gate.baseline.verdicts import STRICT, CellVerdict, Comparison, Verdict
+from gate.baseline.verdicts import STRICT, CellVerdict, Comparison, Verdict, fail, nothing_judged
 from gate.records import format_ms
 from gate.table import WIDE, markdown_box, render
 
@@ -47,11 +47,15 @@ def _seen(same: Sequence[CellVerdict]) -> str:
 
 
 def counts(verdicts: Sequence[CellVerdict], *, strict: bool) -> str:
-    """`FAILED: 1 regressed, 2 cannot tell, 21 same`, and what to do about it."""
+    """`FAILED: 1 regressed, 2 cannot tell, 21 same`, and what to do about it; no pass where nothing was compared."""
     numbers = Counter(one.verdict for one in verdicts)
-    told = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in Verdict if numbers[verdict])
-    if any(one.fails(strict=strict) for one in verdicts):
-        return f"FAILED: {told}"
+    told = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in Verdict if numbers[verdict]) or "no cell"
+    nothing = "nothing was judged" if numbers[Verdict.CANNOT_TELL] else "nothing was compared"
+    nothing = nothing if nothing_judged(verdicts) else ""
+    if fail(verdicts, strict=strict):
+        return "; ".join(filter(None, [f"FAILED: {told}", nothing]))
+    if nothing:
+        return f"{nothing.upper()}: {told} (fails under --gate-strict)"
     unjudged = any(one.fails(strict=True) for one in verdicts)
     words = " and ".join(verdict for verdict in reversed(STRICT))
     return f"passed: {told}" + (f" ({words} fail under --gate-strict)" if unjudged else "")

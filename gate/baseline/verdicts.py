@@ -49,6 +49,9 @@ class Verdict(StrEnum):
 #: Verdicts that fail a run where nothing may pass unjudged.
 STRICT = (Verdict.CANNOT_TELL, Verdict.MISSING)
 
+#: Verdicts that say how a cell stands beside what it was: a run without any of them compared nothing.
+JUDGED = (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.SAME)
+
 
 @dataclass(frozen=True)
 class CellVerdict:
@@ -73,6 +76,16 @@ class CellVerdict:
         kinds = {finding.kind for finding in self.findings}
         unjudged = self.verdict in STRICT or bool(kinds & set(FAILS_STRICT))
         return self.verdict == Verdict.REGRESSED or (strict and unjudged)
+
+
+def nothing_judged(verdicts: Sequence[CellVerdict]) -> bool:
+    """Whether no cell was compared, as where no cell is on both sides: *new* cells alone are no pass."""
+    return not any(one.verdict in JUDGED for one in verdicts)
+
+
+def fail(verdicts: Sequence[CellVerdict], *, strict: bool) -> bool:
+    """Whether a run fails: by one of its cells, or, if strict, as none of them was compared."""
+    return any(one.fails(strict=strict) for one in verdicts) or (strict and nothing_judged(verdicts))
 
 
 @dataclass(frozen=True)

@@ -258,6 +258,21 @@ def test_cells_of_head_alone_are_no_comparison(arena: Arena):
     assert arena.cells[CELLS[0]]["why"] == "runs on head, not on base; no cell has a time on base to compare with"
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_sides_without_a_cell_in_common_are_no_comparison(
+    arena: Arena, capsys: pytest.CaptureFixture[str], strict: bool
+):
+    for side, cell in (("base", CELLS[0]), ("head", CELLS[1])):
+        checkout(arena.folder / side, cells={cell: 30.0})
+    assert arena.ab(*["--gate-strict"] * strict) == strict
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == (
+        "FAILED: 1 missing, 1 new; nothing was compared"
+        if strict
+        else "NOTHING WAS COMPARED: 1 missing, 1 new (fails under --gate-strict)"
+    )
+
+
 def test_sides_that_skip_all_cells_are_told_in_one_line(arena: Arena, capsys: pytest.CaptureFixture[str]):
     arena.set(base={"cells": {}}, head={"cells": {}})
     with pytest.raises(SystemExit) as stopped:
@@ -292,6 +307,23 @@ def test_exact_costs_are_compared(arena: Arena, cost: str, status: int, verdict:
     arena.set(base={"costs": {CELLS[0]: COSTS}}, head={"costs": {CELLS[0]: now}})
     assert arena.ab() == status
     assert arena.verdicts[CELLS[0]] == verdict
+
+
+def test_a_cost_that_rose_fails_whatever_the_time_and_one_that_fell_hides_no_time(arena: Arena):
+    times = {"improved": 28.5, "same": 30.0, "regressed": 31.5, "cannot tell": 30.0}
+    combined = [(time, moved) for time in times for moved in (1, 0, -1)]
+    ids = {f"backend{n}-packed-train-causal-bfloat16-eager-w": each for n, each in enumerate(combined)}
+    noisy = {cell: 0.2 for cell, (time, _) in ids.items() if time == "cannot tell"}
+    checkout(arena.folder / "base", cells=dict.fromkeys(ids, 30.0), costs=dict.fromkeys(ids, COSTS), noisy=noisy)
+    costs = {cell: COSTS | {"peak_bytes": 100 + moved} for cell, (_, moved) in ids.items()}
+    checkout(
+        arena.folder / "head", cells={cell: times[time] for cell, (time, _) in ids.items()}, costs=costs, noisy=noisy
+    )
+    assert arena.ab() == 1
+    fell = {"same": "improved"}
+    assert arena.verdicts == {
+        cell: {1: "regressed", 0: time, -1: fell.get(time, time)}[moved] for cell, (time, moved) in ids.items()
+    }
 
 
 @pytest.mark.parametrize("share", [0, -0.05])

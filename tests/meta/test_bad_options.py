@@ -64,6 +64,8 @@ BAD = {
     "second_pattern": Bad(given("--cells", "*train*,no-such"), "--cells 'no-such'", "ids look like 'sdpa_padded-pad_f"),
     "steps": Bad(given("--steps=99", "--workload=smoke"), "--steps 99", "workload smoke has 24 batches"),
     "no_steps": Bad(given("--steps=0", "--workload=smoke"), "--steps 0", "workload smoke has 24 batches"),
+    "no_cell_seconds": Bad(given("--cell-seconds=0"), "--cell-seconds 0", "give seconds, or inf for no limit"),
+    "cell_seconds_nan": Bad(given("--cell-seconds=nan"), "--cell-seconds nan", "give seconds, or inf for no limit"),
     "lengths_name": Bad(given("--lengths", "pareto"), "--lengths 'pareto'", "distributions are: uniform, "),
     "lengths_missing": Bad(given("--lengths", "no/file.txt"), "--lengths 'no/file.txt'", "distributions are: "),
     "lengths_empty": Bad(lengths_file("empty.txt", ""), "empty.txt", "Write one integer of 1 or more"),

@@ -187,6 +187,22 @@ def test_a_harmed_baseline_is_an_error_that_says_what_to_do(promoted, root, harm
     assert any(advice in str(error.value) for advice in ("git checkout", "gate promote", "Restore it"))
 
 
+@pytest.mark.parametrize("value", ["absent", None, "", 0, []])
+@pytest.mark.parametrize("field", ["path", "sha256"])
+def test_an_entry_of_the_index_without_one_of_its_fields_is_refused(promoted, root, field, value):
+    index = json.loads((root / INDEX).read_text())
+    (entry,) = index["baselines"]
+    assert entry.keys() == {"path", "sha256"}
+    entry[field] = value
+    if value == "absent":
+        del entry[field]
+    (root / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json is not a readable index .* Restore it: git checkout") as error:
+        find([root / SLUG], root)
+    assert field in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_spaces_and_line_ends_are_no_edits(promoted, root):
     content = json.loads(promoted.read_text())
     promoted.write_text(json.dumps(content, indent=4).replace("\n", "\r\n"))

@@ -6,7 +6,18 @@ import pytest
 
 from gate.__main__ import main
 from gate.baseline import comparing, confirming
-from tests.meta.test_records import FA2, INNER_TEST, SLUG, XFORMERS, info, journals, place, saved, session  # noqa: F401
+from tests.meta.test_records import (  # noqa: F401
+    FA2,
+    INNER_CONFTEST,
+    INNER_TEST,
+    SLUG,
+    XFORMERS,
+    info,
+    journals,
+    place,
+    saved,
+    session,
+)
 
 pytestmark = pytest.mark.meta
 
@@ -25,7 +36,7 @@ def against(session, pytester):  # noqa: F811
 
 
 def last_words(result):
-    return [line for line in result.outlines if line.startswith(("passed:", "FAILED:"))]
+    return [line for line in result.outlines if line.startswith(("passed:", "FAILED:", "NOTHING WAS COMPARED:"))]
 
 
 def test_a_slower_cell_fails_the_run(against):
@@ -68,8 +79,61 @@ def test_cells_left_out_on_purpose_are_not_missing(against):
     assert last_words(result) == ["passed: 1 same"]
 
 
+#: Another value of each part of a cell's key but its workload's, which a run chooses, and the option that a run of the
+#: first value alone is given.
+AXES = {
+    "backend": ({"backend": "sdpa_padded"}, "--backend=sdpa_loop"),
+    "collator": ({"collator": "packed_multiple"}, "--collator=packed"),
+    "mode": ({"mode": "train"}, "--cells=*-eval-*"),
+    "causal": ({"causal": True}, "--cells=*-full-*"),
+    "dtype": ({"dtype": "float32"}, "--cells=*-bfloat16-*"),
+    "execution": ({"execution": "compiled"}, "--compiled=none"),
+}
+
+
+#: As tests/selection.py has them: that plugin leaves no test without the suite's own cells.
+NARROWING = """
+    def pytest_addoption(parser):
+        parser.addoption("--cells")
+        parser.addoption("--backend", action="append")
+        parser.addoption("--collator", action="append")
+        parser.addoption("--compiled", default="default")
+"""
+
+
+@pytest.mark.parametrize("lost", AXES)
+def test_a_cell_that_vanishes_is_missing_unless_the_run_leaves_out_just_that(session, pytester, lost):  # noqa: F811
+    assert AXES.keys() | {"workload", "lengths"} == info()["cell"].keys()
+    kept, gone = info("sdpa_loop"), info(**{"backend": "sdpa_loop"} | AXES[lost][0])
+    pytester.makeconftest(INNER_CONFTEST + NARROWING)
+    place(pytester, "0001_then.json", OLD, [kept, gone])
+    for axis, option in [(None, "--compiled=default"), *((axis, option) for axis, (_, option) in AXES.items())]:
+        result = session("--benchmark-compare", "--gate-confirm=0", option, infos=[kept])
+        missing = [line for line in result.outlines if line.startswith(f"| {gone['id']} ") and " MISSING " in line]
+        assert len(missing) == (axis != lost), (option, result.outlines)
+
+
 def test_nothing_timed_is_no_pass_when_strict(against):
     assert against([info()], [info()], "-k", "nothing", "--gate-strict").ret == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "options", "told"),
+    [
+        # In the order of the verdicts: a cell that was left out on purpose is not missing.
+        ("fa2_varlen", "xformers_auto", [], "1 missing, 1 new"),
+        ("fa2_varlen", "xformers_auto", ["-k", "xformers"], "1 new"),
+        ("fa2_varlen", None, [], "no cell"),
+    ],
+)
+def test_a_run_without_a_cell_of_the_record_compares_nothing(session, pytester, then, now, options, told):  # noqa: F811
+    place(pytester, "0001_then.json", OLD, [info(then)])
+    # Without a cell's key it is a benchmark of something else.
+    infos = [info(now), info(then)] if options else [info(now) if now else {"id": "other", "verdict": "timed"}]
+    loud = session("--benchmark-compare=0001", "--gate-confirm=0", *options, infos=infos)
+    assert (loud.ret, last_words(loud)) == (0, [f"NOTHING WAS COMPARED: {told} (fails under --gate-strict)"])
+    strict = session("--benchmark-compare=0001", "--gate-confirm=0", "--gate-strict", *options, infos=infos)
+    assert (strict.ret, last_words(strict)) == (1, [f"FAILED: {told}; nothing was compared"])
 
 
 def test_another_device_is_not_judged(session, pytester):  # noqa: F811
@@ -291,6 +355,7 @@ def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeyp
 
     monkeypatch.setattr(confirming, "run_cells", run_cells)
     monkeypatch.setattr(pytestconfig.option, "steps", 6)
+    monkeypatch.setattr(pytestconfig.option, "cell_seconds", 7.0)
     monkeypatch.setattr(pytestconfig.option, "plugins", ["no:cacheprovider", "tests.meta.planted.slowdowns"])
     found, troubles = confirming.timed_again(pytestconfig, [FA2], 3)
     assert [one["median_device_ms"] for one in found[FA2]] == [31.0, 31.0]
@@ -298,4 +363,4 @@ def test_fresh_processes_run_the_same_workload_and_plugins(pytestconfig, monkeyp
     checkout, options, ids = calls[0]
     assert (checkout, ids) == (pytestconfig.rootpath, [FA2])
     assert options[-4:] == ["-p", "tests.meta.planted.slowdowns", "--no-exact-costs", "--order-seed=0"]
-    assert "--steps=6" in options
+    assert {"--steps=6", "--cell-seconds=7.0"} <= {*options}

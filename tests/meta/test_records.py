@@ -54,7 +54,7 @@ INNER_TEST = """
 """
 
 
-def info(backend="fa2_varlen", ms=31.0, verdict="timed", workload="article", lengths="uniform"):
+def info(backend="fa2_varlen", ms=31.0, verdict="timed", workload="article", lengths="uniform", **changes):
     cell = {
         "backend": backend,
         "collator": "packed",
@@ -64,7 +64,7 @@ def info(backend="fa2_varlen", ms=31.0, verdict="timed", workload="article", len
         "execution": "eager",
         "workload": workload,
         "lengths": lengths,
-    }
+    } | changes
     device_ms = [ms - 1, ms - 0.5, *[ms] * 6, ms + 0.5, ms + 2]
     timed = {"device_ms": device_ms, "median_device_ms": ms, "peak_bytes": 41_200_000_000}
     return {"cell": cell, "verdict": verdict, "id": cell_id(cell)} | (timed if verdict == "timed" else {})

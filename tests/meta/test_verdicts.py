@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from gate.baseline.report import lines
-from gate.baseline.verdicts import Comparison, Rule, Verdict
+from gate.baseline.report import counts, lines
+from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict, fail
+from gate.exact import EXACT, Finding, Kind
 from gate.records import cell_id
 from tests.meta.gate_cells import MACHINE, baseline, key, process, simulated, timed
 
@@ -64,6 +66,7 @@ def test_a_real_but_meaningless_change_passes():
         ({"verdict": "out of memory"}, "regressed", "OOM; had a time before"),
         ({"verdict": "wrong", "reason": "logits"}, "regressed", "wrong: logits; had a time before"),
         ({"verdict": "crashed"}, "regressed", "crashed; had a time before"),
+        ({"verdict": "too slow", "reason": "as it is"}, "regressed", "too slow: as it is; had a time before"),
         ({"device_ms": [math.nan] * 24}, "cannot tell", "a step time is nan, "),
         ({"device_ms": []}, "cannot tell", "no step was timed (zero rounds)"),
         ({"median_device_ms": 1.0}, "cannot tell", "median_device_ms is 1.0, which its device_ms do not have"),
@@ -94,6 +97,30 @@ def test_a_renamed_cell_is_missing_and_new():
     assert (new.cell, new.verdict) == (cell_id(renamed), Verdict.NEW)
     assert missing.fails(strict=True)
     assert not missing.fails(strict=False)
+
+
+FAILING = {True: (Verdict.REGRESSED, Verdict.MISSING, Verdict.CANNOT_TELL), False: (Verdict.REGRESSED,)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_each_verdict_fails_a_run_as_it_must(verdict, strict):
+    """As docs/gate.md has it; beside a cell that is the same, and alone."""
+    one, same = CellVerdict("one", verdict, ""), CellVerdict("same", Verdict.SAME, "")
+    fails = verdict in FAILING[strict]
+    assert fail([same, one], strict=strict) is fails
+    assert counts([same, one], strict=strict).startswith("FAILED: " if fails else "passed: ")
+    compared = verdict in (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.SAME)
+    assert fail([one], strict=strict) is (fails or (strict and not compared))
+    assert ("passed" in counts([one], strict=strict)) is (compared and not fails)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_each_kind_of_a_changed_cost_fails_a_run_as_it_must(kind, strict):
+    finding = Finding("peak_bytes", 1.0, 2.0, kind)
+    found = CellVerdict("one", Verdict.REGRESSED if finding.worse else Verdict.SAME, "", findings=(finding,))
+    assert fail([found], strict=strict) is (kind == "worse" or (strict and kind in ("lost", "other work")))
 
 
 def gpu(**state):
@@ -164,6 +191,29 @@ def test_exact_costs_fail_and_ask_for_a_new_baseline():
     olds = baseline([process([then]), process([timed(CELL) | {"verdict": "out of memory"}], hours=1)])
     (found,) = Comparison(process([now], hours=2), olds, [ID]).judge()
     assert found.verdict == Verdict.REGRESSED
+
+
+#: How the time moved (log), what else the cell has now, and the verdict by its time alone.
+TIMES = {
+    "improved": (-0.05, {}, Verdict.IMPROVED),
+    "same": (0.0, {}, Verdict.SAME),
+    "regressed": (0.05, {}, Verdict.REGRESSED),
+    "inconclusive": (0.05, {"gpu_after": {"throttle_reasons": ["hw_slowdown"]}}, Verdict.CANNOT_TELL),
+    "none": (0.0, {"device_ms": [math.nan] * 24}, Verdict.CANNOT_TELL),
+}
+
+
+@pytest.mark.parametrize("cost", EXACT)
+@pytest.mark.parametrize("moved", [1, 0, -1])
+@pytest.mark.parametrize("time", TIMES)
+def test_a_cost_that_rose_fails_whatever_the_time_and_one_that_fell_hides_no_time(time, moved, cost):
+    change, info, by_time = TIMES[time]
+    costs = dict.fromkeys(EXACT, 2)
+    found = judged(timed(CELL, LOG + change, **costs | {cost: 2 + moved}, **info), timed(CELL, **costs))
+    fell = Verdict.IMPROVED if by_time == Verdict.SAME else by_time
+    assert found.verdict == {1: Verdict.REGRESSED, 0: by_time, -1: fell}[moved]
+    assert found.fails(strict=False) == (found.verdict == Verdict.REGRESSED)
+    assert len(found.findings) == abs(moved)
 
 
 def test_suspects_are_judged_by_their_new_times():

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,6 +127,14 @@ class CellBench:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         return StepTimer(lambda batch: train_step(self.model, backend, batch, case, optimizer), self.shared.device)
 
+    def first_step_s(self, timer: StepTimer, batch: Batch) -> float:
+        """Run a step that is not timed, and return the seconds that it took, without those of compilation."""
+        compile_s, begin = self.compiler.seconds, time.perf_counter()
+        timer.step(batch)
+        if self.shared.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin - (self.compiler.seconds - compile_s)
+
     def costs(self, samples: Samples) -> dict[str, Any]:
         """Return what the steps cost, as records hold it; raw samples are in milliseconds."""
         wall, device = median(samples.wall_ms), median(samples.device_ms) if samples.device_ms else None
@@ -166,6 +175,15 @@ def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:
     """
     every = (cell.backend.plans_by_shape or cell.execution == "compiled") and len(batches) > 1
     return batches if every else [heaviest(batches), *batches[-WARM_UP + 1 :]]
+
+
+def too_slow(step_s: float, steps: int, limit_s: float) -> str:
+    """Say why a cell is not timed whose `steps` to come, each as long as its first one, would take longer than the
+    limit; "" where they would not."""
+    expected_s = step_s * steps
+    if expected_s <= limit_s:
+        return ""
+    return f"{steps} steps of {step_s:.3g} s would take {expected_s:.0f} s; the limit is --cell-seconds={limit_s:g}"
 
 
 def release_memory(device: Device) -> None:

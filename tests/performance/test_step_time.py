@@ -12,7 +12,7 @@ from gate.environment import gpu_state
 from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
-from tests.performance.bench import Shared, cell_bench, release_memory, warm_up
+from tests.performance.bench import Shared, cell_bench, release_memory, too_slow, warm_up
 from tests.performance.pace import PASSES, pace_of
 from tests.selection import required_backends
 
@@ -39,10 +39,20 @@ def test_a_batch_is_timed(
             release_memory(shared.device)
             timer = bench.timer()
             batches = bench.batches
-            for batch in warm_up(batches, cell):
+            warming = warm_up(batches, cell)
+            order = [*range(len(batches))] * PASSES[shared.device][cell.mode]
+            if slow := too_slow(
+                bench.first_step_s(timer, warming[0]),
+                len(warming) + len(order),
+                request.config.getoption("cell_seconds"),
+            ):
+                record_cell({**info, "verdict": "too slow", "reason": slow})
+                if cell.backend.name in required_backends(request.config):
+                    pytest.fail(f"{cell.id} is too slow: {slow}")
+                pytest.skip(f"too slow: {slow}")
+            for batch in warming:
                 timer(batch)
             info["warmup_ms"] = timer.forget().wall_ms
-            order = [*range(len(batches))] * PASSES[shared.device][cell.mode]
             rounds = iter(order)
             pace = pace_of(shared.device)
 

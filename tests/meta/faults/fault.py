@@ -1,8 +1,10 @@
 """What a planted fault is, and the ways to plant one that pytest's MonkeyPatch takes back."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +36,15 @@ class Selection:
     test: str
     cells: str = ""
 
-    @property
+    @cached_property
     def path(self) -> str:
-        """The test as pytest takes it, from the folder that has its file."""
-        file = self.test.partition("::")[0]
-        return next(f"{folder}/{self.test}" for folder in FOLDERS if (ROOT / folder / file).is_file())
+        """The test as pytest takes it, from the folder whose file of this name has it."""
+        file, _, name = self.test.partition("::")
+        for folder in FOLDERS:
+            path = ROOT / folder / file
+            if path.is_file() and re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")):
+                return f"{folder}/{self.test}"
+        raise ValueError(f"no {file} under {', '.join(FOLDERS)} has {name}; correct the fault's test.")
 
     @property
     def name(self) -> str:
@@ -133,7 +139,7 @@ def unchecked(patch: pytest.MonkeyPatch, *kinds: type[Batch]) -> None:
 def everywhere(patch: pytest.MonkeyPatch, right: Any, faulty: Any) -> None:
     """Put `faulty` in the place of `right` in every module that imported it."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in ("collators", "model", "tests"):
+        if name.partition(".")[0] in ("collators", "gate", "model", "tests"):
             for attribute, value in list(vars(module).items()):
                 if value is right:
                     patch.setattr(module, attribute, faulty)
