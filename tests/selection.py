@@ -118,9 +118,9 @@ def matches(cell_id: str, patterns: str | None) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cells(**axes, where=, one_of_each=, distinct=, variants=): the axes of the matrix that a test covers, a "
-        "condition on cells, a kind of collators of which one stands for all, whether only cells that tell a property of the "
-        "decoder apart are run, and the decoder's variants",
+        "cells(**axes, where=, one_of_each=, distinct=, variants=): the axes of the matrix that a test covers, "
+        "a condition on cells, a kind of collators of which one stands for all, whether only cells that tell a "
+        "property of the decoder apart are run, and the decoder's variants",
     )
     workload = checked_workload(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")

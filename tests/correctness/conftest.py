@@ -9,7 +9,7 @@ from model.attention import default_device, this_machine
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.references import References
-from tests.correctness.report import Failure, Found, Hunt, block
+from tests.correctness.report import Failure, Found, Hunt, Red, block
 from tests.correctness.workbench import Workbench, open_workbench
 from tests.known_failures import KNOWN_FAILURES
 
@@ -73,7 +73,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     except (Exception, pytest.fail.Exception, Found) as error:
         failure = hunt.smallest() or Failure({}, (error.__cause__ or error if isinstance(error, Found) else error,))
         label = cell.id if cell else pyfuncitem.name
-        raise pytest.fail.Exception(block(label, failure, again(pyfuncitem)), pytrace=False) from failure.errors[0]
+        raise Red(block(label, failure, again(pyfuncitem)), failure.errors[0]) from None
     finally:
         if handle:
             handle.inner_test = test

@@ -61,6 +61,14 @@ class Found(BaseException):
     """Ends Hypothesis' search: it catches no such exception, and so looks for no smaller batch."""
 
 
+class Red(pytest.fail.Exception):
+    """What pytest is given in place of `error`: it prints the block alone."""
+
+    def __init__(self, block: str, error: BaseException) -> None:
+        super().__init__(block, pytrace=False)
+        self.error = error
+
+
 def fingerprint(error: BaseException) -> object:
     """Return what is the same when one error repeats."""
     if isinstance(error, Wrong) and error.found:

@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+from tests.correctness.report import Red
 from tests.meta.faults.fault import FOLDERS, Fault, Selection
 
 PROFILE = "faults"
@@ -68,9 +69,9 @@ def _errors(error: BaseException) -> Iterator[tuple[type[BaseException], str]]:
         for part in error.exceptions:
             yield from _errors(part)
         return
-    # A report of tests/correctness/report.py has what the property raised behind it.
-    if isinstance(error, pytest.fail.Exception) and error.__cause__ is not None:
-        yield from _errors(error.__cause__)
+    # What the property raised stands behind its report.
+    if isinstance(error, Red):
+        yield from _errors(error.error)
         return
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
