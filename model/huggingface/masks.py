@@ -61,7 +61,7 @@ class NoTensor:
 class Prepared(NoTensor):
     """The context of the backend called `name` for this batch; attention computes in `dtype`.
 
-    `causal` is None where it makes no difference, `longest` the length of the longest segment, `length` that of the row.
+    `causal` is None where it makes no difference; `longest` is the length of the longest segment, `length` the row's.
     """
 
     name: str

@@ -21,7 +21,7 @@ def told_segments(arguments: Mapping[str, Any], row: tuple[int, int], device: to
 
     `cu_seq_lens_q` [N+1], `seq_idx` [1, T] and `position_ids` [1, T], int32 or int64, are those of transformers'
     DataCollatorWithFlattening; the row lies on `device`. Waits for the device once, as kernels need the lengths on the
-    host. ValueError where the argument does not fit the row: its dtype, its shape, its device, or other offsets of keys.
+    host. ValueError where the argument does not fit the row: its dtype, shape or device, or other offsets of keys.
     """
     rows, length = row
     name, values = next(((name, arguments[name]) for name in TELLING if arguments.get(name) is not None), ("", None))
