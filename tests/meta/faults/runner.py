@@ -41,9 +41,12 @@ class Failure:
     message: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
-    """Pytest plugin that keeps what failed and how much passed."""
+    """Pytest plugin that keeps what failed and how much passed.
+
+    Pytest puts plugins in sets where tests lie in several folders that have a conftest, so it is hashable.
+    """
 
     passed: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -131,7 +134,7 @@ def judged(fault: Fault) -> Verdict:
     return Verdict(right and bool(failure.errors), seen)
 
 
-@dataclass
+@dataclass(eq=False)
 class Controls(Recorder):
     """Keeps of a session what `selections` ask for, and what came of each."""
 
