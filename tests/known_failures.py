@@ -72,6 +72,24 @@ class KnownLeak:
         return any(isinstance(state, list) and state[0] == "wrong" for state in states)
 
 
+@dataclass(frozen=True)
+class IgnoredWindow:
+    """A family of transformers whose attention leaves out the sliding window of its config, in these `versions`.
+
+    Strict as well. `reproduction` is a script under docs/reproductions with its argument.
+    """
+
+    family: str
+    versions: str
+    reason: str
+    reproduction: str
+
+    def present(self, machine: Machine) -> bool:
+        """Tell whether the installed transformers has the defect."""
+        found = machine.version_of("transformers")
+        return found is not None and found in SpecifierSet(self.versions)
+
+
 KNOWN_FAILURES: tuple[KnownFailure, ...] = (
     KnownFailure(
         tests=(
@@ -170,5 +188,15 @@ KNOWN_LEAKS: tuple[KnownLeak, ...] = (
     KnownLeak(
         test="test_padding_on_the_left_changes_nothing",
         reason="positions are counted from the start of the row, padding included",
+    ),
+)
+
+#: Of every family with a window in transformers 4.53.0, 5.17.0 and 5.24.0.
+IGNORED_WINDOWS: tuple[IgnoredWindow, ...] = (
+    IgnoredWindow(
+        family="moshi",
+        versions=">=4.53",
+        reason="the mask of MoshiForCausalLM is causal, or none, and never as long as its sliding_window",
+        reproduction="moshi_window.py",
     ),
 )

@@ -111,6 +111,12 @@ class Attention:
             )
         if use_vmap:
             refuse(self.name, "is causal or full; this model adds a mask function of its own")
+        # transformers itself cuts a mask that is wider than the ids, where it counts the keys by a cache.
+        if attention_mask is not None and tuple(attention_mask.shape) != (1, kv_length):
+            refuse(
+                self.name,
+                f"takes an attention_mask of the row's own (1, {kv_length}); got {tuple(attention_mask.shape)}",
+            )
         if attention_mask is not None and not bool(attention_mask.all()):
             refuse(self.name, "takes no padding; got an attention_mask with zeros. Flatten the sequences without it")
         kind = torch.device(device).type
@@ -139,7 +145,7 @@ class Attention:
         """
         mask, layer = attention_mask, type(module).__name__
         if isinstance(mask, Unprepared):
-            mask = mask.prepared(others)
+            mask = mask.prepared(others, query.device)
         if not isinstance(mask, Prepared):
             got = "none" if mask is None else f"one of type {type(mask).__name__}"
             refuse(self.name, f"needs the mask of its own mask function; {layer} was handed {got}")
@@ -147,6 +153,12 @@ class Attention:
             refuse(self.name, f"has no dropout; {layer} asks for {dropout}. Set it to 0 in the config, or call eval()")
         if query.shape[-1] != value.shape[-1]:
             refuse(self.name, f"takes one head dim; got {query.shape[-1]} of queries and {value.shape[-1]} of values")
+        if query.shape[0] != 1 or key.shape[:3:2] != query.shape[:3:2] or value.shape[:3] != key.shape[:3]:
+            refuse(
+                self.name,
+                f"takes one row that attends to itself; {layer} hands it queries of {tuple(query.shape)}, keys of "
+                f"{tuple(key.shape)} and values of {tuple(value.shape)}",
+            )
         if sliding_window is not None and mask.longest > sliding_window:
             refuse(
                 self.name,
@@ -163,7 +175,12 @@ class Attention:
         return self.backend.attend(q, k, v, mask.context, scale=scaling), None
 
     def _check(self, query: Tensor, key: Tensor, mask: Prepared) -> None:
-        """Refuse what the backend does not do here of these shapes, looked up once for each."""
+        """Refuse what the backend does not do here of these shapes, looked up once for each.
+
+        Compiled blocks are not asked: the length of a row would be a graph of its own.
+        """
+        if query.shape[2] != mask.length:
+            refuse(self.name, f"has a mask of {mask.length} tokens; got queries of {query.shape[2]}")
         heads = (query.shape[1], key.shape[1], query.shape[-1])
         case = case_of(self.backend, mask.dtype, query.device, causal=mask.causal is not False, heads=heads)
         if case not in self.checked:
@@ -248,11 +265,14 @@ def attending(model: torch.nn.Module, backend: Backend) -> Iterator[str]:
 def _told_by(attention: Attention, signature: inspect.Signature) -> Callable[..., None]:
     def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(signature.parameters, args, strict=False)) | kwargs
-        tokens: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+        tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+        if tokens is None or tokens.ndim < 2:
+            got = "none" if tokens is None else f"a shape of {tuple(tokens.shape)}"
+            refuse(attention.name, f"takes input_ids of (1, T), or inputs_embeds of (1, T, C); got {got}")
         rows, length = tokens.shape[:2]
         if rows == 1:
             whole = torch.tensor([0, length], dtype=torch.int32, device=tokens.device)
-            attention.segments = told_segments(given, (1, length)) or segments_between(whole, length)
+            attention.segments = told_segments(given, (1, length), tokens.device) or segments_between(whole, length)
 
     return before
 

@@ -211,7 +211,11 @@ def build(family: Family, implementation: str, seed: int = 0) -> nn.Module:
 
     The weights are the same for every implementation. CannotBuild says why there is no model.
     """
-    config = build_config(family, implementation)
+    return build_from(family, build_config(family, implementation), seed)
+
+
+def build_from(family: Family, config: Any, seed: int = 0) -> nn.Module:
+    """Return the family's model of a config of its own, as `build` does."""
     try:
         with offline(), seeded(seed):
             model = model_class(family)(config).float().eval()

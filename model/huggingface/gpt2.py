@@ -124,6 +124,11 @@ def _not_called(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _padding_mask(batch: PaddedBatch, case: Case) -> dict[str, Any]:
+    if batch.attention_mask.shape != batch.input_ids.shape:
+        raise ValueError(
+            f"an attention_mask is of the shape of the ids, {tuple(batch.input_ids.shape)}; "
+            f"got {tuple(batch.attention_mask.shape)}. Make both with one collator."
+        )
     return {"attention_mask": batch.attention_mask}
 
 
@@ -143,7 +148,8 @@ def _through_interface(inner: Backend) -> Gpt2Backend:
 
     def prepare(batch: Batch, case: Case) -> Prepared:
         assert isinstance(batch, PackedBatch)
-        return Prepared(inner.name, inner.prepare(batch, case), case.causal, batch.max_seqlen, case.dtype)
+        context = inner.prepare(batch, case)
+        return Prepared(inner.name, context, case.causal, batch.max_seqlen, case.dtype, batch.num_slots)
 
     claims = {each.name: getattr(inner, each.name) for each in fields(Backend)}
     changed: dict[str, Any] = {

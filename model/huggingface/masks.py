@@ -61,7 +61,7 @@ class NoTensor:
 class Prepared(NoTensor):
     """The context of the backend called `name` for this batch; attention computes in `dtype`.
 
-    `causal` is None where it makes no difference, `longest` the length of the longest segment.
+    `causal` is None where it makes no difference; `longest` is the length of the longest segment, `length` the row's.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Prepared(NoTensor):
     causal: bool | None
     longest: int
     dtype: torch.dtype
+    length: int
 
 
 @dataclass
@@ -86,10 +87,10 @@ class Unprepared(NoTensor):
     dtype: torch.dtype
     found: Prepared | None = None
 
-    def prepared(self, arguments: Mapping[str, Any]) -> Prepared:
-        """Return the context of the segments that a layer's keyword arguments tell, made once a forward."""
+    def prepared(self, arguments: Mapping[str, Any], device: torch.device) -> Prepared:
+        """Return the context of the segments that a layer's keyword arguments tell, made once a forward on `device`."""
         if self.found is None:
-            segments = told_segments(arguments, (1, self.length))
+            segments = told_segments(arguments, (1, self.length), device)
             if segments is None:
                 refuse(
                     self.name,
@@ -102,6 +103,11 @@ class Unprepared(NoTensor):
     def prepare(self, segments: PackedBatch) -> Prepared:
         """Return the context, after a look at whether the model's own mask is one that the backend knows."""
         longest = segments.max_seqlen
+        if segments.num_slots != self.length:
+            refuse(
+                self.name,
+                f"was told the segments of {segments.num_slots} tokens; this model's layers have {self.length}",
+            )
         if self.local_size is not None and longest > self.local_size:
             refuse(
                 self.name,
@@ -120,7 +126,7 @@ class Unprepared(NoTensor):
             refuse(self.name, "is causal or full; this model's own mask lets some tokens see later ones")
         causal = None if longest <= 1 else not sees_any_next
         case = case_of(self.backend, self.dtype, segments.cu_seqlens.device, causal=causal is not False)
-        return Prepared(self.name, self.backend.prepare(segments, case), causal, longest, self.dtype)
+        return Prepared(self.name, self.backend.prepare(segments, case), causal, longest, self.dtype, self.length)
 
     def _seen(self, segments: PackedBatch) -> tuple[bool, bool, bool]:
         """Ask the model's mask whether every token sees the first of its segment, and any and all the one after.

@@ -12,13 +12,16 @@ from collators.batch import PackedBatch
 #: The arguments that tell it, the surest first.
 TELLING = ("cu_seq_lens_q", "seq_idx", "position_ids")
 
+#: What offsets, numbers and positions may be; anything else would be rounded, or compared as something else.
+INTEGERS = (torch.int32, torch.int64)
 
-def told_segments(arguments: Mapping[str, Any], row: tuple[int, int]) -> PackedBatch | None:
+
+def told_segments(arguments: Mapping[str, Any], row: tuple[int, int], device: torch.device) -> PackedBatch | None:
     """Return the segments of a row of shape (1, T) from a forward's keyword arguments, or None if none of them tells.
 
-    `cu_seq_lens_q` int32 [N+1], `seq_idx` [1, T] and `position_ids` [1, T] are those of transformers'
-    DataCollatorWithFlattening. Waits for the device once, as kernels need the lengths on the host. ValueError where
-    the argument does not fit the row.
+    `cu_seq_lens_q` [N+1], `seq_idx` [1, T] and `position_ids` [1, T], int32 or int64, are those of transformers'
+    DataCollatorWithFlattening; the row lies on `device`. Waits for the device once, as kernels need the lengths on the
+    host. ValueError where the argument does not fit the row: its dtype, shape or device, or other offsets of keys.
     """
     rows, length = row
     name, values = next(((name, arguments[name]) for name in TELLING if arguments.get(name) is not None), ("", None))
@@ -26,8 +29,13 @@ def told_segments(arguments: Mapping[str, Any], row: tuple[int, int]) -> PackedB
         return None
     if rows != 1:
         raise ValueError(f"flattened sequences lie in one row; got a batch of {rows} rows. Flatten them, or pad.")
+    _refuse_unless_integers(name, values, device)
     if name == "cu_seq_lens_q":
-        return segments_between(values.to(torch.int32), length)
+        if values.ndim != 1:
+            raise ValueError(f"cu_seq_lens_q are one row of offsets, [N+1]; got a shape of {tuple(values.shape)}.")
+        _refuse_other_keys(values, arguments.get("cu_seq_lens_k"), device)
+        # Kernels read offsets as they lie in memory, whatever their strides say.
+        return segments_between(values.to(torch.int32).contiguous(), length)
     if tuple(values.shape) != row:
         raise ValueError(f"{name} of a flattened row of {length} tokens are (1, {length}); got {tuple(values.shape)}.")
     # A sequence goes on where its number stays, or its position goes up by one.
@@ -36,6 +44,25 @@ def told_segments(arguments: Mapping[str, Any], row: tuple[int, int]) -> PackedB
     starts[1:] = values[0].diff() != follows
     first = starts.nonzero().flatten()
     return segments_between(torch.cat([first, first.new_tensor([length])]).to(torch.int32), length)
+
+
+def _refuse_unless_integers(name: str, values: Any, device: torch.device) -> None:
+    if not isinstance(values, Tensor) or values.dtype not in INTEGERS:
+        got = values.dtype if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"{name} must be a tensor of int32 or int64; got {got}. Give what the collator returns.")
+    if values.device != device:
+        raise ValueError(f"{name} must lie where the row does, on {device}; got {values.device}. Move them together.")
+
+
+def _refuse_other_keys(queries: Tensor, keys: Any, device: torch.device) -> None:
+    if keys is None or keys is queries:
+        return
+    _refuse_unless_integers("cu_seq_lens_k", keys, device)
+    if keys.tolist() != queries.tolist():
+        raise ValueError(
+            f"cu_seq_lens_k must be cu_seq_lens_q, as a row attends to itself; got {keys.tolist()} for "
+            f"{queries.tolist()}. Leave it out."
+        )
 
 
 def segments_between(cu_seqlens: Tensor, length: int) -> PackedBatch:

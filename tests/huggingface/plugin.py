@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.huggingface.subset import CI_FAMILIES
-from tests.known_failures import KNOWN_LEAKS
+from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
 
 ALL, CI = "all", "ci"
 
@@ -110,6 +110,8 @@ def implementations(config: pytest.Config) -> list[Any]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each packing test its families; a leak that the record has is a strict xfail where it is a known one."""
+    if "windowed" in metafunc.fixturenames:
+        families_with_windows(metafunc)
     if "checked" not in metafunc.fixturenames:
         return
     params: list[Any] = []
@@ -128,6 +130,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if known else []
             params.append(pytest.param(family, id=family.name, marks=marks))
     metafunc.parametrize("checked", params, indirect=True, scope="session")
+
+
+def families_with_windows(metafunc: pytest.Metafunc) -> None:
+    """Give a test of windows every family, as only a config tells which have one; a known defect is a strict xfail."""
+    params: list[Any] = []
+    if asked_for(metafunc.config):
+        from model.attention import this_machine
+
+        known = {each.family: each for each in IGNORED_WINDOWS if each.present(this_machine())}
+        for family in families(metafunc.config):
+            window = known.get(family.name)
+            reason = f"{window.reason} (docs/reproductions/{window.reproduction})" if window else ""
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if window else []
+            params.append(pytest.param(family, id=family.name, marks=marks))
+    metafunc.parametrize("windowed", params)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

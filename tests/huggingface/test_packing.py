@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from model.attention import default_device
+from model.huggingface.families import Family
 from model.huggingface.records import family_changes, family_entry, recorded
+from model.huggingface.windows import check_window
 from tests.huggingface.conftest import Result
-from tests.huggingface.plugin import ENTRY
+from tests.huggingface.plugin import ENTRY, implementations
 
 pytestmark = pytest.mark.huggingface
 
@@ -75,6 +78,22 @@ def test_padding_on_the_left_with_positions_changes_nothing(checked: Result, req
 @pytest.mark.packing("left: attention_mask", "left: attention_mask, cache")
 def test_padding_on_the_left_changes_nothing(checked: Result, request: pytest.FixtureRequest) -> None:
     check(checked, request)
+
+
+def test_a_token_past_the_window_changes_nothing(windowed: Family, request: pytest.FixtureRequest) -> None:
+    device = torch.device(default_device())
+    found = {each.name: check_window(windowed, each, device) for each in implementations(request.config)}
+    checks = {name: each for name, each in found.items() if each is not None}
+    if not checks:
+        pytest.skip(f"{windowed.name} has no sliding window, or cannot have one in every layer")
+    if all(each.state == "refused" for each in checks.values()):
+        pytest.skip(f"{windowed.name} cannot be run with a window: {next(iter(checks.values())).message}")
+    wrong = [
+        f"{windowed.name} {name}: {each.message or f'logits past the window move by {each.mixed:.2g} of the largest'}"
+        for name, each in checks.items()
+        if each.state == "wrong"
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_family_is_no_worse_than_recorded(checked: Result, record_property: Callable[[str, Any], None]) -> None:

@@ -42,10 +42,12 @@ class Failure:
     message: str
 
 
-# Compared by identity: pytest puts plugins into a set where the folders of a session have different conftests.
 @dataclass(eq=False)
 class Recorder:
-    """Pytest plugin that keeps what failed and how much passed."""
+    """Pytest plugin that keeps what failed and how much passed.
+
+    Pytest puts plugins in sets where tests lie in several folders that have a conftest, so it is hashable.
+    """
 
     passed: int = 0
     failures: list[Failure] = field(default_factory=list)

@@ -64,9 +64,6 @@ BUGS: dict[str, str] = {
 
 #: Why a bug is not in the catalogue.
 NOT_PLANTED: dict[str, str] = {
-    "transformers#39408": (
-        "no backend declares a sliding window; causal masks off by one token either way stand for its class"
-    ),
     "vllm#51902": "no fault: it stays within rounding, for which isolation compares batches of the same lengths only",
     "flash-attention#1903": STEP_TIME,
     "flash-attention#1338": STEP_TIME,
