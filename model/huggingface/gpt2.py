@@ -124,11 +124,6 @@ def _not_called(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _padding_mask(batch: PaddedBatch, case: Case) -> dict[str, Any]:
-    if batch.attention_mask.shape != batch.input_ids.shape:
-        raise ValueError(
-            f"an attention_mask is of the shape of the ids, {tuple(batch.input_ids.shape)}; "
-            f"got {tuple(batch.attention_mask.shape)}. Make both with one collator."
-        )
     return {"attention_mask": batch.attention_mask}
 
 

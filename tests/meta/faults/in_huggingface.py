@@ -29,7 +29,7 @@ HEADS = "test_handed_on.py::test_a_layer_hands_on_its_heads_and_the_context"
 ASKS_FOR_MORE = "test_handed_on.py::test_a_layer_that_asks_for_more_is_refused"
 DROPOUT = "test_handed_on.py::test_a_layer_with_dropout_is_refused"
 WINDOW = "test_handed_on.py::test_a_window_is_refused_where_it_is_shorter_than_a_sequence"
-PADDED_MASK = "test_handed_on.py::test_a_padded_batch_of_gpt2_with_a_mask_of_another_shape_is_refused"
+PADDED_MASK = "test_handed_on.py::test_a_padded_batch_of_gpt2_is_told_its_own_padding"
 KEPT_WINDOW = "test_windows.py::test_a_family_keeps_to_its_window"
 GRADIENT = "test_checks.py::test_one_wrong_gradient_is_found"
 NO_GRADIENT = "test_checks.py::test_a_gradient_that_is_missing_or_too_many_counts_in_full"
@@ -91,7 +91,7 @@ def compares(patch: pytest.MonkeyPatch, left_out: Callable[[str, Outcome, Outcom
     everywhere(patch, right, faulty)
 
 
-@plant(TOLD)
+@plant(TOLD, errors=(ValueError,))
 def told_offsets_of_int64(patch: pytest.MonkeyPatch) -> None:
     """Offsets that a model is told become int64, which kernels read as pairs of int32."""
     between(patch, lambda batch: replace(batch, cu_seqlens=batch.cu_seqlens.long()))
@@ -103,7 +103,7 @@ def told_offsets_of_other_strides(patch: pytest.MonkeyPatch) -> None:
     between(patch, lambda batch: replace(batch, cu_seqlens=torch.stack([batch.cu_seqlens] * 2, dim=-1)[..., 0]))
 
 
-@plant(TOLD)
+@plant(TOLD, errors=(ValueError,))
 def told_longest_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     """The longest length that a model is told is a 0-d tensor, which every layer waits for."""
     between(patch, lambda batch: replace(batch, max_seqlen=batch.cu_seqlens.diff().max()))  # type: ignore[arg-type]
@@ -163,11 +163,11 @@ def wide_attention_mask_cut(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant(PADDED_MASK)
-def wide_padding_mask_cut(patch: pytest.MonkeyPatch) -> None:
-    """GPT-2's padded batches cut a padding mask that is wider than the ids."""
+def padding_of_gpt2_seen(patch: pytest.MonkeyPatch) -> None:
+    """GPT-2 is told that a padded batch has no padding."""
 
     def prepare(batch: Any, case: Any) -> dict[str, Any]:
-        return {"attention_mask": batch.attention_mask[:, : batch.input_ids.shape[1]]}
+        return {"attention_mask": torch.ones_like(batch.attention_mask)}
 
     patch.setitem(vars(GPT2_REFERENCE), "prepare", prepare)
 
