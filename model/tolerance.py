@@ -61,6 +61,59 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(0, -2)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What a tensor is compared with where the noise of its rows is not known, made once for all cells.
+
+    `shape` and `rows` are those of the truth, rows in float64; `reference_error` is the largest error of a row in any
+    reference, and `floor` what rounding may leave at least. Both are L2 norms.
+    """
+
+    name: str
+    shape: torch.Size
+    rows: Tensor
+    reference_error: float
+    floor: float
+
+    def allowed(self, error_factor: float) -> float:
+        """Return the largest L2 error that a row may have."""
+        return DECODER_FACTOR * error_factor * self.reference_error + self.floor
+
+    def mismatch(self, actual: Tensor, error_factor: float) -> Mismatch | None:
+        """Return the worst row of `actual` where it is too far off, or None; what is not finite is off by infinity."""
+        _check_shape(self.name, actual, self.shape)
+        errors = (_rows(actual) - self.rows).norm(dim=1)
+        allowed = self.allowed(error_factor)
+        # A bound that is not finite comes from a broken reference, and passes nothing. NaN is at most nothing.
+        if float(errors.max()) <= allowed < math.inf:
+            return None
+        errors = errors.where(errors.isfinite(), torch.inf)
+        row = int(errors.argmax())
+        return Mismatch(self.name, row if actual.ndim > 1 else None, float(errors[row]), allowed)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: shapes differ: got {tuple(tensor.shape)}, expected {tuple(shape)}.")
+
+
+def _reference_errors(name: str, truth: Tensor, references: Sequence[Tensor]) -> Tensor:
+    for reference in references:
+        _check_shape(name, reference, truth.shape)
+    wanted = _rows(truth)
+    return torch.stack([(_rows(reference) - wanted).norm(dim=1) for reference in references])
+
+
+def bound(
+    name: str, truth: Tensor, references: Sequence[Tensor], *, dtype: torch.dtype, reduction_length: int
+) -> Bound:
+    """Return how far a cell in `dtype` may be from `truth`, of which `references` are roundings, at least one."""
+    wanted = _rows(truth)
+    off = float(_reference_errors(name, truth, references).max())
+    floor = rounding_floor(dtype, reduction_length) * float(wanted.norm(dim=1).max())
+    return Bound(name, truth.shape, wanted, off, floor)
+
+
 def mismatch(
     name: str,
     actual: Tensor,
@@ -78,28 +131,21 @@ def mismatch(
     rounding left it. Anything not finite is infinitely far off. `scale` is the size of rounding noise in each row, one
     number a row: bounds are then a row's own.
     """
-    for tensor in (actual, *references):
-        if tensor.shape != truth.shape:
-            raise ValueError(f"{name}: shapes differ: got {tuple(tensor.shape)}, expected {tuple(truth.shape)}.")
-    wanted = _rows(truth)
-    errors = (_rows(actual) - wanted).norm(dim=1)
-    errors = errors.where(errors.isfinite(), torch.inf)
-    reference_errors = torch.stack([(_rows(reference) - wanted).norm(dim=1) for reference in references])
-    floor = rounding_floor(dtype, reduction_length)
     if scale is None:
-        bound = DECODER_FACTOR * error_factor * float(reference_errors.max()) + floor * float(wanted.norm(dim=1).max())
-        allowed = torch.full_like(errors, bound)
-        row = int(errors.argmax())
-    else:
-        scale = scale.detach().double().flatten()
-        if scale.shape != errors.shape:
-            raise ValueError(f"{name}: {errors.numel()} rows need as many scales; got {scale.numel()}.")
-        # Where no rounding is possible, none is allowed: 0 / 0 is no error.
-        units = torch.where(reference_errors == 0, 0.0, reference_errors / scale)
-        worst = float(units.max())
-        bound = error_factor * worst + floor if worst <= REFERENCE_LIMIT * floor else math.nan
-        allowed = bound * scale
-        row = int(torch.where(errors == 0, 0.0, errors / scale).argmax())
-    error, limit = float(errors[row]), float(allowed[row])
-    # A bound that is not finite comes from a broken reference, and passes nothing.
-    return None if error <= limit < math.inf else Mismatch(name, row if actual.ndim > 1 else None, error, limit)
+        known = bound(name, truth, references, dtype=dtype, reduction_length=reduction_length)
+        return known.mismatch(actual, error_factor)
+    _check_shape(name, actual, truth.shape)
+    errors = (_rows(actual) - _rows(truth)).norm(dim=1)
+    errors = errors.where(errors.isfinite(), torch.inf)
+    reference_errors = _reference_errors(name, truth, references)
+    floor = rounding_floor(dtype, reduction_length)
+    scale = scale.detach().double().flatten()
+    if scale.shape != errors.shape:
+        raise ValueError(f"{name}: {errors.numel()} rows need as many scales; got {scale.numel()}.")
+    # Where no rounding is possible, none is allowed: 0 / 0 is no error.
+    units = torch.where(reference_errors == 0, 0.0, reference_errors / scale)
+    worst = float(units.max())
+    limit = error_factor * worst + floor if worst <= REFERENCE_LIMIT * floor else math.nan
+    row = int(torch.where(errors == 0, 0.0, errors / scale).argmax())
+    error, allowed = float(errors[row]), float(limit * scale[row])
+    return None if error <= allowed < math.inf else Mismatch(name, row if actual.ndim > 1 else None, error, allowed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from collators import Example
 from model.attention import REFERENCE, Backend, default_device
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.equivalence import Bounds, bounds
 from model.reference import Outcome, with_backend
 from model.tolerance import Mismatch
 
@@ -26,8 +27,8 @@ Reference = Callable[[Precision, int], T]
 #: In so many ways the reference is rounded before a cell is red.
 ROUNDINGS = 4
 
-#: Enough for 20 examples in both modes, causal and not, in float64 and in two dtypes.
-KEPT = 256
+#: Enough for 20 examples in both modes, causal and not, in float64 and in two dtypes, and for the bounds of the two.
+KEPT = 416
 
 
 def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -127,6 +128,14 @@ class References:
         if key not in self.models:
             self.models[key] = with_backend(self.reference(config, dtype, number), REFERENCE, torch.float64)
         return self.models[key]
+
+    def bounds(self, truth: Outcome, known: Sequence[Outcome], dtype: torch.dtype, config: DecoderConfig) -> Bounds:
+        """Return what outcomes are compared with, kept where that is the first rounding of the reference alone."""
+        if len(known) > 1:
+            return bounds(truth, known, dtype=dtype, config=config)
+        # What is kept holds both outcomes, so that no other object gets their ids meanwhile.
+        key = "bounds", id(truth), id(known[0]), dtype, config
+        return self.once(lambda: bounds(truth, known, dtype=dtype, config=config), *key)
 
     def once(self, compute: Callable[[], Any], *key: Hashable) -> Any:
         """Return the result held under `key`, or that of `compute`; the one unused for longest is let go."""

@@ -15,7 +15,6 @@ from model.attention import Case, default_device
 from model.cells import Cell
 from model.compilation import Compiler, fresh_compiler
 from model.decoder import Decoder, DecoderConfig
-from model.equivalence import differences
 from model.reference import Outcome, full_precision, outcome, padded_reference, reference_case, solo_oracle
 from model.steps import forward
 from model.tolerance import Mismatch
@@ -133,12 +132,12 @@ class Workbench:
 
     def differences(self, actual: Outcome, reference: Reference[Outcome]) -> list[Mismatch]:
         """Return every tensor of `actual` that is further from the truth than the cell may be."""
-        factor, dtype = self.cell.backend.error_factor, self.cell.dtype
-        return against(
-            reference,
-            moved_outcome,
-            lambda *known: differences(actual, *known, dtype=dtype, error_factor=factor, config=self.config),
-        )
+
+        def compare(truth: Outcome, known: list[Outcome]) -> list[Mismatch]:
+            bounds = self.references.bounds(truth, known, self.cell.dtype, self.config)
+            return bounds.differences(actual, self.cell.backend.error_factor)
+
+        return against(reference, moved_outcome, compare)
 
     def assert_none(self, found: Sequence[Mismatch]) -> None:
         """Fail where tensors differ from the reference."""
