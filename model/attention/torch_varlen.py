@@ -28,31 +28,22 @@ def prepare(batch: PackedBatch, case: Case) -> VarlenContext:
 
 
 @functools.cache
-def varlen_attn() -> tuple[Callable[..., Any], dict[bool, dict[str, Any]], dict[str, Any]]:
-    """Return torch's function, its arguments for causal or not, and those for grouped heads.
-
-    torch 2.10 took `is_causal`; from 2.11 on it is `window_size`, and from 2.12 on grouped heads are asked for.
-    """
+def varlen_attn() -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return torch's function, and its arguments for grouped heads, which are asked for from torch 2.12 on."""
     from torch.nn.attention.varlen import varlen_attn as function
 
     known = inspect.signature(function).parameters
-    if "is_causal" in known:
-        causality: dict[bool, dict[str, Any]] = {False: {"is_causal": False}, True: {"is_causal": True}}
-    else:
-        causality = {False: {"window_size": (-1, -1)}, True: {"window_size": (-1, 0)}}
-    return function, causality, {"enable_gqa": True} if "enable_gqa" in known else {}
+    return function, {"enable_gqa": True} if "enable_gqa" in known else {}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, context: VarlenContext, *, scale: float | None = None) -> Tensor:
     """Run `varlen_attn` on the packed row."""
-    function, causality, grouped = varlen_attn()
-    arguments = causality[context.causal]
-    if scale is not None:
-        arguments = {**arguments, "scale": scale}
-    if q.shape[2] != k.shape[2]:
-        arguments = {**arguments, **grouped}
+    function, asked = varlen_attn()
+    grouped = asked if q.shape[2] != k.shape[2] else {}
+    window = (-1, 0) if context.causal else (-1, -1)
     offsets, longest = context.cu_seqlens, context.max_seqlen
-    return function(q[0], k[0], v[0], offsets, offsets, longest, longest, **arguments)[None]
+    out = function(q[0], k[0], v[0], offsets, offsets, longest, longest, scale=scale, window_size=window, **grouped)
+    return out[None]
 
 
 BACKEND = Backend(
@@ -67,5 +58,6 @@ BACKEND = Backend(
     grouped_query=True,
     min_capability=(8, 0),
     kernels={"cuda": ("torch_attn::_varlen_attn", "aten::_flash_attention_forward")},
-    requires=(Requirement("torch", "2.10", "upgrade torch"),),
+    # That of torch 2.10 takes neither a scale nor a window.
+    requires=(Requirement("torch", "2.11", "upgrade torch"),),
 )
