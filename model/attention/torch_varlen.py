@@ -15,16 +15,24 @@ from model.attention.case import Case
 
 @dataclass(frozen=True)
 class VarlenContext:
-    """`cu_seqlens` int32 [N+1] on the device, `max_seqlen` on the host."""
+    """`cu_seqlens` int32 [N+1] on the device, `max_seqlen` on the host; a query sees the last `window` tokens."""
 
     cu_seqlens: Tensor
     max_seqlen: int
     causal: bool
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """How many tokens before and after itself a query sees, -1 for all of them: a window holds itself too."""
+        side = -1 if self.window is None else self.window - 1
+        return side, 0 if self.causal else side
 
 
 def prepare(batch: PackedBatch, case: Case) -> VarlenContext:
     """Take offsets and the longest length from the batch."""
-    return VarlenContext(batch.cu_seqlens, batch.max_seqlen, case.causal)
+    return VarlenContext(batch.cu_seqlens, batch.max_seqlen, case.causal, case.window, case.softcap)
 
 
 @functools.cache
@@ -40,9 +48,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: VarlenContext, *, scale: fl
     """Run `varlen_attn` on the packed row."""
     function, asked = varlen_attn()
     grouped = asked if q.shape[2] != k.shape[2] else {}
-    window = (-1, 0) if context.causal else (-1, -1)
     offsets, longest = context.cu_seqlens, context.max_seqlen
-    out = function(q[0], k[0], v[0], offsets, offsets, longest, longest, scale=scale, window_size=window, **grouped)
+    out = function(
+        q[0], k[0], v[0], offsets, offsets, longest, longest, scale=scale, window_size=context.window_size, **grouped
+    )
     return out[None]
 
 
@@ -56,6 +65,7 @@ BACKEND = Backend(
     max_head_dim=256,
     head_dim_multiple=8,
     grouped_query=True,
+    windows=True,
     min_capability=(8, 0),
     kernels={"cuda": ("torch_attn::_varlen_attn", "aten::_flash_attention_forward")},
     # That of torch 2.10 takes neither a scale nor a window.
