@@ -95,9 +95,11 @@ def with_sinks(k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor) -> tuple[Tenso
 def attend(
     q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, *, scale: float | None = None, sinks: Tensor | None = None
 ) -> Tensor:
-    """Run SDPA and leave the kernel to torch; sinks need a mask in the context."""
+    """Run SDPA and leave the kernel to torch; ValueError for sinks where the context has no mask to add them to."""
     mask = context.mask
-    if sinks is not None and mask is not None:
+    if sinks is not None:
+        if mask is None:
+            raise ValueError("sinks are a column of the mask; got none. Prepare the context with a mask.")
         k, v, mask = with_sinks(k, v, mask, sinks)
     out = scaled_dot_product_attention(
         q.transpose(1, 2),

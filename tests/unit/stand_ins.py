@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 from torch.overrides import TorchFunctionMode
 
 from model.attention import flex_document_mask, torch_varlen, xformers
@@ -60,14 +60,20 @@ class Calls:
         return call
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) -> Tensor:
-    """Return softmax(scale * q k^T + bias) v: q is (..., H, L, D), k and v may have fewer heads."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, changed: Function | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return softmax(changed(scale * q k^T) + bias) v and the logsumexp of its rows.
+
+    q is (..., H, L, D), k and v may have fewer heads; `changed` is what a kernel does to scores.
+    """
     assert q.dtype == k.dtype == v.dtype, f"q, k and v have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}"
     assert scale is None or type(scale) is float, f"the scale is a float or None; got {scale!r}"
     wide = [tensor.double() for tensor in (q, k, v)]
     keys, values = (tensor.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for tensor in wide[1:])
     scores = (q.shape[-1] ** -0.5 if scale is None else scale) * wide[0] @ keys.mT
-    return ((scores + bias.double()).softmax(-1) @ values).to(q.dtype)
+    biased = (scores if changed is None else changed(scores)) + bias.double()
+    return (biased.softmax(-1) @ values).to(q.dtype), biased.logsumexp(-1).float()
 
 
 def bias_of(visible: Tensor) -> Tensor:
@@ -81,7 +87,15 @@ def distances(length: int, device: torch.device) -> Tensor:
     return tokens[:, None] - tokens[None, :]
 
 
-def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], window: tuple[int, int], scale: Any) -> Tensor:
+def one_by_one(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    window: tuple[int, int],
+    scale: float | None,
+    changed: Function | None = None,
+) -> Tensor:
     """Return attention of sequences that lie one after the other, (T, H, D); -1 leaves a side of the window open."""
     left, right = window
     pieces = (tensor.transpose(0, 1).split(list(lengths), dim=1) for tensor in (q, k, v))
@@ -89,7 +103,7 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], window: 
     for q_piece, k_piece, v_piece in zip(*pieces, strict=True):
         after = distances(q_piece.shape[1], q.device)
         visible = ((after <= left) | (left < 0)) & ((-after <= right) | (right < 0))
-        found.append(attention(q_piece, k_piece, v_piece, bias_of(visible), scale))
+        found.append(attention(q_piece, k_piece, v_piece, bias_of(visible), scale, changed)[0])
     return torch.cat(found, dim=1).transpose(0, 1)
 
 
@@ -109,6 +123,7 @@ def varlen(
     longest: tuple[int, int],
     window: tuple[int, int],
     scale: float | None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Return what FlashAttention's varlen kernels compute, whoever wraps them."""
     q, k, v = tensors
@@ -130,7 +145,8 @@ def varlen(
     # torch compares it with (-1, 0), which a list never equals.
     assert isinstance(window, tuple), f"a window is a tuple; got {window!r}"
     lengths = offsets[0].diff().tolist()
-    return one_by_one(q, k, v, lengths, window, scale)
+    changed = (lambda scores: softcap * torch.tanh(scores / softcap)) if softcap else None
+    return one_by_one(q, k, v, lengths, window, scale, changed)
 
 
 def flash_attn_varlen_func(
@@ -152,11 +168,12 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
 ) -> Tensor:
     """Stand in for flash-attn 2.7 and later."""
-    assert (dropout_p, softcap, alibi_slopes, return_attn_probs, block_table) == (0.0, 0.0, None, False, None)
+    assert (dropout_p, alibi_slopes, return_attn_probs, block_table) == (0.0, None, False, None)
+    assert type(softcap) is float, f"a soft cap is a float, 0.0 for none; got {softcap!r}"
     assert type(causal) is bool, f"causal is a bool; got {causal!r}"
     window = (window_size[0], 0) if causal else window_size
     sides = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    return varlen((q, k, v), *sides, window, softmax_scale)
+    return varlen((q, k, v), *sides, window, softmax_scale, softcap)
 
 
 def varlen_attn_2_11(
@@ -268,15 +285,24 @@ def flex_attention(
     return_lse: bool = False,
     kernel_options: Any = None,
     *,
-    return_aux: Any = None,
-) -> Tensor:
+    return_aux: AuxRequest | None = None,
+) -> Tensor | tuple[Tensor, AuxOutput]:
     """Stand in for torch's, which compiled looks at the tiles of `block_mask` alone: full ones without its function."""
     check_heads(query, key, value, FLOAT, 4)
     assert query.shape[0] == 1
-    assert (score_mod, return_lse, return_aux) == (None, False, None)
+    assert not return_lse, "deprecated: return_aux asks for it"
     assert enable_gqa or query.shape[1] == key.shape[1], "grouped heads are asked for"
     assert block_mask is not None, "the sequences are told by a mask"
-    return attention(query, key, value, bias_of(visible_in(block_mask, query.shape[2])), scale)
+    tokens, heads = (torch.arange(size, device=query.device) for size in (query.shape[2], query.shape[1]))
+
+    def changed(scores: Tensor) -> Tensor:
+        if score_mod is None:
+            return scores
+        return score_mod(scores, tokens[0], heads[:, None, None], tokens[:, None], tokens[None, :])
+
+    bias = bias_of(visible_in(block_mask, query.shape[2]))
+    out, lse = attention(query, key, value, bias, scale, changed)
+    return out if return_aux is None else (out, AuxOutput(lse=lse))
 
 
 def visible_in(block_mask: BlockMask, length: int) -> Tensor:
@@ -359,7 +385,7 @@ class Sdpa(TorchFunctionMode):
             bias = attn_mask
         if is_causal:
             bias = bias_of(distances(query.shape[2], query.device) >= 0)
-        return attention(query, key, value, bias, scale)
+        return attention(query, key, value, bias, scale)[0]
 
 
 def in_flash_attn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:

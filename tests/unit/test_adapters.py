@@ -24,12 +24,18 @@ from tests.unit.stand_ins import STAND_INS, Calls, Sdpa, StandIn
 
 pytestmark = pytest.mark.unit
 
-#: One token alone; grouped heads, a scale of their own, and slices of one tensor; a row of more than one tile.
+#: One token alone; grouped heads, a scale of their own, and slices of one tensor; a row of more than one tile; and what
+#: backends declare besides, one by one and together.
 GIVEN = (
     AttentionInput((1,)),
     AttentionInput((1, 1, 2), num_heads=2, num_kv_heads=1),
     AttentionInput((3, 1, 7), num_heads=4, num_kv_heads=2, head_dim=16, sharpness=2.0, form="fused"),
     AttentionInput((1, 130, 5), num_heads=3, num_kv_heads=1, head_dim=8, sharpness=0.5, form="fused"),
+    AttentionInput((5, 1, 7), window=4),
+    AttentionInput((300, 3), num_heads=1, num_kv_heads=1, head_dim=8, window=129),
+    AttentionInput((5, 1), softcap=1.5, sharpness=2.0),
+    AttentionInput((5, 1), sinks=True),
+    AttentionInput((3, 1, 7), num_heads=4, num_kv_heads=2, sharpness=2.0, window=3, softcap=1.5, sinks=True),
 )
 
 #: Every way to fill a layout.
@@ -76,7 +82,7 @@ def test_a_backend_hands_its_kernel_what_gives_each_sequence_alone(
     stand_in.install(monkeypatch, calls.counted)
     for dtype in backend.dtypes["cuda"]:
         bench = AttentionBench(Cell(exact, collator, "train", causal, dtype, "eager", DRAWN, DRAWN))
-        for given in (each.fitted(backend) for each in GIVEN):
+        for given in dict.fromkeys(each.fitted(backend) for each in GIVEN):
             if bench.refuses(given):
                 continue
             run, before = bench.run(given), calls.count

@@ -9,6 +9,7 @@ PROJECTS = {
     "ms-swift": "modelscope/ms-swift",
     "nanoVLM": "huggingface/nanoVLM",
     "pytorch": "pytorch/pytorch",
+    "semantic-router": "vllm-project/semantic-router",
     "torchtune": "pytorch/torchtune",
     "TransformerEngine": "NVIDIA/TransformerEngine",
     "transformers": "huggingface/transformers",
@@ -43,6 +44,7 @@ BUGS: dict[str, str] = {
     "pytorch#128349": "NestedTensor SDPA loses a gradient",
     "pytorch#130196": "a NestedTensor of one token loses a dimension",
     "transformers#39408": "a sliding window is off by one",
+    "semantic-router#3406": "one attention path drops the sliding window",
     "xformers#952": "wrong with heads that share keys",
     "pytorch#116301": "wrong with a mask and heads that share keys",
     "torchtune#2613": "the last token of a document predicts the next one's first",
@@ -61,9 +63,6 @@ BUGS: dict[str, str] = {
 
 #: Why a bug is not in the catalogue.
 NOT_PLANTED: dict[str, str] = {
-    "transformers#39408": (
-        "no backend declares a sliding window; causal masks off by one token either way stand for its class"
-    ),
     "vllm#51902": "no fault: it stays within rounding, for which isolation compares batches of the same lengths only",
     "flash-attention#1903": STEP_TIME,
     "flash-attention#1338": STEP_TIME,
