@@ -17,12 +17,42 @@ PaddingSide = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What every layout has: the real sequences' `lengths`, and how many targets are supervised."""
+    """What every layout has: the real sequences' `lengths`, and how many targets are supervised.
+
+    ValueError where fields do not fit each other. Only shapes, dtypes and Python ints are looked at: moving makes a
+    batch too, and must not wait for a device. What `cu_seqlens` and `offsets` hold, a collator's tests prove.
+    """
 
     lengths: tuple[int, ...]
     num_targets: int
 
     layout: ClassVar[Layout]
+
+    def __post_init__(self) -> None:
+        if not all(type(length) is int and length >= 0 for length in self.lengths):
+            raise ValueError(
+                f"a {self.layout} batch needs lengths that are Python ints of 0 or more; got {self.lengths}. "
+                "Convert them with .tolist()."
+            )
+        if type(self.num_targets) is not int or not 0 <= self.num_targets <= self.num_tokens:
+            raise ValueError(
+                f"a {self.layout} batch needs num_targets, a Python int of 0 to its {self.num_tokens} tokens; "
+                f"got {self.num_targets!r}. Count the targets that are not -100."
+            )
+
+    def _check_fields(self, slots: str, wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        """Raise a ValueError that names each field of another dtype or shape than `wanted`."""
+        found = {name: (getattr(self, name).dtype, tuple(getattr(self, name).shape)) for name in wanted}
+        wrong = [name for name in wanted if found[name] != wanted[name]]
+        if wrong:
+            needed, got = (
+                ", ".join(f"{name} {str(of[name][0]).removeprefix('torch.')} {of[name][1]}" for name in wrong)
+                for of in (wanted, found)
+            )
+            raise ValueError(
+                f"a {self.layout} batch of {len(self.lengths)} sequences in {slots} needs {needed}; got {got}. "
+                "Pad, cut and convert all fields alike, and give their lengths."
+            )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -82,6 +112,22 @@ class PaddedBatch(Batch):
 
     layout: ClassVar[Layout] = "padded"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        width = self.input_ids.shape[-1] if self.input_ids.ndim else 0
+        shape = (len(self.lengths), width)
+        ids = dict.fromkeys(("input_ids", "targets", "position_ids"), (torch.int64, shape))
+        self._check_fields(f"rows of {width}", {**ids, "attention_mask": (torch.bool, shape)})
+        if max(self.lengths, default=0) > width:
+            raise ValueError(
+                f"a padded batch with a sequence of {max(self.lengths)} tokens needs rows as long; got input_ids "
+                f"{tuple(self.input_ids.shape)}. Pad to the longest or more."
+            )
+        if self.padding_side not in ("left", "right"):
+            raise ValueError(
+                f"a padded batch needs padding_side 'left' or 'right'; got {self.padding_side!r}. Pass one."
+            )
+
     @property
     def num_slots(self) -> int:
         return self.input_ids.numel()
@@ -120,6 +166,27 @@ class PackedBatch(Batch):
     filler_length: int = 0
 
     layout: ClassVar[Layout] = "packed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.filler_length) is not int or self.filler_length < 0:
+            raise ValueError(
+                f"a packed batch needs filler_length, a Python int of 0 or more; got {self.filler_length!r}. "
+                "Pass the tokens after the last sequence."
+            )
+        segments = self.segment_lengths
+        tokens = sum(segments)
+        row = dict.fromkeys(("input_ids", "targets", "position_ids"), (torch.int64, (1, tokens)))
+        self._check_fields(
+            f"a row of {tokens} tokens ({self.filler_length} of them filler)",
+            {**row, "cu_seqlens": (torch.int32, (len(segments) + 1,))},
+        )
+        longest = max(segments, default=0)
+        if type(self.max_seqlen) is not int or self.max_seqlen != longest:
+            raise ValueError(
+                f"a packed batch needs max_seqlen, a Python int, of its longest segment's {longest} tokens; "
+                f"got {self.max_seqlen!r}. Pass max(segment_lengths)."
+            )
 
     @property
     def num_slots(self) -> int:
@@ -174,6 +241,12 @@ class NestedBatch(Batch):
     offsets: Tensor
 
     layout: ClassVar[Layout] = "nested"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokens = self.num_tokens
+        row = dict.fromkeys(("values", "target_values", "position_values"), (torch.int64, (tokens,)))
+        self._check_fields(f"{tokens} tokens", {**row, "offsets": (torch.int64, (len(self.lengths) + 1,))})
 
     @property
     def rows(self) -> NestedRows:

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NoReturn, Self
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 
@@ -27,6 +29,12 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
 
     Without communication, every rank gets the same number of batches, and every index comes once an epoch
     over all ranks, save those in `dropped`. The order follows from (seed, epoch): call `set_epoch` first.
+
+    A loader that deals batches to the processes itself, as accelerate's and transformers' Trainer's do, needs
+    `num_replicas` of them and `rank=None`: the sampler then gives the batches of all ranks in turn, and the loader's
+    epochs are the sampler's. Accelerate before 1.14 needs `even_batches=False` too, and says so. To resume within
+    epoch 3, call the loader's `set_epoch(3)`, then `skip_first_batches`; where Trainer does both, call the sampler's
+    own `set_epoch(3)` first, as Trainer's does not reach it.
     """
 
     def __init__(
@@ -36,13 +44,13 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         shuffle: bool,
         seed: int,
         num_replicas: int,
-        rank: int,
+        rank: int | None,
         drop_last: bool,
     ) -> None:
         self.lengths = checked_lengths(lengths)
         if num_replicas < 1:
             raise ValueError(f"num_replicas needs to be 1 or more; got {num_replicas}. Pass the world size.")
-        if not 0 <= rank < num_replicas:
+        if rank is not None and not 0 <= rank < num_replicas:
             raise ValueError(f"rank needs to be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank.")
         if len(self.lengths) < num_replicas:
             raise ValueError(
@@ -66,10 +74,48 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(list, self._epoch_plan().batches[self.rank :: self.num_replicas])
+        if self.rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            processes = torch.distributed.get_world_size()
+            if processes % self.num_replicas:
+                raise ValueError(
+                    f"batches dealt out to {processes} processes need num_replicas that divide them; "
+                    f"got {self.num_replicas}. Pass num_replicas=accelerator.num_processes."
+                )
+        batches = self._epoch_plan().batches
+        return map(list, batches if self.rank is None else batches[self.rank :: self.num_replicas])
 
     def __len__(self) -> int:
-        return len(self._epoch_plan().batches) // self.num_replicas
+        count = len(self._epoch_plan().batches)
+        return count if self.rank is None else count // self.num_replicas
+
+    @property
+    def _dealt_out(self) -> bool:
+        """Whether the batches are those of several ranks, for a loader to deal out."""
+        return self.rank is None and self.num_replicas > 1
+
+    @property
+    def sampler(self) -> Self:
+        """Itself, where a loader deals out the batches: accelerate hands its epoch to the `sampler` of what it deals.
+
+        AttributeError else: of one process accelerate sets the epoch without it, and through it accelerate 1.12 would
+        set that of a resumed run back to 0 (accelerate#4071).
+        """
+        if self._dealt_out:
+            return self
+        raise AttributeError("sampler")
+
+    @property
+    def batch_size(self) -> NoReturn:
+        """Batches differ in size: AttributeError, and accelerate deals them out whole.
+
+        It asks before it deals to several processes: ValueError where the batches are not those of several.
+        """
+        if self._dealt_out:
+            raise AttributeError("batch_size")
+        raise ValueError(
+            f"a loader that deals out batches needs those of all ranks; got num_replicas={self.num_replicas} and "
+            f"rank={self.rank}. Pass num_replicas=accelerator.num_processes and rank=None."
+        )
 
     @property
     def dropped(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         shuffle: bool = True,
         seed: int = 0,
         num_replicas: int = 1,
-        rank: int = 0,
+        rank: int | None = 0,
         drop_last: bool = False,
     ) -> None:
         super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
@@ -44,7 +44,7 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         edges = tuple(bucket_edges)
         if not edges or edges[0] < 1 or any(left >= right for left, right in pairwise(edges)):
             raise ValueError(f"bucket_edges needs rising lengths of 1 or more; got {edges}. Pass e.g. (64, 128, 256).")
-        self.batch_size = batch_size
+        self.most_examples = batch_size
         self.bucket_edges = edges
         self._buckets: list[list[int]] = [[] for _ in range(len(edges) + 1)]
         for index, length in enumerate(self.lengths):
@@ -56,8 +56,8 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         left_out: list[int] = []
         for bucket in self._buckets:
             order = [bucket[at] for at in permutation(len(bucket), generator)] if self.shuffle else bucket
-            end = len(order) // self.batch_size * self.batch_size if self.drop_last else len(order)
-            batches += [tuple(order[at : at + self.batch_size]) for at in range(0, end, self.batch_size)]
+            end = len(order) // self.most_examples * self.most_examples if self.drop_last else len(order)
+            batches += [tuple(order[at : at + self.most_examples]) for at in range(0, end, self.most_examples)]
             left_out += order[end:]
         if self.drop_last:
             excess = len(batches) % self.num_replicas
@@ -79,13 +79,13 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         )
 
     def _check_feasible(self) -> None:
-        full = sum(len(bucket) // self.batch_size for bucket in self._buckets)
+        full = sum(len(bucket) // self.most_examples for bucket in self._buckets)
         if self.drop_last and full < self.num_replicas:
             raise ValueError(
                 f"{self.num_replicas} replicas with drop_last need a full batch each; got {full} "
-                f"of batch_size={self.batch_size}. Lower batch_size, use fewer edges or drop_last=False."
+                f"of batch_size={self.most_examples}. Lower batch_size, use fewer edges or drop_last=False."
             )
-        batches = sum(-(-len(bucket) // self.batch_size) for bucket in self._buckets)
+        batches = sum(-(-len(bucket) // self.most_examples) for bucket in self._buckets)
         if not self.drop_last and batches > self.most_batches:
             raise ValueError(
                 f"{self.num_replicas} replicas need an equal number of batches; got {len(self.lengths)} "

@@ -30,7 +30,7 @@ class TokenBudgetBatchSampler(EpochBatchSampler):
         shuffle: bool = True,
         seed: int = 0,
         num_replicas: int = 1,
-        rank: int = 0,
+        rank: int | None = 0,
         drop_last: bool = False,
     ) -> None:
         super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)

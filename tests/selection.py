@@ -44,7 +44,8 @@ def standing(cell: Cell, config: DecoderConfig, device: Device, test: str = "") 
     if reasons := cell.backend.unavailable_reasons(case):
         return Standing("unavailable", tuple(reasons))
     for failure in KNOWN_FAILURES:
-        if failure.strikes(cell, device, test) and failure.present(this_machine()):
+        # What comes and goes passes most of the time: tests/correctness/conftest.py judges it.
+        if not failure.tensors and failure.strikes(cell, device, test) and failure.present(this_machine()):
             return Standing("known failure", (f"{failure.reason} (docs/reproductions/{failure.reproduction})",))
     return Standing("supported")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, context: FlexContext, *, scale: float | None = None, sinks: Tensor | None = None
 ) -> Tensor:
     """Run `flex_attention` on the packed row."""
-    found = flex_attention(
+    found: Any = flex_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),

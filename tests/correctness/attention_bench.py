@@ -19,6 +19,7 @@ from model.attention.oracle import RESULTS, Rounding, Truth, oracle
 from model.cells import Cell
 from model.reference import REFERENCE_COLLATOR, full_precision
 from model.tolerance import Mismatch, mismatch
+from tests.correctness.wrong import Wrong
 
 #: How a tensor lies in memory. "fused" is a slice of one tensor that holds q, k and v; "heads_first" has the storage of
 #: (B, H, S, D); "shifted" is a stretch of a longer buffer that is NaN before and after it, "sliced" one of a buffer
@@ -383,23 +384,19 @@ class AttentionBench:
         rounds = self.cell.backend.rounds.get(default_device(), ())
         return expected_of(given, self.cell.dtype, self.cell.causal, rounds)
 
-    def check(self, given: AttentionInput, *, instead: AttentionInput | None = None) -> None:
-        """Fail, with all that is needed to look into it, where a sequence of the batch is not what it is alone.
+    def check(self, given: AttentionInput) -> None:
+        """Fail where a sequence of the batch is not what it is alone.
 
-        A batch whose shape the backend says it refuses must be refused. `instead` is what the cell is given in place
-        of `given`, to see that the difference is found.
+        A batch whose shape the backend says it refuses must be refused.
         """
         cell = self.cell
         given = given.fitted(cell.backend)
-        run = self.run((instead or given).fitted(cell.backend))
+        run = self.run(given)
         if cell.backend.batch_reasons(run.batch):
             self._check_refused(run)
             return
-        found = self.differences(given, run.results())
-        if found:
-            again = f"pytest -m correctness --cells '{cell.id}'"
-            lines = [f"{cell.id} differs from each sequence alone on {given}:", *map(str, found), f"again: {again}"]
-            raise AssertionError("\n  ".join(lines))
+        if found := self.differences(given, run.results()):
+            raise Wrong("differs from each sequence alone", found)
 
     def differences(self, given: AttentionInput, results: dict[str, Tensor]) -> list[Mismatch]:
         """Return every tensor of `results` that is further from the truth of `given` than the cell may be."""
@@ -424,8 +421,8 @@ class AttentionBench:
         tokens = sum(given.lengths)
         for copy in range(copies):
             part = {name: tensor[copy * tokens : (copy + 1) * tokens] for name, tensor in results.items()}
-            found = self.differences(given, part)
-            assert not found, f"{cell.id}, copy {copy} of {given}: {'; '.join(map(str, found))}"
+            if found := self.differences(given, part):
+                raise Wrong(f"copy {copy} of {given} differs from each sequence alone", found)
 
     def _check_refused(self, run: AttentionRun) -> None:
         try:

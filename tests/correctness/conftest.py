@@ -1,12 +1,17 @@
-"""The workbench of a cell, built once and shared by the tests of a file."""
+"""The workbench of a cell, built once and shared by the tests of a file, and the report of a test that fails."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Generator, Iterator
 
 import pytest
 
+from model.attention import default_device, this_machine
+from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.references import References
+from tests.correctness.report import Failure, Found, Hunt, block
 from tests.correctness.workbench import Workbench, open_workbench
+from tests.known_failures import KNOWN_FAILURES
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +32,59 @@ def workbench(request: pytest.FixtureRequest, references: References) -> Iterato
 def attention(request: pytest.FixtureRequest) -> AttentionBench:
     """The attention call of this test's cell beside the oracle."""
     return AttentionBench(request.param)
+
+
+def cell_of(item: pytest.Function) -> Cell | None:
+    """Return the cell that a test is about, None where it is about none."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params["workbench"][0] if "workbench" in params else params.get("attention")
+
+
+def again(item: pytest.Function) -> str:
+    """Return the command that runs `item` again on the same batches."""
+    config = item.config
+    words = ["pytest", item.nodeid]
+    if config.getoption("compiled") != "default":
+        words.append(f"--compiled={config.getoption('compiled')}")
+    for option in ("hypothesis_profile", "hypothesis_seed"):
+        if (value := config.getoption(option, None)) is not None:
+            words.append(f"--{option.replace('_', '-')}={value}")
+    return shlex.join(words)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Say in one block what failed, instead of what Hypothesis and pytest print of it."""
+    cell, device, name = cell_of(pyfuncitem), default_device(), pyfuncitem.originalname
+    machine = this_machine()
+    sometimes = [
+        each
+        for each in KNOWN_FAILURES
+        if each.tensors and cell and each.strikes(cell, device, name) and each.present(machine)
+    ]
+    hunt = Hunt(sometimes)
+    # None of a test that draws nothing.
+    handle = getattr(pyfuncitem.obj, "hypothesis", None)
+    test = handle.inner_test if handle else None
+    if handle:
+        handle.inner_test = hunt.guarded(test)
+    try:
+        result = yield
+    except (Exception, pytest.fail.Exception, Found) as error:
+        failure = hunt.smallest() or Failure({}, (error.__cause__ or error if isinstance(error, Found) else error,))
+        label = cell.id if cell else pyfuncitem.name
+        raise pytest.fail.Exception(block(label, failure, again(pyfuncitem)), pytrace=False) from failure.errors[0]
+    finally:
+        if handle:
+            handle.inner_test = test
+    if hunt.known:
+        known, failure = hunt.known[0]
+        count = len(failure.errors)
+        pytest.xfail(
+            f"{known.reason} (docs/reproductions/{known.reproduction}): {failure.errors[0]}; {count} of "
+            f"{len(failure.runs)} runs, {len(hunt.known)} batches"
+        )
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,6 +10,7 @@ from model.attention import default_device
 from model.reference import full_precision
 from model.steps import forward
 from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.report import assert_changed, assert_same
 from tests.correctness.slots import embedded, other_tokens, unsupervised
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
@@ -47,10 +48,12 @@ def test_later_tokens_change_earlier_outputs_only_where_attention_is_not_causal(
     assume(not workbench.refuses(collated))
     before = workbench.logits_of(collated)[at]
     after = logits_with(workbench, batch, at, cut, None)
-    assert torch.equal(before[:cut], after[:cut]) == workbench.cell.causal, f"sequence {at}, tokens from {cut} on"
-    assert not torch.equal(before[cut:], after[cut:])
+    earlier = f"logits of sequence {at} before position {cut}, after other tokens from there on,"
+    (assert_same if workbench.cell.causal else assert_changed)(earlier, before[:cut], after[:cut])
+    later = f"logits of sequence {at} from position {cut} on"
+    assert_changed(f"{later}, after other tokens there,", before[cut:], after[cut:])
     after = logits_with(workbench, batch, at, 0, cut)
-    assert not torch.equal(before[cut:], after[cut:]), f"sequence {at}: tokens before {cut} change nothing after"
+    assert_changed(f"{later}, after other tokens before it,", before[cut:], after[cut:])
 
 
 @pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
@@ -67,5 +70,7 @@ def test_the_loss_of_earlier_tokens_has_a_gradient_in_later_ones_only_where_atte
         result = forward(workbench.model, workbench.cell.backend, only, workbench.case)
         (gradient,) = torch.autograd.grad(result.loss, seen)
     earlier, later = only.split(gradient)[at].tensor_split([cut])
-    assert bool(earlier.count_nonzero())
-    assert bool(later.count_nonzero()) != workbench.cell.causal, f"sequence {at}, tokens from {cut} on"
+    loss = f"gradient of sequence {at}, from the loss at positions before {cut}, in those"
+    assert_changed(f"{loss} positions", torch.zeros_like(earlier), earlier)
+    check = assert_same if workbench.cell.causal else assert_changed
+    check(f"{loss} from {cut} on", torch.zeros_like(later), later)

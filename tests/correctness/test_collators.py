@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +173,42 @@ def test_a_batch_stays_the_same_when_moved_to_where_it_is(collator: Collator) ->
     made = collator.build(options())(worked_example())
     assert_same(made.to("cpu"), made)
     assert_same(made.to(torch.device("cpu"), non_blocking=True).to("cpu"), made)
+
+
+@every_collator
+def test_a_batch_is_whole_when_every_tensor_of_it_is_pinned(
+    collator: Collator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a GPU can pin: a stand-in tells which tensors were asked to."""
+    made = collator.build(options())(worked_example())
+    pages: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pages.append(tensor.clone()) or pages[-1])
+    pinned = made.pin_memory()
+    assert_same(pinned, made)
+    assert {id(tensor) for tensor in tensors_of(pinned).values()} == {id(tensor) for tensor in pages}
+
+
+@every_collator
+@pytest.mark.parametrize("non_blocking", [True, False])
+def test_a_batch_is_whole_when_every_tensor_of_it_is_moved(
+    collator: Collator, non_blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU has nowhere to move to: a stand-in tells which tensors were asked to, whereto and whether to wait."""
+    made = collator.build(options())(worked_example())
+    copies: list[Tensor] = []
+    asked: list[Any] = []
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        asked.append((args, kwargs))
+        copies.append(tensor.clone())
+        return copies[-1]
+
+    monkeypatch.setattr(Tensor, "to", to)
+    moved = made.to("cuda", non_blocking=non_blocking)
+    monkeypatch.undo()
+    assert_same(moved, made)
+    assert {id(tensor) for tensor in tensors_of(moved).values()} == {id(tensor) for tensor in copies}
+    assert asked == [(("cuda",), {"non_blocking": non_blocking})] * len(copies)
 
 
 @every_collator

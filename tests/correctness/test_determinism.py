@@ -1,13 +1,13 @@
 """A batch gives the same bits at every repeat, gradients included, where its backend declares so."""
 
 import pytest
-import torch
 from hypothesis import given, settings
 
 from model.attention import default_device
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
 from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
+from tests.correctness.report import assert_same
 from tests.strategies import attention_inputs
 
 pytestmark = pytest.mark.correctness
@@ -24,8 +24,7 @@ def declared_deterministic(cell: Cell) -> bool:
 @settings(max_examples=settings.default.max_examples // 10)
 @given(given=attention_inputs())
 def test_a_batch_repeats_bit_by_bit(attention: AttentionBench, given: AttentionInput) -> None:
-    cell = attention.cell
-    given = given.fitted(cell.backend)
+    given = given.fitted(attention.cell.backend)
     if attention.refuses(given):
         return
     run = attention.run(given)
@@ -33,4 +32,4 @@ def test_a_batch_repeats_bit_by_bit(attention: AttentionBench, given: AttentionI
     for _ in range(REPEATS - 1):
         for name, repeated in run.results().items():
             assert repeated is not first[name]
-            assert torch.equal(repeated, first[name]), f"{name} of {cell.id} differs between repeats on {given}"
+            assert_same(f"{name} of a repeat", first[name], repeated)

@@ -110,7 +110,7 @@ def test_a_batch_may_have_heads_of_64_and_128(attention: AttentionBench, given: 
 @given(given=attention_inputs(sharpness=(0.25, 0.5, 2.0), lengths_of=more_than_one_token))
 def test_a_batch_honours_a_scale_of_its_own(attention: AttentionBench, given: AttentionInput) -> None:
     attention.check(given)
+    given = given.fitted(attention.cell.backend)
     if not attention.refuses(given):
         # With the default scale it is another result, far beyond rounding: a lost scale is seen.
-        with pytest.raises(AssertionError, match="differs from each sequence alone"):
-            attention.check(given, instead=replace(given, sharpness=None))
+        assert attention.differences(given, attention.run(replace(given, sharpness=None)).results())

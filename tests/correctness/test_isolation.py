@@ -10,6 +10,7 @@ from model.attention import default_device
 from model.reference import full_precision
 from model.steps import forward
 from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.report import assert_changed, assert_same
 from tests.correctness.slots import embedded, other_tokens, unsupervised
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
@@ -32,7 +33,8 @@ def test_tokens_of_one_sequence_do_not_change_the_outputs_of_others(
     logits = zip(workbench.logits_of(before), workbench.logits_of(after), strict=True)
     for index, (was, now) in enumerate(logits):
         # Shapes are the same, so that kernels add in the same order: equality is exact.
-        assert torch.equal(was, now) == (index != at), f"sequence {index} after a change of sequence {at}"
+        check = assert_changed if index == at else assert_same
+        check(f"logits of sequence {index} after other tokens in sequence {at}", was, now)
 
 
 @pytest.mark.cells(distinct=True, collator=ONE_OF_EACH_LAYOUT, mode=("train",))
@@ -49,5 +51,6 @@ def test_the_loss_of_one_sequence_has_no_gradient_in_others(
         result = forward(workbench.model, workbench.cell.backend, only, workbench.case)
         (gradient,) = torch.autograd.grad(result.loss, seen)
     for index, piece in enumerate(only.split(gradient)):
-        assert bool(piece.count_nonzero()) == (index == at), f"sequence {index}, from the loss of sequence {at}"
+        check = assert_changed if index == at else assert_same
+        check(f"gradient of sequence {index}, from the loss of sequence {at},", torch.zeros_like(piece), piece)
         assert bool(piece.isfinite().all())

@@ -37,5 +37,5 @@ def test_a_batch_leaves_all_other_memory_as_it_was(
     kept = Kept([*run.inputs, run.gradient, *(value for value in of_batch if isinstance(value, torch.Tensor))])
     guards.overwritten()
     run.results()
-    assert kept.changed() == 0, f"bytes of arguments that {attention.cell.id} changed, or beside them, on {given}"
-    assert guards.overwritten() == 0, f"bytes of other tensors that {attention.cell.id} overwrote on {given}"
+    assert kept.changed() == 0, "bytes of its arguments, or beside them, were changed"
+    assert guards.overwritten() == 0, "bytes of other tensors were overwritten"

@@ -89,4 +89,4 @@ def test_three_steps_move_every_parameter_as_the_reference_does(workbench: Workb
         return [each for each in found if each]
 
     updates = trained(workbench.model, workbench.cell.backend, collated, workbench.case)
-    workbench.assert_none(against(reference, moved_updates, differences), batch)
+    workbench.assert_none(against(reference, moved_updates, differences))

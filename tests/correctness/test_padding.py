@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from collators import Example, collator_named
 from model.attention import default_device
 from tests.correctness.drawn import CONFIG
+from tests.correctness.report import assert_same
 from tests.correctness.slots import embeddings_replaced, real_slots, widened, with_empty_row, with_padding_ids
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
@@ -48,8 +49,8 @@ def test_ids_and_embeddings_of_padding_change_nothing(
     padding = ~real_slots(clean)
     with embeddings_replaced(workbench.model, padding, garbage.to(padding.device)):
         filled = workbench.outcome_of(with_padding_ids(clean, ids))
-    for was, now in zip(workbench.logits_of(clean), filled.logits, strict=True):
-        assert torch.equal(was, now)
+    for index, (was, now) in enumerate(zip(workbench.logits_of(clean), filled.logits, strict=True)):
+        assert_same(f"logits of sequence {index} with other padding", was, now)
     workbench.assert_right(filled, batch)
 
 

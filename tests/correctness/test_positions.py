@@ -66,7 +66,7 @@ def test_shifted_positions_are_those_that_the_reference_takes(
         workbench.outcome_of(placed),
         lambda precision, number: reference_at(workbench, batch, positions, precision, number),
     )
-    workbench.assert_none(found, batch)
+    workbench.assert_none(found)
 
 
 @pytest.mark.cells(
@@ -86,7 +86,7 @@ def test_shifted_rotary_positions_change_nothing(workbench: Workbench, batch: li
     moved = reference_at(workbench, batch, shifted(batch, workbench.config.max_length, seed), "truth")
     truth = workbench.truth_of(batch)
     workbench.assert_none(
-        differences(moved, truth, [truth], dtype=torch.float32, error_factor=0, config=workbench.config), batch
+        differences(moved, truth, [truth], dtype=torch.float32, error_factor=0, config=workbench.config)
     )
 
 

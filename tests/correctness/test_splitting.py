@@ -11,6 +11,7 @@ from collators import IGNORE_INDEX, Batch, Example
 from model.attention import default_device
 from model.reference import Outcome
 from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.report import assert_same
 from tests.correctness.slots import unsupervised
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
@@ -70,6 +71,6 @@ def test_no_supervised_target_gives_no_loss_and_no_gradient(workbench: Workbench
     actual = workbench.outcome_of(collated)
     assert all((example.targets == IGNORE_INDEX).all() for example in batch)
     assert all(piece.isfinite().all() for piece in actual.logits)
-    assert torch.equal(actual.loss, torch.zeros_like(actual.loss))
+    assert_same("loss", torch.zeros_like(actual.loss), actual.loss)
     for name, gradient in actual.gradients.items():
-        assert torch.equal(gradient, torch.zeros_like(gradient)), name
+        assert_same(f"gradient of {name}", torch.zeros_like(gradient), gradient)

@@ -30,9 +30,7 @@ from tests.correctness.references import (
     moved_outcome,
     weight_dtype,
 )
-
-#: How many tensors the report of a red cell names.
-SHOWN = 6
+from tests.correctness.wrong import Wrong
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,18 +140,11 @@ class Workbench:
             lambda *known: differences(actual, *known, dtype=dtype, error_factor=factor, config=self.config),
         )
 
-    def assert_none(self, found: Sequence[Mismatch], examples: Sequence[Example]) -> None:
-        """Fail, with all that is needed to look into it, where the cell on `examples` differs from the reference."""
-        if not found:
-            return
-        lengths = [example.input_ids.numel() for example in examples]
-        again = f"pytest -m correctness --compiled=all --cells '{self.cell.id}'"
+    def assert_none(self, found: Sequence[Mismatch]) -> None:
+        """Fail where tensors differ from the reference."""
         # Logits and loss first: gradients are wrong wherever they are.
-        ordered = sorted(found, key=lambda mismatch: mismatch.name.startswith("gradient"))
-        lines = [f"{self.cell.id} differs from the reference on lengths {lengths}:", *map(str, ordered[:SHOWN])]
-        if len(ordered) > SHOWN:
-            lines.append(f"... and {len(ordered) - SHOWN} tensors more")
-        raise AssertionError("\n  ".join([*lines, f"again: {again}"]))
+        if ordered := sorted(found, key=lambda mismatch: mismatch.name.startswith("gradient")):
+            raise Wrong("differs from the reference", ordered)
 
     def wrong(self, actual: Outcome, examples: Sequence[Example]) -> list[Mismatch]:
         """Return every tensor of `actual` that is not what the padded reference computes of `examples`."""
@@ -161,7 +152,7 @@ class Workbench:
 
     def assert_right(self, actual: Outcome, examples: Sequence[Example]) -> None:
         """Fail where `actual` is not what the reference computes of `examples`."""
-        self.assert_none(self.wrong(actual, examples), examples)
+        self.assert_none(self.wrong(actual, examples))
 
     def check(self, examples: Sequence[Example]) -> None:
         """Fail where the cell is not the reference; a batch whose shape the backend refuses must be refused."""

@@ -16,6 +16,7 @@ from model.attention import BACKENDS, Backend, backend_named, this_machine
 from model.attention.case import Case
 from model.huggingface.attention import PREFIX, attending, registered
 from model.huggingface.gpt2 import REQUIRES
+from model.huggingface.segments import segments_between
 from tests.huggingface.tiny_models import (
     LENGTHS,
     alone,
@@ -162,8 +163,9 @@ def test_layers_without_the_mask_of_the_backend_refuse(model: nn.Module) -> None
 
 def moved(segments: Any, case: Case) -> Any:
     """Context of a row whose first two segments are taken for one."""
-    backend, lengths = backend_named("sdpa_loop"), segments.lengths
-    return backend.prepare(replace(segments, lengths=(sum(lengths[:2]), *lengths[2:])), case)
+    offsets = segments.cu_seqlens
+    joined = segments_between(torch.cat([offsets[:1], offsets[2:]]), segments.num_slots)
+    return backend_named("sdpa_loop").prepare(joined, case)
 
 
 def test_segments_that_are_off_by_one_are_seen(model: nn.Module) -> None:

@@ -3,14 +3,24 @@
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from collators import COLLATORS, Batch, Collator, CollatorOptions, Example, collator_named
+from collators import (
+    COLLATORS,
+    Batch,
+    Collator,
+    CollatorOptions,
+    Example,
+    NestedBatch,
+    PackedBatch,
+    PaddedBatch,
+    collator_named,
+)
 from collators.packed_multiple import PackedMultiple
 from model.attention import BACKENDS, REFERENCE, Backend, Device, backend_named, default_device
 from model.cells import Cell, all_cells
@@ -265,13 +275,77 @@ def test_a_padded_batch_narrower_than_the_backend_takes_is_refused() -> None:
     backend.prepared(batch_of(4), case)
 
 
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+#: What collators have done to one field and not to the others.
+WRONG_FIELDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda field: torch.cat([field, field[..., -1:]], dim=-1),
+    "cut": lambda field: field[..., :-1],
+    "another dimension": lambda field: field[None],
+    "a dimension less": lambda field: field[0],
+    "another dtype": lambda field: field.to(torch.int16),
+}
+
+
 @every_collator
-def test_a_batch_splits_no_outputs_where_its_lengths_are_not_those_of_its_tensors(collator: Collator) -> None:
+@pytest.mark.parametrize("change", WRONG_FIELDS.values(), ids=list(WRONG_FIELDS))
+def test_a_batch_with_a_field_unlike_the_others_is_refused_where_it_is_made(
+    collator: Collator, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Else it is an error of shapes deep in the model (LLaMA-Factory#10736)."""
     batch = collator.build(OPTIONS)([good(2), good(4), good(3)])
-    outputs = torch.nn.functional.embedding(batch.input_ids, torch.zeros(16, 4))
-    for lengths in ((2, 4), (2, 4, 3, 1)):
-        with pytest.raises((ValueError, RuntimeError)):
-            replace(batch, lengths=lengths).split(outputs)
+    for name, right in tensors_of(batch).items():
+        wrong = change(right)
+        message = refusal(lambda name=name, wrong=wrong: replace(batch, **{name: wrong}), rf"^a {batch.layout} batch ")
+        for shape in {tuple(right.shape), tuple(wrong.shape)}:
+            assert str(shape) in message
+        # All others differ from the row that the ids have.
+        assert name in message or name == "input_ids"
+        if right.shape == wrong.shape:
+            assert f"{name} {right.dtype} ".replace("torch.", "") in message
+            assert f"{name} {wrong.dtype} ".replace("torch.", "") in message
+
+
+@every_collator
+@pytest.mark.parametrize(
+    "lengths",
+    [(2, 4), (2, 4, 3, 1), (2, 4, 3, 0), (2, 4, 13), (2, 4, -3), (2, 4, 3.0), (2, 4, torch.tensor(3)), ()],
+    ids=str,
+)
+def test_a_batch_with_lengths_that_are_not_those_of_its_fields_is_refused(
+    collator: Collator, lengths: tuple[Any, ...]
+) -> None:
+    batch = collator.build(OPTIONS)([good(2), good(4), good(3)])
+    refusal(lambda: replace(batch, lengths=lengths), rf"^a {batch.layout} batch ")
+
+
+@pytest.mark.parametrize(
+    ("collator", "field", "values"),
+    [
+        *[(collator.name, "num_targets", (-1, 10, 9.0, torch.tensor(9))) for collator in COLLATORS],
+        *[(collator.name, "padding_side", ("top", None)) for collator in COLLATORS if collator.layout == "padded"],
+        ("packed", "max_seqlen", (3, 5, 4.0, torch.tensor(4))),
+        # The filler is the longest of its segments.
+        ("packed_multiple", "max_seqlen", (4, 6, 8, torch.tensor(7))),
+        ("packed", "filler_length", (-1, 1, 0.0, torch.tensor(0))),
+        ("packed_multiple", "filler_length", (0, 6, 8, torch.tensor(7))),
+    ],
+)
+def test_a_batch_with_a_wrong_number_is_refused(collator: str, field: str, values: tuple[Any, ...]) -> None:
+    batch = collator_named(collator).build(OPTIONS)([good(2), good(4), good(3)])
+    for value in values:
+        refusal(lambda value=value: replace(batch, **{field: value}), rf"^a {batch.layout} batch .*\bgot .*\. \w")
+
+
+def test_a_batch_of_empty_sequences_may_be_made_by_hand() -> None:
+    """Collators refuse them; rows of a forward that hold no tokens, and segments that do not, are none of theirs."""
+    empty = torch.zeros(1, 0, dtype=torch.int64)
+    PaddedBatch((0,), 0, empty, empty, empty, empty.bool(), "right")
+    PackedBatch((0, 0), 0, empty, empty, empty, torch.zeros(3, dtype=torch.int32), 0)
+    NestedBatch((0, 0), 0, empty[0], empty[0], empty[0], torch.zeros(3, dtype=torch.int64))
 
 
 def test_a_nested_batch_splits_no_outputs_of_other_lengths() -> None:

@@ -251,6 +251,69 @@ def test_a_parquet_file_gives_its_first_integer_column_or_the_one_named(tmp_path
     assert read_lengths_file(f"{path}:words").lengths == (2, 4)
 
 
+@settings(max_examples=30)
+@given(data=st.data(), count=st.integers(1, 30), named=st.booleans(), dictionary=st.booleans())
+def test_a_parquet_file_gives_all_of_a_column_however_it_is_written(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, count: int, named: bool, dictionary: bool
+) -> None:
+    """In row groups, in pages, dictionary-encoded or not, from arrays of several chunks, beside other columns."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    width = data.draw(st.sampled_from(["int64", "int32", "uint16"]))
+    columns = {
+        # Few values: a dictionary of them is shorter than the column.
+        name: data.draw(st.lists(st.integers(1, 9) | st.integers(1, 2**15), min_size=count, max_size=count))
+        for name in ("tokens", "words.of it", "id")
+    }
+    cut = data.draw(st.integers(0, count))
+    table = pa.table(
+        {"text": pa.array(["a"] * count)}
+        | {
+            name: pa.chunked_array([values[:cut], values[cut:]], pa.type_for_alias(width))
+            for name, values in columns.items()
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "written.parquet"
+    pq.write_table(
+        table,
+        path,
+        row_group_size=data.draw(st.integers(1, count)),
+        use_dictionary=dictionary,
+        data_page_size=data.draw(st.sampled_from([1, 2**20])),
+    )
+    name = data.draw(st.sampled_from([*columns])) if named else "tokens"
+    read = read_lengths_file(f"{path}:{name}" if named else str(path))
+    assert read.lengths == tuple(columns[name])
+    assert all(type(length) is int for length in read.lengths)
+    assert list(read.places) == list(range(count))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 2**15 - 1), min_size=1, max_size=20),
+    dtype=st.sampled_from(["i2", "u2", "i4", "u4", "i8", "u8"]),
+    order=st.sampled_from("<>"),
+    step=st.integers(1, 3),
+    version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
+)
+def test_an_npy_file_gives_its_integers_however_they_are_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    dtype: str,
+    order: str,
+    step: int,
+    version: tuple[int, int],
+) -> None:
+    """Of either byte order, from arrays with steps between their elements, in every version of the format."""
+    array = np.repeat(np.array(lengths, dtype=f"{order}{dtype}"), step)[::step]
+    path = tmp_path_factory.getbasetemp() / "written.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, version=version)
+    read = read_lengths_file(str(path))
+    assert read.lengths == tuple(lengths)
+    assert all(type(length) is int for length in read.lengths)
+
+
 def test_files_of_other_lengths_have_other_names_and_equal_files_the_same(tmp_path: Path) -> None:
     first = read_lengths_file(file_of(tmp_path, "3\n5\n"))
     again = read_lengths_file(file_of(tmp_path, "# same\n3\n5\n"))

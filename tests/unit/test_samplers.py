@@ -1,5 +1,7 @@
 """Batch samplers: every index once an epoch over all ranks, as many batches on each, none over its budget."""
 
+import copy
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -328,6 +330,41 @@ def test_lengths_may_be_an_array_or_a_tensor(make: MakeSampler, convert: Callabl
     batches = list(make(convert(lengths)))
     assert batches == list(make(lengths))
     assert all(type(index) is int for batch in batches for index in batch)
+
+
+@every_sampler
+@given(lengths=many_lengths, num_replicas=replicas, epochs=st.lists(st.integers(0, 5), min_size=2, max_size=2))
+def test_the_batches_of_all_ranks_come_in_turn(
+    make: MakeSampler, lengths: list[int], num_replicas: int, epochs: list[int]
+) -> None:
+    everybody = make(lengths, num_replicas=num_replicas, rank=None)
+    for epoch in epochs:
+        everybody.set_epoch(epoch)
+        ranks = ranks_of(lambda rank: make(lengths, num_replicas=num_replicas, rank=rank), num_replicas, epoch)
+        assert list(everybody) == [batch for step in zip(*ranks, strict=True) for batch in step]
+        assert len(everybody) == num_replicas * len(ranks[0])
+
+
+@every_sampler
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_copy_goes_on_in_the_epoch_and_has_its_own(
+    make: MakeSampler, copied: Callable[[Any], Any], planned: bool
+) -> None:
+    """A worker of a loader gets a copy, and so does a checkpoint."""
+    sampler = make([3, 14, 8, 1] * 9, seed=2, num_replicas=2, rank=1)
+    wanted = [
+        ranks_of(lambda rank: make([3, 14, 8, 1] * 9, seed=2, num_replicas=2, rank=rank), 2, epoch)[1]
+        for epoch in (3, 4)
+    ]
+    sampler.set_epoch(3)
+    if planned:
+        list(sampler)
+    other = copied(sampler)
+    assert list(other) == wanted[0]
+    other.set_epoch(4)
+    assert list(other) == wanted[1]
+    assert list(sampler) == wanted[0]
 
 
 @every_sampler

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from collators import IGNORE_INDEX, Batch, CollatorOptions, Example, PackedBatch, PaddedBatch, example
+from collators import IGNORE_INDEX, Batch, CollatorOptions, Example, NestedBatch, PackedBatch, PaddedBatch, example
 from collators.batch import NestedRows
 from collators.nested import Nested
 from collators.packed import Packed
 from collators.packed_multiple import PackedMultiple
 from collators.pad_left import PadLeft
 from collators.pad_longest import PadLongest
-from tests.meta.faults.fault import Faults, makes
+from collators.pad_multiple import PadMultiple
+from tests.meta.faults.fault import Faults, makes, unchecked
 
 COLLATORS = Faults("collators")
 plant = COLLATORS.plant
@@ -29,9 +30,14 @@ ROUND_TRIP = "test_collators.py::test_a_batch_splits_into_its_sequences_in_order
 TOKENS = "test_collators.py::test_a_batch_keeps_every_token_and_counts_its_slots"
 MASK = "test_collators.py::test_a_padded_batch_masks_what_is_not_a_token"
 MOVED = "test_collators.py::test_a_batch_moves_to_a_device_whole"
+PINNED = "test_collators.py::test_a_batch_is_whole_when_every_tensor_of_it_is_pinned"
+UNEQUAL = "test_bad_batches.py::test_a_batch_with_a_field_unlike_the_others_is_refused_where_it_is_made"
 BAD_EXAMPLE = "test_bad_batches.py::test_a_batch_with_a_bad_example_is_refused_by_its_index"
 EQUAL = "test_equivalence.py::test_a_batch_equals_the_padded_reference"
 ISOLATED = "test_isolation.py::test_tokens_of_one_sequence_do_not_change_the_outputs_of_others"
+
+#: Of a batch whose fields do not fit each other, where it is made.
+REFUSED = (ValueError,)
 
 PACKED_CELL = "sdpa_document_mask-packed-train-full-float32-eager-drawn"
 LEFT_CELL = "sdpa_padded-pad_left-train-full-float32-eager-drawn"
@@ -54,25 +60,25 @@ def cu_seqlens_one_token_early(patch: pytest.MonkeyPatch) -> None:
     with_offsets(patch, lambda offsets: torch.cat([offsets[:1], offsets[1:-1] - 1, offsets[-1:]]))
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def cu_seqlens_do_not_start_at_0(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is the running sum of the lengths alone."""
     with_offsets(patch, lambda offsets: offsets[1:])
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def cu_seqlens_do_not_end_at_the_tokens(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is where the sequences start, without the end."""
     with_offsets(patch, lambda offsets: offsets[:-1])
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def cu_seqlens_of_int64(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is int64, which kernels read as pairs of int32."""
     with_offsets(patch, Tensor.long)
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def max_seqlen_too_small(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is that of the mean length, rounded up: tiles past it are not computed."""
     makes(
@@ -82,13 +88,13 @@ def max_seqlen_too_small(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def max_seqlen_without_the_filler(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is that of the sequences, where the filler is longer."""
     makes(patch, PackedMultiple, lambda options, examples, batch: replace(batch, max_seqlen=max(batch.lengths)))
 
 
-@plant(SEGMENTS, links=("transformers#35588",))
+@plant(SEGMENTS, links=("transformers#35588",), errors=REFUSED)
 def max_seqlen_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is a 0-d tensor, which torch.compile cannot guard on."""
     makes(patch, Packed, lambda options, examples, batch: replace(batch, max_seqlen=batch.cu_seqlens.diff().max()))
@@ -192,7 +198,7 @@ def filler_is_supervised(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PackedMultiple, supervised)
 
 
-@plant(SEGMENTS)
+@plant(SEGMENTS, errors=REFUSED)
 def filler_belongs_to_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     """The filler's tokens lengthen the last segment."""
 
@@ -397,11 +403,65 @@ def moving_leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PackedBatch, "_map", mapped)
 
 
-@plant(MOVED)
+@plant(MOVED, errors=REFUSED)
 def moving_drops_the_filler(patch: pytest.MonkeyPatch) -> None:
     """`to` forgets how long the filler is."""
     right = PackedBatch._map
     patch.setattr(PackedBatch, "_map", lambda batch, function: replace(right(batch, function), filler_length=0))
+
+
+@plant(MOVED)
+def moving_changes_the_side_of_padding(patch: pytest.MonkeyPatch) -> None:
+    """A batch padded on the left is one padded on the right once it is moved."""
+    right = PaddedBatch._map
+    patch.setattr(PaddedBatch, "_map", lambda batch, function: replace(right(batch, function), padding_side="right"))
+
+
+@plant("test_collators.py::test_a_batch_is_whole_when_every_tensor_of_it_is_moved")
+def moving_waits_for_the_device(patch: pytest.MonkeyPatch) -> None:
+    """`to` takes `non_blocking` and moves one tensor after the other all the same."""
+    patch.setattr(Batch, "to", lambda batch, device, non_blocking=False: batch._map(lambda tensor: tensor.to(device)))
+
+
+@plant(PINNED, errors=REFUSED)
+def pinning_drops_the_filler(patch: pytest.MonkeyPatch) -> None:
+    """`pin_memory` of a packed batch forgets how long the filler is."""
+    right = PackedBatch.pin_memory
+    patch.setattr(PackedBatch, "pin_memory", lambda batch: replace(right(batch), filler_length=0))
+
+
+@plant(PINNED)
+def pinning_leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
+    """`pin_memory` pins what has the shape of the ids."""
+    right = NestedBatch.pin_memory
+    patch.setattr(NestedBatch, "pin_memory", lambda batch: replace(right(batch), offsets=batch.offsets))
+
+
+@plant(UNEQUAL)
+def fields_of_unequal_shapes_accepted(patch: pytest.MonkeyPatch) -> None:
+    """A batch is made of whatever its fields hold."""
+    unchecked(patch, PaddedBatch, PackedBatch, NestedBatch)
+
+
+@plant(UNEQUAL)
+def fields_of_other_dtypes_accepted(patch: pytest.MonkeyPatch) -> None:
+    """The fields of a packed batch have the shapes that they must have, and any dtype."""
+    right = PackedBatch._check_fields
+
+    def shapes_alone(batch: PackedBatch, slots: str, wanted: dict[str, Any]) -> None:
+        right(batch, slots, {name: (getattr(batch, name).dtype, shape) for name, (_, shape) in wanted.items()})
+
+    patch.setattr(PackedBatch, "_check_fields", shapes_alone)
+
+
+@plant(TOKENS, links=("LLaMA-Factory#10736",), errors=REFUSED)
+def ids_padded_to_a_multiple_alone(patch: pytest.MonkeyPatch) -> None:
+    """`pad_multiple` pads ids, targets and the mask; positions end at the longest sequence."""
+
+    def positions_left(options: CollatorOptions, examples: list[Example], batch: Any) -> Batch:
+        return replace(batch, position_ids=batch.position_ids[:, : max(batch.lengths)])
+
+    makes(patch, PadMultiple, positions_left)
 
 
 @plant(
@@ -433,6 +493,7 @@ def nested_offsets_not_summed(patch: pytest.MonkeyPatch) -> None:
 )
 def offsets_overwritten_by_an_all_ones_mask(patch: pytest.MonkeyPatch) -> None:
     """A redundant mask of ones says anew where sequences end: one row of ones is one sequence."""
+    unchecked(patch, PackedBatch)
 
     def overwritten(options: CollatorOptions, examples: list[Example], batch: Any) -> Batch:
         ones = torch.ones_like(batch.input_ids)
@@ -444,6 +505,7 @@ def offsets_overwritten_by_an_all_ones_mask(patch: pytest.MonkeyPatch) -> None:
 @plant(EQUAL, PACKED_CELL, links=("nanoVLM#201",))
 def neither_positions_nor_documents(patch: pytest.MonkeyPatch) -> None:
     """Sequences are concatenated, and nothing says where one ends: positions run on, one document."""
+    unchecked(patch, PackedBatch)
 
     def one_document(options: CollatorOptions, examples: list[Example], batch: Any) -> Batch:
         last = options.max_length - 1
@@ -459,6 +521,7 @@ def neither_positions_nor_documents(patch: pytest.MonkeyPatch) -> None:
 @plant(EQUAL, PACKED_CELL)
 def documents_found_in_neighbouring_positions(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` are rebuilt from where positions fall, so that sequences of one token join the one before."""
+    unchecked(patch, PackedBatch)
 
     def rebuilt(options: CollatorOptions, examples: list[Example], batch: Any) -> Batch:
         positions = batch.position_ids[0].tolist()

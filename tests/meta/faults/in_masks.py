@@ -12,7 +12,7 @@ from collators.batch import PackedBatch
 from model.attention import Case
 from model.attention.sdpa import SdpaContext, additive, allowed_keys, prepare_unmasked_where_possible
 from model.attention.sdpa_document_mask import document_ids
-from tests.meta.faults.fault import Faults, attends, prepares
+from tests.meta.faults.fault import Faults, attends, prepares, unchecked
 
 MASKS = Faults("attention")
 plant = MASKS.plant
@@ -220,6 +220,7 @@ def nan_in_rows_that_see_nothing(patch: pytest.MonkeyPatch) -> None:
 @plant(ANY_CONTENT, FILLED)
 def filler_seen_by_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     """The filler has the segment id of the last sequence."""
+    unchecked(patch, PackedBatch)
 
     def joined(right: Any, batch: PackedBatch, case: Case) -> SdpaContext:
         if not batch.filler_length:
@@ -233,6 +234,7 @@ def filler_seen_by_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
 @plant(EQUAL, FULL)
 def stale_cu_seqlens(patch: pytest.MonkeyPatch) -> None:
     """Offsets are those of the batch before, cut to the tokens of this one."""
+    unchecked(patch, PackedBatch)
     last: list[Tensor] = []
 
     def stale(right: Any, batch: PackedBatch, case: Case) -> SdpaContext:

@@ -1,12 +1,14 @@
-"""Faults of the batch samplers."""
+"""Faults of the batch samplers, alone and in the loaders that deal their batches out, and of files of lengths."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from collators.epoch_batches import EpochBatchSampler, EpochPlan
+from collators import length_file
+from collators.epoch_batches import EpochBatchSampler, EpochPlan, split_to_multiple
 from collators.length_buckets import LengthBucketBatchSampler
 from collators.token_budget import TokenBudgetBatchSampler
 from tests.meta.faults.fault import Faults
@@ -15,6 +17,9 @@ SAMPLERS = Faults("samplers")
 plant = SAMPLERS.plant
 
 WHOLE = "test_samplers.py::test_an_epoch_has_every_index_once_and_as_many_batches_a_rank"
+DEALT = "test_prepared_loaders.py::test_an_epoch_has_every_index_once_and_as_many_batches_a_process"
+RESUMED = "test_prepared_loaders.py::test_a_process_gets_what_a_sampler_of_its_rank_gives"
+PARQUET = "test_lengths.py::test_a_parquet_file_gives_all_of_a_column_however_it_is_written"
 EPOCHS = "test_samplers.py::TestEpochsOfAllRanks"
 
 
@@ -129,3 +134,100 @@ def ranks_plan_apart(patch: pytest.MonkeyPatch) -> None:
             self.seed = seed
 
     patch.setattr(EpochBatchSampler, "_epoch_plan", apart)
+
+
+@plant(DEALT)
+def loader_leaves_the_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Accelerate finds no `sampler` whose epoch to set: every epoch of its loader is the first."""
+    patch.delattr(EpochBatchSampler, "sampler")
+
+
+@plant(RESUMED, links=("accelerate#4071",))
+def resumed_epoch_in_the_order_of_the_first(patch: pytest.MonkeyPatch) -> None:
+    """A loader's `set_epoch` reaches a copy of the sampler: an epoch that is resumed has the order of epoch 0."""
+    right = EpochBatchSampler.sampler
+    patch.setattr(EpochBatchSampler, "sampler", property(lambda self: copy.copy(right.fget(self))))
+
+
+@plant("test_prepared_loaders.py::test_batches_of_one_rank_are_not_dealt_again")
+def batches_dealt_twice(patch: pytest.MonkeyPatch) -> None:
+    """Batches of one rank are taken for those of all, and dealt out again: of two ranks' half are lost."""
+    patch.delattr(EpochBatchSampler, "batch_size")
+
+
+@plant(DEALT)
+def processes_with_unequal_batches(patch: pytest.MonkeyPatch) -> None:
+    """The batches of all ranks are as many as fill up, whatever the number of processes that they are dealt to."""
+    right = split_to_multiple
+
+    def split(batches: Any, lengths: Any, multiple: int) -> Any:
+        return right(batches, lengths, 1)
+
+    patch.setattr("collators.token_budget.split_to_multiple", split)
+
+
+@plant(DEALT)
+def batch_size_told_of_batches_that_differ(patch: pytest.MonkeyPatch) -> None:
+    """Buckets tell how many examples a batch has at most, and accelerate leaves out the steps of shorter ones."""
+    patch.setattr(LengthBucketBatchSampler, "batch_size", property(lambda self: self.most_examples))
+
+
+@plant("test_samplers.py::test_the_batches_of_all_ranks_come_in_turn")
+def batches_of_all_ranks_one_rank_after_the_other(patch: pytest.MonkeyPatch) -> None:
+    """The batches of all ranks begin with all of rank 0: dealt out in turn, each rank gets those of others."""
+    right = EpochBatchSampler.__iter__
+
+    def in_order(self: EpochBatchSampler) -> Any:
+        batches = list(right(self))
+        if self.rank is not None:
+            return iter(batches)
+        return iter([batch for rank in range(self.num_replicas) for batch in batches[rank :: self.num_replicas]])
+
+    patch.setattr(EpochBatchSampler, "__iter__", in_order)
+
+
+@plant("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
+def copy_starts_again_at_epoch_0(patch: pytest.MonkeyPatch) -> None:
+    """A copy of a sampler, as in a worker or a checkpoint, forgets the epoch."""
+    patch.setattr(
+        EpochBatchSampler,
+        "__getstate__",
+        lambda self: {**vars(self), "epoch": 0, "_planned": None},
+        raising=False,
+    )
+
+
+@plant("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
+def copy_keeps_the_plan_that_was_made(patch: pytest.MonkeyPatch) -> None:
+    """A copy gives the batches that were planned when it was made, whatever epoch it is set to."""
+
+    def state(self: EpochBatchSampler) -> dict[str, Any]:
+        plan = self._epoch_plan()
+        return {**vars(self), "_plan": lambda generator: plan}
+
+    patch.setattr(EpochBatchSampler, "__getstate__", state, raising=False)
+
+
+@plant(PARQUET)
+def first_row_group_read_alone(patch: pytest.MonkeyPatch) -> None:
+    """Of a Parquet file the first row group gives the lengths."""
+    patch.setattr("pyarrow.parquet.ParquetFile.read", lambda self, columns: self.read_row_group(0, columns=columns))
+
+
+@plant(PARQUET)
+def first_integer_column_whatever_is_named(patch: pytest.MonkeyPatch) -> None:
+    """The column that is named is not looked for: lengths in words are taken for tokens."""
+    right = length_file._from_parquet
+    patch.setattr("collators.length_file._from_parquet", lambda path, file, column: right(path, file, None))
+
+
+@plant("test_lengths.py::test_an_npy_file_gives_its_integers_however_they_are_written")
+def bytes_of_another_order_read_as_they_stand(patch: pytest.MonkeyPatch) -> None:
+    """An array of big-endian integers is read as if they were this machine's."""
+    right = np.lib.format.read_array
+
+    def read(file: Any, allow_pickle: bool) -> np.ndarray:
+        array = right(file, allow_pickle=allow_pickle)
+        return array.view(array.dtype.newbyteorder("="))
+
+    patch.setattr("numpy.lib.format.read_array", read)

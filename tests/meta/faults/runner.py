@@ -41,7 +41,8 @@ class Failure:
     message: str
 
 
-@dataclass
+# Compared by identity: pytest puts plugins into a set where the folders of a session have different conftests.
+@dataclass(eq=False)
 class Recorder:
     """Pytest plugin that keeps what failed and how much passed."""
 
@@ -66,6 +67,10 @@ def _errors(error: BaseException) -> Iterator[tuple[type[BaseException], str]]:
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
             yield from _errors(part)
+        return
+    # A report of tests/correctness/report.py has what the property raised behind it.
+    if isinstance(error, pytest.fail.Exception) and error.__cause__ is not None:
+        yield from _errors(error.__cause__)
         return
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -131,7 +136,7 @@ def judged(fault: Fault) -> Verdict:
     return Verdict(right and bool(failure.errors), seen)
 
 
-@dataclass
+@dataclass(eq=False)
 class Controls(Recorder):
     """Keeps of a session what `selections` ask for, and what came of each."""
 

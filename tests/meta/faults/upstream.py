@@ -1,6 +1,7 @@
 """The real bugs that the catalogue draws on, and why some of them cannot be planted here."""
 
 PROJECTS = {
+    "accelerate": "huggingface/accelerate",
     "axolotl": "axolotl-ai-cloud/axolotl",
     "flash-attention": "Dao-AILab/flash-attention",
     "flash-linear-attention": "fla-org/flash-linear-attention",
@@ -28,6 +29,8 @@ BUGS: dict[str, str] = {
     "nanoVLM#201": "positions not reset and no document mask",
     "transformers#39814": "no position is 0, by which sequences are told apart",
     "LLaMA-Factory#7754": "wrong positions in the second packed document",
+    "LLaMA-Factory#10736": "ids padded to a multiple, positions not: an error of shapes deep in the model",
+    "accelerate#4071": "a run resumed within an epoch gets the order of epoch 0",
     "transformers#35588": "a tensor for max_length breaks compiled steps",
     "ms-swift#9798": "the backward is compiled again for every micro-batch",
     "pytorch#136196": "FlexAttention is compiled again for every mask",

@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "claims": (("test_declarations", "test_bad_batches"), ""),
     "collators": (("test_collators",), ""),
-    "samplers": (("test_samplers",), ""),
+    "samplers": (("test_samplers", "test_prepared_loaders"), ""),
     "lengths": (("test_lengths",), ""),
     "reference": (("test_reference", "test_tolerance"), ""),
     "attention": (
