@@ -63,10 +63,11 @@ class Refusal:
     causal: bool | None = None
     execution: Execution | None = None
     dtype: torch.dtype | None = None
+    sinks: bool | None = None
 
     def matches(self, case: Case) -> bool:
         """Tell whether `case` is such a combination."""
-        asked = ("device", "mode", "causal", "execution", "dtype")
+        asked = ("device", "mode", "causal", "execution", "dtype", "sinks")
         return all(getattr(self, name) in (None, getattr(case, name)) for name in asked)
 
 

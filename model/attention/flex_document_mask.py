@@ -127,5 +127,13 @@ BACKEND = Backend(
             execution="eager",
         ),
     ),
-    unavailable=(Refusal("needs a CUDA GPU: FlexAttention has no backward on the CPU", device="cpu", mode="train"),),
+    unavailable=(
+        Refusal("needs a CUDA GPU: FlexAttention has no backward on the CPU", device="cpu", mode="train"),
+        Refusal(
+            "needs a CUDA GPU: FlexAttention compiled for the CPU returns no logsumexp, which sinks need",
+            device="cpu",
+            execution="compiled",
+            sinks=True,
+        ),
+    ),
 )

@@ -199,6 +199,13 @@ LIMITS = (
         "needs a CUDA GPU: FlexAttention has no backward on the CPU",
     ),
     Limit(
+        Declaration(
+            "flex_document_mask", PACKED, "cpu", FLOAT32, modes=("eval",), executions=COMPILED, sinks=SINKS[1:]
+        ),
+        "unavailable",
+        "returns no logsumexp, which sinks need",
+    ),
+    Limit(
         Declaration("sdpa_nested", NESTED, "cpu", FLOAT32, heads=EQUAL, causal=(True,)),
         "unavailable",
         "needs a CUDA GPU: causal SDPA on NestedTensors has no CPU kernel",
