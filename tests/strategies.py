@@ -1,6 +1,7 @@
 """Hypothesis strategies for ragged batches; they shrink towards one sequence of one token."""
 
 import functools
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ HEADS = ((1, 1), (2, 2), (3, 3), (5, 5), (4, 2), (3, 1), (6, 2))
 
 #: Some builds of some kernels have only 64 and 128.
 HEAD_DIMS = (64, 128) if default_device() == "cuda" else (16, 8, 64, 128)
+
+#: Windows of a token alone, of few, and at either side of a tile.
+WINDOWS = (1, 2, 5, 63, 64, 65)
 
 #: None leaves the scale out; the others are times 1/sqrt(head dim).
 SHARPNESS = (None, 0.5, 2.0)
@@ -89,3 +93,12 @@ def attention_inputs(
         gradient_form=draw(st.sampled_from(gradient_forms)),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
+
+
+@st.composite
+def windowed_inputs(draw: st.DrawFn) -> AttentionInput:
+    """Draw a window and a batch of sequences that end before it, at it and past it."""
+    window = draw(st.sampled_from(WINDOWS))
+    around = st.sampled_from([length for length in (window - 1, window, window + 1, 2 * window + 1) if length])
+    lengths_of = st.lists(st.one_of(around, st.integers(1, 16)), min_size=1, max_size=4)
+    return replace(draw(attention_inputs(lengths_of=lengths_of)), window=window)

@@ -19,7 +19,8 @@ class Attend(Protocol):
     """Attention of one layer.
 
     `q` is (B, S, H, D), `k` and `v` are (B, S, H_kv, D) in the layout of the batch (packed: (1, T, H, D)); the
-    result has q's shape. `scale` multiplies q.k and defaults to 1/sqrt(D).
+    result has q's shape. `scale` multiplies q.k and defaults to 1/sqrt(D). Where the case has sinks, a backend that
+    declares them also takes `sinks`, logits (H,) in the dtype of q.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None) -> Tensor:
@@ -62,10 +63,11 @@ class Refusal:
     causal: bool | None = None
     execution: Execution | None = None
     dtype: torch.dtype | None = None
+    sinks: bool | None = None
 
     def matches(self, case: Case) -> bool:
         """Tell whether `case` is such a combination."""
-        asked = ("device", "mode", "causal", "execution", "dtype")
+        asked = ("device", "mode", "causal", "execution", "dtype", "sinks")
         return all(getattr(self, name) in (None, getattr(case, name)) for name in asked)
 
 
@@ -82,6 +84,7 @@ class Backend:
     (model/attention/oracle.py). `deterministic` lists, for each device, the modes in which repeats are bitwise equal,
     gradients included. `kernels` names, for each device, the operators that may compute the attention, as regular
     expressions for the names that torch.profiler shows: one of them runs, and no kernel that only others name.
+    `windows`, `softcaps` and `sinks` say which of these fields of a case it honours.
     `plans_by_shape` says that the first batch of a shape takes longer than those after it: cuDNN makes a plan for each.
     """
 
@@ -99,6 +102,9 @@ class Backend:
     head_dim_multiple: int = 1
     min_keys: int = 1
     grouped_query: bool = False
+    windows: bool = False
+    softcaps: bool = False
+    sinks: bool = False
     min_capability: tuple[int, int] | None = None
     requires: tuple[Requirement, ...] = ()
     undeclared: tuple[Refusal, ...] = ()
@@ -143,6 +149,9 @@ class Backend:
                 case.head_dim % self.head_dim_multiple == 0,
                 f"takes head dims that are multiples of {self.head_dim_multiple}; got {case.head_dim}",
             ),
+            (self.windows or case.window is None, f"has no window; got one of {case.window} tokens"),
+            (self.softcaps or case.softcap is None, f"has no soft cap; got {case.softcap}"),
+            (self.sinks or not case.sinks, "has no sinks; got some"),
             (case.dtype in dtypes, f"takes {', '.join(map(_short, dtypes))}; got {_short(case.dtype)}"),
         ]
         refused = [refusal.reason for refusal in self.undeclared if refusal.matches(case)]

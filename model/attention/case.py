@@ -22,7 +22,11 @@ EXECUTIONS: tuple[Execution, ...] = ("eager", "compiled")
 class Case:
     """One way to use attention: everything a backend's answer may depend on.
 
-    `dtype` is the one attention computes in (the autocast dtype, or that of the parameters).
+    `dtype` is the one attention computes in (the autocast dtype, or that of the parameters). `window`, in tokens, says
+    that a query sees the last `window` tokens of its sequence, itself included; not causal, those nearer than that on
+    either side. With `softcap` a score is softcap * tanh(score / softcap). `sinks` says that `attend` is given one
+    logit a query head, which takes part in the softmax and has no value. ValueError for a window below one token or a
+    soft cap that is not positive.
     """
 
     device: Device
@@ -35,6 +39,15 @@ class Case:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window holds the token itself, at least 1; got {self.window}. None means no window.")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"a soft cap is positive; got {self.softcap}. None means no cap.")
 
 
 @dataclass(frozen=True)

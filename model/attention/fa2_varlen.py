@@ -12,7 +12,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: VarlenContext, *, scale: fl
 
     offsets, longest = context.cu_seqlens, context.max_seqlen
     out = flash_attn_varlen_func(
-        q[0], k[0], v[0], offsets, offsets, longest, longest, softmax_scale=scale, causal=context.causal
+        q[0],
+        k[0],
+        v[0],
+        offsets,
+        offsets,
+        longest,
+        longest,
+        softmax_scale=scale,
+        causal=context.causal,
+        window_size=context.window_size,
+        # It takes 0 for no cap.
+        softcap=context.softcap or 0.0,
     )
     return out[None]
 
@@ -36,6 +47,9 @@ BACKEND = Backend(
     max_head_dim=256,
     head_dim_multiple=8,
     grouped_query=True,
+    windows=True,
+    softcaps=True,
+    rounds={"cuda": ("tanh",)},
     min_capability=(8, 0),
     kernels={"cuda": ("flash_attn::_flash_attn_varlen_forward",)},
     requires=(Requirement("flash-attn", "2.7.4", "pip install flash-attn --no-build-isolation"),),

@@ -6,7 +6,7 @@ from torch import Tensor
 from collators.batch import PackedBatch
 from model.attention.backend import ANY, Backend
 from model.attention.case import Case
-from model.attention.sdpa import CHOSEN_KERNELS, CPU_FLASH_ROUNDS, SdpaContext, additive, attend
+from model.attention.sdpa import CHOSEN_KERNELS, CPU_FLASH_ROUNDS, SdpaContext, additive, attend, within_reach
 
 
 def document_ids(batch: PackedBatch) -> Tensor:
@@ -16,11 +16,10 @@ def document_ids(batch: PackedBatch) -> Tensor:
 
 
 def prepare(batch: PackedBatch, case: Case) -> SdpaContext:
-    """Build the additive mask (1, 1, T, T) that keeps a query inside its segment."""
+    """Build the additive mask (1, 1, T, T) that keeps a query inside its segment and its window."""
     documents = document_ids(batch)
-    allowed = documents[:, None] == documents[None, :]
-    if case.causal:
-        allowed = allowed.tril()
+    reach = within_reach(documents.numel(), documents.device, causal=case.causal, window=case.window)
+    allowed = (documents[:, None] == documents[None, :]) & reach
     return SdpaContext(additive(allowed[None, None], case.dtype), is_causal=False)
 
 
@@ -32,6 +31,7 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    windows=True,
     rounds=CPU_FLASH_ROUNDS,
     kernels=CHOSEN_KERNELS,
     plans_by_shape=True,

@@ -11,6 +11,7 @@ BACKEND = Backend(
     attend=attend,
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    windows=True,
     rounds=CPU_FLASH_ROUNDS,
     kernels=CHOSEN_KERNELS,
     plans_by_shape=True,

@@ -17,6 +17,7 @@ BACKEND = Backend(
     # "cudnn SDPA does not support key/value sequence length 1": sdp_utils.cpp in torch 2.11.
     min_keys=2,
     grouped_query=True,
+    windows=True,
     min_capability=(8, 0),
     kernels={"cuda": CUDNN},
     plans_by_shape=True,

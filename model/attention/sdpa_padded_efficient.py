@@ -13,6 +13,7 @@ BACKEND = Backend(
     attend=forced(SDPBackend.EFFICIENT_ATTENTION),
     dtypes={"cuda": FLOAT},
     head_dim_multiple=8,
+    windows=True,
     min_capability=(8, 0),
     kernels={"cuda": EFFICIENT},
 )

@@ -13,6 +13,8 @@ BACKEND = Backend(
     attend=forced(SDPBackend.MATH),
     dtypes={"cpu": ANY, "cuda": ANY},
     grouped_query=True,
+    windows=True,
+    sinks=True,
     deterministic={"cpu": ("eval", "train"), "cuda": ("eval", "train")},
     kernels={"cpu": MATH, "cuda": MATH},
 )

@@ -37,7 +37,7 @@ MAX_LENGTH = 2**20
 @dataclass(frozen=True)
 class AttentionInput:
     """What attention is given: the values follow from `seed`. `sharpness` times 1/sqrt(D) is the scale; None leaves
-    the scale out."""
+    the scale out. `window`, `softcap` and `sinks` are those of a case."""
 
     lengths: tuple[int, ...]
     num_heads: int = 2
@@ -47,6 +47,9 @@ class AttentionInput:
     form: Form = "contiguous"
     gradient_form: Form = "contiguous"
     seed: int = 0
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
     @property
     def scale(self) -> float | None:
@@ -54,20 +57,29 @@ class AttentionInput:
         return None if self.sharpness is None else self.sharpness * self.head_dim**-0.5
 
     def fitted(self, backend: Backend) -> "AttentionInput":
-        """Return the nearest input that `backend` declares: heads of its own for every query, a wider head."""
+        """Return the nearest input that `backend` declares: heads of its own for every query, a wider head, and no
+        window, soft cap or sinks that it does not have."""
         kv_heads = self.num_kv_heads if backend.grouped_query else self.num_heads
         dim = -(-self.head_dim // backend.head_dim_multiple) * backend.head_dim_multiple
-        return replace(self, num_kv_heads=kv_heads, head_dim=min(dim, backend.max_head_dim or dim))
+        return replace(
+            self,
+            num_kv_heads=kv_heads,
+            head_dim=min(dim, backend.max_head_dim or dim),
+            window=self.window if backend.windows else None,
+            softcap=self.softcap if backend.softcaps else None,
+            sinks=self.sinks and backend.sinks,
+        )
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One (L, H, D) tensor a sequence, in the dtype of a cell."""
+    """One (L, H, D) tensor a sequence, in the dtype of a cell; `sinks` are (H,)."""
 
     q: tuple[Tensor, ...]
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
     gradient: tuple[Tensor, ...]
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +112,13 @@ def pieces_of(given: AttentionInput, dtype: torch.dtype) -> Pieces:
         k=drawn(given.num_kv_heads, given.form),
         v=drawn(given.num_kv_heads, given.form),
         gradient=drawn(given.num_heads, given.gradient_form),
+        sinks=normal((given.num_heads,), generator, dtype) if given.sinks else None,
     )
 
 
 def truth_of(given: AttentionInput, dtype: torch.dtype, *, causal: bool, rounds: tuple[Rounding, ...]) -> Truth:
-    """Return the oracle of every sequence, one after the other: values are (T, H, D), noise is (T, H)."""
+    """Return the oracle of every sequence, one after the other: values are (T, H, D), noise is (T, H); `dsinks` of all
+    sequences together are (H, 1) and (H,)."""
     pieces = pieces_of(given, dtype)
     found: list[Truth | None] = [None] * len(given.lengths)
     for length in dict.fromkeys(given.lengths):
@@ -113,21 +127,38 @@ def truth_of(given: AttentionInput, dtype: torch.dtype, *, causal: bool, rounds:
             torch.stack([tensors[index] for index in alike])
             for tensors in (pieces.q, pieces.k, pieces.v, pieces.gradient)
         ]
-        together = oracle(*stacked, causal=causal, scale=given.scale, rounds=rounds)
+        together = oracle(
+            *stacked,
+            causal=causal,
+            scale=given.scale,
+            window=given.window,
+            softcap=given.softcap,
+            sinks=pieces.sinks,
+            rounds=rounds,
+        )
         for place, index in enumerate(alike):
             found[index] = Truth(*({name: t[place] for name, t in part.items()} for part in vars(together).values()))
     truths = [truth for truth in found if truth is not None]
-    return Truth(
+    whole = Truth(
         {name: torch.cat([truth.values[name] for truth in truths]) for name in RESULTS},
         {name: torch.cat([truth.noise[name] for truth in truths]) for name in RESULTS},
     )
+    if given.sinks:
+        # Their sum is rounded once more.
+        dsinks = torch.stack([truth.values["dsinks"] for truth in truths]).sum(0)
+        noise = torch.stack([dsinks, *(truth.noise["dsinks"] for truth in truths)]).norm(dim=0)
+        whole.values["dsinks"], whole.noise["dsinks"] = dsinks[:, None], noise
+    return whole
 
 
 @functools.lru_cache(maxsize=256)
 def expected_of(given: AttentionInput, dtype: torch.dtype, causal: bool, rounds: tuple[Rounding, ...] = ()) -> Expected:
     """Return truth and reference of `given`: cells share them. The reference has nothing to trip over."""
-    plain = AttentionRun.of(REFERENCE, REFERENCE_COLLATOR, given, dtype, causal=causal, mode="train", garbage=0.0)
     truth = truth_of(given, dtype, causal=causal, rounds=rounds)
+    if given.softcap is not None:
+        # The reference has no soft cap. Where nothing but the result is rounded, the bound is the narrowest.
+        return Expected(truth, {name: value.to(dtype) for name, value in truth.values.items()})
+    plain = AttentionRun.of(REFERENCE, REFERENCE_COLLATOR, given, dtype, causal=causal, mode="train", garbage=0.0)
     return Expected(truth, plain.results())
 
 
@@ -215,6 +246,7 @@ class AttentionRun:
     inputs: tuple[Tensor, Tensor, Tensor]
     gradient: Tensor
     scale: float | None
+    sinks: Tensor | None = None
 
     @classmethod
     def of(
@@ -241,22 +273,28 @@ class AttentionRun:
             num_heads=given.num_heads,
             num_kv_heads=given.num_kv_heads,
             head_dim=given.head_dim,
+            window=given.window,
+            softcap=given.softcap,
+            sinks=given.sinks,
         )
         inputs = inputs_of(batch, given, pieces, garbage)
         gradient = laid_out(filled(batch, pieces.gradient, 0.0, 0), given.gradient_form)
-        return cls(backend, batch, case, inputs, gradient, given.scale)
+        return cls(backend, batch, case, inputs, gradient, given.scale, pieces.sinks)
 
     def results(self) -> dict[str, Tensor]:
-        """Return the output and in training the gradients of q, k and v, all real tokens in one row: (T, H, D)."""
+        """Return the output and in training the gradients of q, k and v, all real tokens in one row: (T, H, D); and of
+        the sinks, (H, 1)."""
         training = self.case.mode == "train"
         leaves = [tensor.detach().requires_grad_(training) for tensor in self.inputs]
+        sinks = {} if self.sinks is None else {"sinks": self.sinks.detach().requires_grad_(training)}
         with full_precision(), torch.set_grad_enabled(training):
             context = self.backend.prepared(self.batch, self.case)
-            out = self._dense(self.backend.attend(*map(self._nested, leaves), context, scale=self.scale))
+            out = self._dense(self.backend.attend(*map(self._nested, leaves), context, scale=self.scale, **sinks))
             # A NestedTensor's gradient is given to its values.
-            gradients = torch.autograd.grad(out, leaves, self.gradient) if training else ()
+            gradients = torch.autograd.grad(out, [*leaves, *sinks.values()], self.gradient) if training else ()
         found = zip(RESULTS, (out.detach(), *gradients), strict=False)
-        return {name: self._real(name, tensor) for name, tensor in found}
+        results = {name: self._real(name, tensor) for name, tensor in found}
+        return {**results, "dsinks": gradients[-1][:, None]} if sinks and training else results
 
     def _nested(self, tensor: Tensor) -> Tensor:
         return self.batch.rows.nested(tensor) if isinstance(self.batch, NestedBatch) else tensor
@@ -279,8 +317,10 @@ class AttentionRun:
 
 
 def reduction_length(given: AttentionInput) -> int:
-    """Return how many terms are added in a score and over the keys or queries, of all heads of a group."""
-    return given.head_dim + max(given.lengths) * (given.num_heads // given.num_kv_heads)
+    """Return how many terms are added in a score and over the keys or queries, of all heads of a group; in the gradient
+    of a sink over all queries."""
+    added = sum(given.lengths) if given.sinks else max(given.lengths)
+    return given.head_dim + added * (given.num_heads // given.num_kv_heads)
 
 
 def mismatches(
@@ -307,6 +347,8 @@ def placed(found: Mismatch, given: AttentionInput) -> Mismatch:
     """Return `found` with its row in words: sequence, position and head."""
     if found.row is None:
         return found
+    if found.name == "dsinks":
+        return Mismatch(f"dsinks of head {found.row}", None, found.error, found.allowed)
     token, head = divmod(found.row, given.num_kv_heads if found.name in ("dk", "dv") else given.num_heads)
     for sequence, length in enumerate(given.lengths):
         if token < length:

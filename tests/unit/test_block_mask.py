@@ -5,7 +5,7 @@ On the CPU only compiled FlexAttention skips tiles: eager, it would not show a w
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
@@ -40,9 +40,13 @@ def test_a_packed_batch_of_lengths_2_and_3_has_documents_0_0_1_1_1() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@given(lengths=LENGTHS)
+@given(lengths=LENGTHS, window=st.sampled_from([None, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK]))
+# Whole tiles within a window, at its edge, and past it.
+@example(lengths=[4 * BLOCK], window=2 * BLOCK - 1)
+@example(lengths=[4 * BLOCK], window=2 * BLOCK)
+@example(lengths=[4 * BLOCK], window=BLOCK + 1)
 def test_a_packed_batch_visits_the_tiles_that_hold_a_pair_and_masks_those_that_are_not_full(
-    causal: bool, lengths: list[int]
+    causal: bool, lengths: list[int], window: int | None
 ) -> None:
     collate = collator_named("packed").build(CollatorOptions(4 * BLOCK))
     batch = collate(
@@ -54,10 +58,11 @@ def test_a_packed_batch_visits_the_tiles_that_hold_a_pair_and_masks_those_that_a
 
     def visible(batch_index: torch.Tensor, head: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         same = documents[q] == documents[kv]
-        return same & (q >= kv) if causal else same
+        near = same if window is None else same & (q - kv < window) & (kv - q < window)
+        return near & (q >= kv) if causal else near
 
     wanted = create_block_mask(visible, None, None, total, total, device="cpu", BLOCK_SIZE=BLOCK)
-    found = document_block_mask(batch, causal=causal)
+    found = document_block_mask(batch, causal=causal, window=window)
     assert found.seq_lengths == (total, total)
     assert found.BLOCK_SIZE == (BLOCK, BLOCK)
     assert wanted.full_kv_num_blocks is not None

@@ -54,6 +54,8 @@ FLOAT32, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
 FLOAT, ANY = (*FLOAT32, *HALF), (torch.float64, *FLOAT32, *HALF)
 #: Query heads and key-value heads: equal, and those of the workload `long`.
 EQUAL, GROUPED = ((16, 16), (3, 3)), ((16, 16), (3, 3), (32, 8))
+#: The largest is longer than any sequence.
+WINDOWS, SOFTCAPS, SINKS = (None, 1, 128, 2**20), (None, 30.0), (False, True)
 EAGER: tuple[Execution, ...] = ("eager",)
 COMPILED: tuple[Execution, ...] = ("compiled",)
 
@@ -73,6 +75,10 @@ class Declaration:
     executions: tuple[Execution, ...] = EXECUTIONS
     #: The narrowest padded batch that must be taken.
     min_keys: int = 1
+    #: None, which any backend takes, and others.
+    windows: tuple[int | None, ...] = (None,)
+    softcaps: tuple[float | None, ...] = (None,)
+    sinks: tuple[bool, ...] = (False,)
 
     @property
     def id(self) -> str:
@@ -81,7 +87,9 @@ class Declaration:
     def cases(self) -> Iterator[Case]:
         collators = [collator_named(name) for name in self.collators]
         axes = product(collators, self.modes, self.causal, self.dtypes, self.executions, self.heads, self.head_dims)
-        for collator, mode, causal, dtype, execution, (heads, kv_heads), head_dim in axes:
+        scores = list(product(self.windows, self.softcaps, self.sinks))
+        for (collator, mode, causal, dtype, execution, (heads, kv_heads), head_dim), score in product(axes, scores):
+            window, softcap, sinks = score
             case = Case(
                 device=self.device,
                 layout=collator.layout,
@@ -93,6 +101,9 @@ class Declaration:
                 num_heads=heads,
                 num_kv_heads=kv_heads,
                 head_dim=head_dim,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
             )
             # As a record or another process gives it: equal words, other objects.
             yield pickle.loads(pickle.dumps(case))
@@ -101,30 +112,49 @@ class Declaration:
 #: What each backend must do, on a CPU and on an H100 with every package. Add to it; an entry goes only with a
 #: line in CHANGELOG.md that says who loses what.
 MINIMUM = (
-    Declaration("sdpa_padded", PADDED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128)),
-    Declaration("sdpa_padded", PADDED, "cuda", ANY),
-    Declaration("sdpa_padded_math", PADDED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128)),
-    Declaration("sdpa_padded_math", PADDED, "cuda", ANY),
-    Declaration("sdpa_padded_efficient", PADDED, "cuda", FLOAT, heads=EQUAL),
-    Declaration("sdpa_padded_cudnn", PADDED, "cuda", HALF, min_keys=2),
+    Declaration("sdpa_padded", PADDED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128), windows=WINDOWS),
+    Declaration("sdpa_padded", PADDED, "cuda", ANY, windows=WINDOWS),
+    Declaration("sdpa_padded_math", PADDED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128), windows=WINDOWS, sinks=SINKS),
+    Declaration("sdpa_padded_math", PADDED, "cuda", ANY, windows=WINDOWS, sinks=SINKS),
+    Declaration("sdpa_padded_efficient", PADDED, "cuda", FLOAT, heads=EQUAL, windows=WINDOWS),
+    Declaration("sdpa_padded_cudnn", PADDED, "cuda", HALF, min_keys=2, windows=WINDOWS),
     Declaration("sdpa_padded_flash", PADDED_RIGHT, "cpu", FLOAT, causal=(True,)),
     Declaration("sdpa_padded_flash", PADDED_RIGHT, "cuda", HALF, causal=(True,), head_dims=(16, 64, 128, 256)),
-    Declaration("sdpa_document_mask", PACKED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128)),
-    Declaration("sdpa_document_mask", PACKED, "cuda", ANY),
+    Declaration("sdpa_document_mask", PACKED, "cpu", ANY, head_dims=(8, 16, 20, 64, 128), windows=WINDOWS),
+    Declaration("sdpa_document_mask", PACKED, "cuda", ANY, windows=WINDOWS),
     Declaration("sdpa_loop", PACKED, "cpu", ANY, executions=EAGER, head_dims=(8, 16, 20, 64, 128)),
     Declaration("sdpa_loop", PACKED, "cuda", ANY, executions=EAGER),
     Declaration("sdpa_nested", NESTED, "cpu", FLOAT, heads=EQUAL, causal=(False,), executions=EAGER),
     Declaration("sdpa_nested", NESTED, "cuda", FLOAT, heads=EQUAL),
-    Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256)),
-    Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256)),
+    Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS),
+    Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
     Declaration("xformers_auto", PACKED, "cuda", FLOAT, executions=EAGER),
     Declaration("xformers_auto", PACKED, "cuda", FLOAT32, modes=("eval",), executions=COMPILED),
     Declaration("xformers_auto", PACKED, "cuda", HALF, executions=COMPILED),
     Declaration("xformers_flash", PACKED, "cuda", HALF),
     Declaration("xformers_cutlass", PACKED, "cuda", FLOAT, executions=EAGER),
     Declaration("xformers_cutlass", PACKED, "cuda", FLOAT, modes=("eval",), executions=COMPILED),
-    Declaration("flex_document_mask", PACKED, "cpu", FLOAT, modes=("eval",), executions=EAGER),
-    Declaration("flex_document_mask", PACKED, "cuda", FLOAT, executions=COMPILED),
+    Declaration(
+        "flex_document_mask",
+        PACKED,
+        "cpu",
+        FLOAT,
+        modes=("eval",),
+        executions=EAGER,
+        windows=WINDOWS,
+        softcaps=SOFTCAPS,
+        sinks=SINKS,
+    ),
+    Declaration(
+        "flex_document_mask",
+        PACKED,
+        "cuda",
+        FLOAT,
+        executions=COMPILED,
+        windows=WINDOWS,
+        softcaps=SOFTCAPS,
+        sinks=SINKS,
+    ),
 )
 
 
@@ -167,6 +197,13 @@ LIMITS = (
         Declaration("flex_document_mask", PACKED, "cpu", FLOAT32, modes=("train",)),
         "unavailable",
         "needs a CUDA GPU: FlexAttention has no backward on the CPU",
+    ),
+    Limit(
+        Declaration(
+            "flex_document_mask", PACKED, "cpu", FLOAT32, modes=("eval",), executions=COMPILED, sinks=SINKS[1:]
+        ),
+        "unavailable",
+        "returns no logsumexp, which sinks need",
     ),
     Limit(
         Declaration("sdpa_nested", NESTED, "cpu", FLOAT32, heads=EQUAL, causal=(True,)),
@@ -265,6 +302,32 @@ def test_a_collator_is_declared_for_every_backend_of_its_layout() -> None:
 
 def test_a_backend_has_a_name_of_its_own() -> None:
     assert len({backend.name for backend in BACKENDS}) == len(BACKENDS)
+
+
+@every_backend
+def test_a_backend_declares_the_windows_soft_caps_and_sinks_above_and_refuses_others(backend: Backend) -> None:
+    entries = [entry for entry in MINIMUM if entry.backend == backend.name]
+    asked = (
+        ("windows", {"window": 4}, "has no window; got one of 4 tokens"),
+        ("softcaps", {"softcap": 30.0}, "has no soft cap; got 30.0"),
+        ("sinks", {"sinks": True}, "has no sinks; got some"),
+    )
+    for name, fields, reason in asked:
+        declared = {len(getattr(entry, name)) > 1 for entry in entries}
+        assert declared == {getattr(backend, name)}, f"{backend.name}.{name}"
+        for entry in entries:
+            case = replace(next(entry.cases()), **fields)
+            assert backend.undeclared_reasons(case) == ([] if getattr(backend, name) else [reason])
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"window": 0}, "at least 1; got 0"), ({"softcap": 0.0}, "positive; got 0.0"), ({"softcap": -1.0}, "got -1.0")],
+    ids=["no_window", "no_cap", "negative_cap"],
+)
+def test_a_case_with_an_empty_window_or_no_positive_cap_is_refused(fields: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        replace(next(MINIMUM[0].cases()), **fields)
 
 
 @every_backend

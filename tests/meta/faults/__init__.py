@@ -13,13 +13,14 @@ from tests.meta.faults.in_kernels import KERNELS
 from tests.meta.faults.in_masks import MASKS
 from tests.meta.faults.in_samplers import SAMPLERS
 from tests.meta.faults.in_steps import MODEL, STEPS
+from tests.meta.faults.in_windows import WINDOWS
 
 __all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
 
 #: Every planted fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
     fault
-    for room in (COLLATORS, SAMPLERS, MASKS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE)
+    for room in (COLLATORS, SAMPLERS, MASKS, WINDOWS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE)
     for fault in room.planted
 )
 

@@ -1,5 +1,6 @@
 """What a planted fault is, and the ways to plant one that pytest's MonkeyPatch takes back."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -107,8 +108,8 @@ def attends(patch: pytest.MonkeyPatch, backend: str, faulty: FaultyAttend) -> No
     record = backend_named(backend)
     right = record.attend
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None) -> Tensor:
-        return faulty(right, q, k, v, context, scale)
+    def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, *, scale: float | None = None, **sinks: Any) -> Tensor:
+        return faulty(functools.partial(right, **sinks) if sinks else right, q, k, v, context, scale)
 
     patch.setitem(vars(record), "attend", attend)
 

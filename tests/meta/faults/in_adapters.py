@@ -1,6 +1,168 @@
 """Faults of what backends hand to kernels that a CPU never calls."""
 
-from tests.meta.faults.fault import Faults
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import scaled_dot_product_attention
+
+from collators.batch import PackedBatch
+from model.attention import sdpa, torch_varlen, xformers
+from model.attention.case import Case
+from model.attention.flex_document_mask import FlexContext
+from model.attention.sdpa import SdpaContext
+from model.attention.torch_varlen import VarlenContext
+from tests.meta.faults.fault import Faults, attends, prepares
 
 ADAPTERS = Faults("adapters")
 plant = ADAPTERS.plant
+
+HANDED = "test_adapters.py::test_a_backend_hands_its_kernel_what_gives_each_sequence_alone"
+
+
+@plant(HANDED)
+def scale_not_handed_on(patch: pytest.MonkeyPatch) -> None:
+    """The adapter of torch's varlen attention takes a scale, and calls the kernel without it."""
+    right = inspect.unwrap(torch_varlen.varlen_attn)
+
+    def varlen_attn() -> Any:
+        function, asked = right()
+        return lambda *tensors, scale=None, **options: function(*tensors, **options), asked
+
+    patch.setattr(torch_varlen, "varlen_attn", varlen_attn)
+
+
+@plant(HANDED)
+def grouped_heads_not_asked_for(patch: pytest.MonkeyPatch) -> None:
+    """The kernel is told of grouped heads by their shape alone, where torch 2.12 wants to be asked."""
+    right = inspect.unwrap(torch_varlen.varlen_attn)
+    patch.setattr(torch_varlen, "varlen_attn", lambda: (right()[0], {}))
+
+
+@plant(HANDED)
+def offsets_of_64_bits(patch: pytest.MonkeyPatch) -> None:
+    """Offsets are int64, which the kernel reads as int32."""
+    prepares(
+        patch,
+        "fa2_varlen",
+        lambda right, batch, case: VarlenContext(batch.cu_seqlens.long(), batch.max_seqlen, case.causal),
+    )
+
+
+@plant(HANDED, links=("transformers#35588", "ms-swift#9798"))
+def longest_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
+    """The longest length is a tensor, which every layer waits for."""
+    prepares(
+        patch,
+        "fa2_varlen",
+        lambda right, batch, case: replace(right(batch, case), max_seqlen=batch.cu_seqlens.diff().max()),
+    )
+
+
+@plant(HANDED)
+def longest_is_that_of_the_first_sequence(patch: pytest.MonkeyPatch) -> None:
+    """The longest length is that of the first sequence: later tokens of longer ones are never computed."""
+    prepares(patch, "torch_varlen", lambda right, batch, case: replace(right(batch, case), max_seqlen=batch.lengths[0]))
+
+
+@plant(HANDED)
+def longest_is_the_whole_row(patch: pytest.MonkeyPatch) -> None:
+    """The longest length is that of the row, which is right, and walks over empty tiles for every sequence."""
+    prepares(patch, "fa2_varlen", lambda right, batch, case: replace(right(batch, case), max_seqlen=batch.num_slots))
+
+
+@plant(HANDED)
+def causality_inverted(patch: pytest.MonkeyPatch) -> None:
+    """The kernel is causal where the case is not, and the other way round."""
+    prepares(
+        patch,
+        "fa2_varlen",
+        lambda right, batch, case: VarlenContext(batch.cu_seqlens, batch.max_seqlen, not case.causal),
+    )
+
+
+@plant(HANDED)
+def nested_causality_lost(patch: pytest.MonkeyPatch) -> None:
+    """NestedTensors are never causal; on a CPU, which has no kernel for it, nobody asks."""
+    prepares(patch, "sdpa_nested", lambda right, batch, case: right(batch, replace(case, causal=False)))
+
+
+@plant(HANDED)
+def operator_left_to_xformers(patch: pytest.MonkeyPatch) -> None:
+    """A backend that says which operator it forces leaves the choice to xFormers."""
+    patch.setattr(xformers, "_operator_pair", lambda name: None)
+
+
+@plant(HANDED)
+def grouped_heads_not_repeated(patch: pytest.MonkeyPatch) -> None:
+    """xFormers, whose backward takes no grouped heads, is handed some."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: float | None) -> Tensor:
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(q, k, v, attn_bias=context.bias, scale=scale)
+
+    attends(patch, "xformers_auto", attend)
+
+
+@plant(HANDED)
+def kernel_not_forced(patch: pytest.MonkeyPatch) -> None:
+    """The backend that says which of SDPA's kernels it forces leaves the choice to torch."""
+    attends(
+        patch,
+        "sdpa_padded_efficient",
+        lambda right, q, k, v, context, scale: sdpa.attend(q, k, v, context, scale=scale),
+    )
+
+
+@plant(HANDED)
+def grouped_heads_hidden_from_sdpa(patch: pytest.MonkeyPatch) -> None:
+    """SDPA is handed fewer heads of keys and not asked for grouped ones."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, scale: float | None) -> Tensor:
+        heads = [tensor.transpose(1, 2) for tensor in (q, k, v)]
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return scaled_dot_product_attention(*heads, attn_mask=context.mask, scale=scale).transpose(1, 2)
+
+    attends(patch, "sdpa_padded_cudnn", attend)
+
+
+@plant(HANDED)
+def padding_mask_dropped_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
+    """A kernel of the GPU is handed no mask: queries see the padding."""
+    prepares(patch, "sdpa_padded_cudnn", lambda right, batch, case: SdpaContext(None, is_causal=case.causal))
+
+
+@plant(HANDED)
+def mask_in_single_precision(patch: pytest.MonkeyPatch) -> None:
+    """The mask is float32 whatever the queries are."""
+
+    def prepare(right: Any, batch: Any, case: Case) -> SdpaContext:
+        context = right(batch, case)
+        return replace(context, mask=context.mask.float())
+
+    prepares(patch, "sdpa_padded_efficient", prepare)
+
+
+@plant(HANDED)
+def cut_tiles_taken_for_full(patch: pytest.MonkeyPatch) -> None:
+    """Tiles that two sequences share are handed over as full, where compiled FlexAttention masks nothing."""
+
+    def prepare(right: Any, batch: PackedBatch, case: Case) -> FlexContext:
+        tiles = right(batch, case).block_mask
+        mask = BlockMask.from_kv_blocks(
+            tiles.full_kv_num_blocks,
+            tiles.full_kv_indices,
+            tiles.kv_num_blocks,
+            tiles.kv_indices,
+            BLOCK_SIZE=tiles.BLOCK_SIZE,
+            mask_mod=tiles.mask_mod,
+            seq_lengths=tiles.seq_lengths,
+        )
+        return FlexContext(mask)
+
+    prepares(patch, "flex_document_mask", prepare)

@@ -1,0 +1,461 @@
+"""What stands in for kernels that this machine may not have, so that what is handed to them can be seen.
+
+Each has the real function's signature, refuses what the kernel refuses or would misread, and computes the result from
+its arguments alone, in float64. Shapes: L tokens of a sequence, T tokens in all, H heads, D head dim.
+"""
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
+from torch.overrides import TorchFunctionMode
+
+from model.attention import flex_document_mask, torch_varlen, xformers
+from model.attention.backend import FLOAT, HALF
+
+Function = Callable[..., Any]
+
+#: The kernels that `sdpa_kernel` can leave SDPA to choose from, and how torch tells that one is left.
+SDPA_KERNELS: dict[str, Callable[[], bool]] = {
+    "flash": torch.backends.cuda.flash_sdp_enabled,
+    "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+    "math": torch.backends.cuda.math_sdp_enabled,
+}
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """`install` puts it in the place of the real function for one test, told what counts its calls. `sdpa` names the
+    kernels that SDPA must be left to choose from; without any, SDPA must not be called."""
+
+    name: str
+    install: Callable[[pytest.MonkeyPatch, Callable[[Function], Function]], None] = lambda patch, counted: None
+    sdpa: frozenset[str] = frozenset()
+
+
+@dataclass
+class Calls:
+    """How often stand-ins were called."""
+
+    count: int = 0
+
+    def counted(self, function: Function) -> Function:
+        """Return `function`, whose calls count."""
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            return function(*arguments, **options)
+
+        return call
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, changed: Function | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return softmax(changed(scale * q k^T) + bias) v and the logsumexp of its rows.
+
+    q is (..., H, L, D), k and v may have fewer heads; `changed` is what a kernel does to scores.
+    """
+    assert q.dtype == k.dtype == v.dtype, f"q, k and v have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}"
+    assert scale is None or type(scale) is float, f"the scale is a float or None; got {scale!r}"
+    wide = [tensor.double() for tensor in (q, k, v)]
+    keys, values = (tensor.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for tensor in wide[1:])
+    scores = (q.shape[-1] ** -0.5 if scale is None else scale) * wide[0] @ keys.mT
+    biased = (scores if changed is None else changed(scores)) + bias.double()
+    return (biased.softmax(-1) @ values).to(q.dtype), biased.logsumexp(-1).float()
+
+
+def bias_of(visible: Tensor) -> Tensor:
+    """Return 0 where `visible` and -inf elsewhere."""
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+
+
+def distances(length: int, device: torch.device) -> Tensor:
+    """Return how far after its key each query comes, (L, L)."""
+    tokens = torch.arange(length, device=device)
+    return tokens[:, None] - tokens[None, :]
+
+
+def one_by_one(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    window: tuple[int, int],
+    scale: float | None,
+    changed: Function | None = None,
+) -> Tensor:
+    """Return attention of sequences that lie one after the other, (T, H, D); -1 leaves a side of the window open."""
+    left, right = window
+    pieces = (tensor.transpose(0, 1).split(list(lengths), dim=1) for tensor in (q, k, v))
+    found = []
+    for q_piece, k_piece, v_piece in zip(*pieces, strict=True):
+        after = distances(q_piece.shape[1], q.device)
+        visible = ((after <= left) | (left < 0)) & ((-after <= right) | (right < 0))
+        found.append(attention(q_piece, k_piece, v_piece, bias_of(visible), scale, changed)[0])
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor, dtypes: Sequence[torch.dtype], ndim: int) -> None:
+    """Refuse what no CUDA kernel takes."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        assert tensor.ndim == ndim, f"{name} has {ndim} dimensions; got {tuple(tensor.shape)}"
+        assert tensor.dtype in dtypes, f"{name} is of {dtypes}; got {tensor.dtype}"
+        assert tensor.stride(-1) == 1, f"the last dimension of {name} is contiguous; got strides {tensor.stride()}"
+        assert tensor.shape[-1] == q.shape[-1], f"{name} has the head dim of q; got {tensor.shape[-1]}"
+    assert k.shape == v.shape, f"k and v have one shape; got {tuple(k.shape)} and {tuple(v.shape)}"
+
+
+def varlen(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    window: tuple[int, int],
+    scale: float | None,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Return what FlashAttention's varlen kernels compute, whoever wraps them."""
+    q, k, v = tensors
+    check_heads(q, k, v, HALF, 3)
+    assert q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads share {k.shape[1]} heads of keys"
+    assert q.shape[-1] in range(8, 257, 8), f"head dims are multiples of 8 up to 256; got {q.shape[-1]}"
+    for side, cu_seqlens, most, tokens in zip("qk", offsets, longest, (q.shape[0], k.shape[0]), strict=True):
+        assert cu_seqlens.dtype == torch.int32, f"offsets of {side} are int32; got {cu_seqlens.dtype}"
+        assert cu_seqlens.is_contiguous(), f"offsets of {side} are contiguous; got strides {cu_seqlens.stride()}"
+        found = cu_seqlens.tolist()
+        assert (found[0], found[-1]) == (0, tokens), f"offsets of {side} go from 0 to {tokens}; got {found}"
+        # A tensor would be asked of the device in every layer, and is another graph for every value.
+        assert type(most) is int, f"the longest of {side} is a Python int; got {type(most).__name__}"
+        wanted = max(end - start for start, end in pairwise(found))
+        # Shorter, queries past it are never computed; longer, tiles are visited for nothing.
+        assert most == wanted, f"the longest of {side} is {wanted}; got {most}"
+    assert offsets[0].tolist() == offsets[1].tolist(), "queries and keys lie between the same offsets"
+    assert [type(side) for side in window] == [int, int], f"a window has two Python ints; got {window!r}"
+    # torch compares it with (-1, 0), which a list never equals.
+    assert isinstance(window, tuple), f"a window is a tuple; got {window!r}"
+    lengths = offsets[0].diff().tolist()
+    changed = (lambda scores: softcap * torch.tanh(scores / softcap)) if softcap else None
+    return one_by_one(q, k, v, lengths, window, scale, changed)
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    """Stand in for flash-attn 2.7 and later."""
+    assert (dropout_p, alibi_slopes, return_attn_probs, block_table) == (0.0, None, False, None)
+    assert type(softcap) is float, f"a soft cap is a float, 0.0 for none; got {softcap!r}"
+    assert type(causal) is bool, f"causal is a bool; got {causal!r}"
+    window = (window_size[0], 0) if causal else window_size
+    sides = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    return varlen((q, k, v), *sides, window, softmax_scale, softcap)
+
+
+def varlen_attn_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """Stand in for `torch.nn.attention.varlen.varlen_attn` of torch 2.11."""
+    assert return_aux is None
+    return varlen((query, key, value), (cu_seq_q, cu_seq_k), (max_q, max_k), window_size, scale)
+
+
+def varlen_attn_2_12(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Stand in for that of torch 2.12 and later, where grouped heads are asked for."""
+    assert cu_seq_k is not None
+    assert return_aux is None
+    assert enable_gqa or query.shape[1] == key.shape[1], "grouped heads are asked for"
+    return varlen((query, key, value), (cu_seq_q, cu_seq_k), (max_q, max_k), window_size, scale)
+
+
+@dataclass(frozen=True)
+class BlockDiagonalMask:
+    """Stands in for xFormers' mask of that name."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+    causal: bool = False
+
+    @classmethod
+    def from_seqlens(
+        cls,
+        q_seqlen: Sequence[int],
+        kv_seqlen: Sequence[int] | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> "BlockDiagonalMask":
+        """Return the mask of sequences of these lengths."""
+        assert all(type(length) is int for length in q_seqlen), f"lengths are Python ints; got {q_seqlen}"
+        # A string "cpu" is no torch.device to xFormers; without one it makes the mask on the current GPU.
+        assert isinstance(device, torch.device), f"the device is a torch.device; got {device!r}"
+        assert kv_seqlen is None
+        return cls(tuple(q_seqlen), device)
+
+    def make_causal_from_bottomright(self) -> "BlockDiagonalMask":
+        """Return the causal mask; the one from the other corner compiles anew for each number of sequences."""
+        return BlockDiagonalMask(self.lengths, self.device, causal=True)
+
+
+#: xFormers' pairs of operators, by the name of the attribute of `fmha` that holds them.
+OPERATORS = {
+    "MemoryEfficientAttentionFlashAttentionOp": ("flash.FwOp", "flash.BwOp"),
+    "MemoryEfficientAttentionCutlassOp": ("cutlass.FwOp", "cutlass.BwOp"),
+}
+
+
+def memory_efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: BlockDiagonalMask | None = None,
+    p: float = 0.0,
+    scale: float | None = None,
+    *,
+    op: tuple[str, str] | None = None,
+    wanted: tuple[str, str] | None,
+) -> Tensor:
+    """Stand in for xFormers' function where the operators must be `wanted`."""
+    assert op == wanted, f"the operators are {wanted}; got {op}"
+    assert p == 0.0
+    check_heads(query, key, value, HALF if wanted and "flash.FwOp" in wanted else FLOAT, 4)
+    assert query.shape == key.shape, f"the backward takes no grouped heads; got {query.shape[2]} on {key.shape[2]}"
+    assert query.shape[0] == 1, f"sequences of a BlockDiagonalMask lie in one row; got {query.shape[0]}"
+    assert isinstance(attn_bias, BlockDiagonalMask), f"the sequences are told by a mask; got {attn_bias!r}"
+    assert attn_bias.device == query.device
+    assert sum(attn_bias.lengths) == query.shape[1], f"lengths {attn_bias.lengths} fill {query.shape[1]} tokens"
+    window = (-1, 0) if attn_bias.causal else (-1, -1)
+    return one_by_one(query[0], key[0], value[0], attn_bias.lengths, window, scale)[None]
+
+
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Function | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Any = None,
+    *,
+    return_aux: AuxRequest | None = None,
+) -> Tensor | tuple[Tensor, AuxOutput]:
+    """Stand in for torch's, which compiled looks at the tiles of `block_mask` alone: full ones without its function."""
+    check_heads(query, key, value, FLOAT, 4)
+    assert query.shape[0] == 1
+    assert not return_lse, "deprecated: return_aux asks for it"
+    assert enable_gqa or query.shape[1] == key.shape[1], "grouped heads are asked for"
+    assert block_mask is not None, "the sequences are told by a mask"
+    tokens, heads = (torch.arange(size, device=query.device) for size in (query.shape[2], query.shape[1]))
+
+    def changed(scores: Tensor) -> Tensor:
+        if score_mod is None:
+            return scores
+        return score_mod(scores, tokens[0], heads[:, None, None], tokens[:, None], tokens[None, :])
+
+    bias = bias_of(visible_in(block_mask, query.shape[2]))
+    out, lse = attention(query, key, value, bias, scale, changed)
+    return out if return_aux is None else (out, AuxOutput(lse=lse))
+
+
+def visible_in(block_mask: BlockMask, length: int) -> Tensor:
+    """Return which pairs the tiles of a BlockMask leave, bool (T, T)."""
+    assert block_mask.seq_lengths == (length, length), f"the mask is of {length} tokens; got {block_mask.seq_lengths}"
+    height, width = block_mask.BLOCK_SIZE
+    device = block_mask.kv_indices.device
+    tokens, zero = torch.arange(length, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    masked = block_mask.mask_mod(zero, zero, tokens[:, None], tokens[None, :])
+    visible = torch.zeros(length, length, dtype=torch.bool, device=device)
+
+    def tiles(counts: Tensor, indices: Tensor) -> Iterator[tuple[slice, slice]]:
+        for row, count in enumerate(counts[0, 0].tolist()):
+            for column in indices[0, 0, row, :count].tolist():
+                yield slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
+
+    for tile in tiles(block_mask.kv_num_blocks, block_mask.kv_indices):
+        visible[tile] = masked[tile]
+    assert block_mask.full_kv_num_blocks is not None
+    assert block_mask.full_kv_indices is not None
+    for tile in tiles(block_mask.full_kv_num_blocks, block_mask.full_kv_indices):
+        visible[tile] = True
+    return visible
+
+
+@dataclass
+class Sdpa(TorchFunctionMode):
+    """Stands in for SDPA on a CUDA GPU wherever it is called from, and says that tensors are on one.
+
+    `kernels` are those that must be left to choose from; a kernel that is left alone refuses what it does not take.
+    """
+
+    kernels: frozenset[str]
+    calls: Calls = field(default_factory=Calls)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(self, function: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.calls.count += 1
+            left = frozenset(name for name, enabled in SDPA_KERNELS.items() if enabled())
+            assert left == self.kernels, f"SDPA may choose from {sorted(self.kernels)}; got {sorted(left)}"
+            return self.attend(*args, **(kwargs or {}))
+        if function is torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return True
+        return function(*args, **(kwargs or {}))
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Return what SDPA computes; (B, H, S, D), or NestedTensors (B, H, jagged, D)."""
+        assert dropout_p == 0.0
+        alone = next(iter(self.kernels)) if len(self.kernels) == 1 else None
+        if query.is_nested:
+            assert attn_mask is None, "NestedTensors are their own mask"
+            assert not enable_gqa, "NestedTensors have no grouped heads"
+            values = [tensor.transpose(1, 2).values() for tensor in (query, key, value)]
+            offsets = query.offsets()
+            window = (-1, 0) if is_causal else (-1, -1)
+            out = one_by_one(*values, offsets.diff().tolist(), window, scale)
+            return torch.nested.nested_tensor_from_jagged(out, offsets).transpose(1, 2)
+        check_heads(query, key, value, HALF if alone in ("flash", "cudnn") else (*FLOAT, torch.float64), 4)
+        assert (query.shape[1] != key.shape[1]) == enable_gqa, "grouped heads are asked for, and only where they are"
+        assert not (enable_gqa and alone == "efficient"), "the memory-efficient kernel takes no grouped heads"
+        if attn_mask is None:
+            bias = torch.zeros((), device=query.device)
+        else:
+            assert alone != "flash", "the flash kernel takes no mask"
+            assert not is_causal, "a mask and is_causal exclude each other"
+            assert attn_mask.dtype == query.dtype, f"the mask is of {query.dtype}; got {attn_mask.dtype}"
+            bias = attn_mask
+        if is_causal:
+            bias = bias_of(distances(query.shape[2], query.device) >= 0)
+        return attention(query, key, value, bias, scale)[0]
+
+
+def in_flash_attn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+    """Put a flash-attn in the place of whatever is installed."""
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_varlen_func = counted(flash_attn_varlen_func)  # type: ignore[attr-defined]
+    patch.setitem(sys.modules, "flash_attn", module)
+
+
+def in_torch_varlen(form: Function) -> Callable[[pytest.MonkeyPatch, Callable[[Function], Function]], None]:
+    """Put `form` in the place of this torch's `varlen_attn`."""
+
+    def install(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", counted(form))
+        # What it found out about the real function stays where it is, for other tests.
+        patch.setattr(torch_varlen, "varlen_attn", functools.cache(inspect.unwrap(torch_varlen.varlen_attn)))
+
+    return install
+
+
+def in_xformers(operators: str | None) -> Callable[[pytest.MonkeyPatch, Callable[[Function], Function]], None]:
+    """Put an xFormers whose `operators` must be asked for in the place of whatever is installed."""
+    wanted = OPERATORS[operators] if operators else None
+
+    def install(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+        names = ("xformers", "xformers.ops", "xformers.ops.fmha", "xformers.ops.fmha.attn_bias")
+        package, ops, fmha, attn_bias = modules = [types.ModuleType(name) for name in names]
+        vars(package)["ops"], vars(ops)["fmha"], vars(fmha)["attn_bias"] = ops, fmha, attn_bias
+        vars(attn_bias)["BlockDiagonalMask"] = BlockDiagonalMask
+        vars(fmha).update(OPERATORS)
+        vars(ops)["memory_efficient_attention"] = counted(functools.partial(memory_efficient_attention, wanted=wanted))
+        # Until its libraries are loaded, xFormers cannot be imported.
+        for name in names:
+            patch.setitem(sys.modules, name, None)
+
+        def load() -> list[str]:
+            for name, module in zip(names, modules, strict=True):
+                patch.setitem(sys.modules, name, module)
+            return []
+
+        patch.setattr(xformers, "loading_problems", load)
+        patch.setattr(xformers, "_operator_pair", functools.cache(inspect.unwrap(xformers._operator_pair)))
+
+    return install
+
+
+def in_flex(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+    """Put a FlexAttention that goes by tiles in the place of the eager one, which does not."""
+    patch.setattr(flex_document_mask, "flex_attention", counted(flex_attention))
+
+
+ANY_KERNEL = frozenset(SDPA_KERNELS)
+
+#: What stands in for the kernel of each backend on a GPU. A new backend is a line here.
+STAND_INS: dict[str, tuple[StandIn, ...]] = {
+    "sdpa_padded": (StandIn("sdpa", sdpa=ANY_KERNEL),),
+    "sdpa_padded_math": (StandIn("sdpa", sdpa=frozenset({"math"})),),
+    "sdpa_padded_efficient": (StandIn("sdpa", sdpa=frozenset({"efficient"})),),
+    "sdpa_padded_cudnn": (StandIn("sdpa", sdpa=frozenset({"cudnn"})),),
+    "sdpa_padded_flash": (StandIn("sdpa", sdpa=frozenset({"flash"})),),
+    "sdpa_document_mask": (StandIn("sdpa", sdpa=ANY_KERNEL),),
+    "sdpa_loop": (StandIn("sdpa", sdpa=ANY_KERNEL - {"cudnn"}),),
+    "sdpa_nested": (StandIn("sdpa", sdpa=ANY_KERNEL),),
+    "torch_varlen": (
+        StandIn("torch-2.11", in_torch_varlen(varlen_attn_2_11)),
+        StandIn("torch-2.12", in_torch_varlen(varlen_attn_2_12)),
+    ),
+    "fa2_varlen": (StandIn("flash_attn", in_flash_attn),),
+    "xformers_auto": (StandIn("xformers", in_xformers(None)),),
+    "xformers_flash": (StandIn("xformers", in_xformers("MemoryEfficientAttentionFlashAttentionOp")),),
+    "xformers_cutlass": (StandIn("xformers", in_xformers("MemoryEfficientAttentionCutlassOp")),),
+    "flex_document_mask": (StandIn("flex", in_flex),),
+}
