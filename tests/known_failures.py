@@ -105,6 +105,15 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         reproduction="flex_cpu_dynamic.py",
     ),
     KnownFailure(
+        tests=("test_a_batch_whose_blocks_are_computed_again_equals_the_padded_reference",),
+        device="cpu",
+        matches={"backend": "sdpa_nested"},
+        package="torch",
+        versions="==2.13.*",
+        reason="torch.utils.checkpoint asks for the sizes of NestedTensors that SDPA saves on a CPU, which have none",
+        reproduction="nested_checkpoint.py",
+    ),
+    KnownFailure(
         tests=("test_a_batch_takes_a_part_of_a_longer_upstream_gradient",),
         device="cpu",
         matches={"backend": "sdpa_nested"},

@@ -235,8 +235,8 @@ def represented(cells: Iterable[Cell], of_each: str, config: pytest.Config) -> l
 
 
 def attention_cells(cells: Iterable[Cell], config: pytest.Config) -> list[Cell]:
-    """Return the cells whose attention is proved without a decoder: eager, on one collator of each filling."""
-    return [cell for cell in represented(cells, "filling", config) if cell.execution == "eager"]
+    """Return the cells whose attention is proved without a decoder: on one collator of each filling."""
+    return represented(cells, "filling", config)
 
 
 def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device) -> list[Cell]:
@@ -339,6 +339,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     cells = chosen(drawn_candidates(config, device, axes.get("dtype", DTYPES)))
     if "attention" in metafunc.fixturenames:
+        # Eager, unless a test asks for compiled ones: each is compiled for many shapes.
+        cells = [cell for cell in cells if "execution" in axes or cell.execution == "eager"]
         params = parameters(attention_cells(cells, config), CONFIG[device], device, test, require=require)
         metafunc.parametrize("attention", params, indirect=True, scope="module")
         return

@@ -14,7 +14,7 @@ from torch import Tensor
 from collators import CollatorOptions, Example
 from collators.batch import Batch, NestedBatch
 from collators.collator import Collate, Collator
-from model.attention import REFERENCE, Backend, Case, default_device
+from model.attention import REFERENCE, Backend, Case, Execution, default_device
 from model.attention.oracle import RESULTS, Rounding, Truth, oracle
 from model.cells import Cell
 from model.reference import REFERENCE_COLLATOR, full_precision
@@ -258,6 +258,7 @@ class AttentionRun:
         *,
         causal: bool,
         mode: Literal["eval", "train"],
+        execution: Execution = "eager",
         garbage: float = GARBAGE,
     ) -> "AttentionRun":
         """Collate, and fill the batch's slots with the values of `given`; no gradient comes from padding."""
@@ -269,7 +270,7 @@ class AttentionRun:
             mode=mode,
             causal=causal,
             dtype=dtype,
-            execution="eager",
+            execution=execution,
             num_heads=given.num_heads,
             num_kv_heads=given.num_kv_heads,
             head_dim=given.head_dim,
@@ -280,6 +281,17 @@ class AttentionRun:
         inputs = inputs_of(batch, given, pieces, garbage)
         gradient = laid_out(filled(batch, pieces.gradient, 0.0, 0), given.gradient_form)
         return cls(backend, batch, case, inputs, gradient, given.scale, pieces.sinks)
+
+    def outputs(self, times: int) -> list[Tensor]:
+        """Return what attention gives each of `times` times that it is called on one context, without a backward."""
+        with full_precision(), torch.set_grad_enabled(self.case.mode == "train"):
+            context = self.backend.prepared(self.batch, self.case)
+            sinks = {} if self.sinks is None else {"sinks": self.sinks}
+            made = [
+                self.backend.attend(*map(self._nested, self.inputs), context, scale=self.scale, **sinks)
+                for _ in range(times)
+            ]
+            return [self._real("out", self._dense(out).detach()) for out in made]
 
     def results(self) -> dict[str, Tensor]:
         """Return the output and in training the gradients of q, k and v, all real tokens in one row: (T, H, D); and of
@@ -373,7 +385,8 @@ class AttentionBench:
     def run(self, given: AttentionInput) -> AttentionRun:
         """Return the cell's attention of `given`, ready to run."""
         cell = self.cell
-        return AttentionRun.of(cell.backend, cell.collator, given, cell.dtype, causal=cell.causal, mode=cell.mode)
+        options: dict[str, Any] = {"causal": cell.causal, "mode": cell.mode, "execution": cell.execution}
+        return AttentionRun.of(cell.backend, cell.collator, given, cell.dtype, **options)
 
     def refuses(self, given: AttentionInput) -> bool:
         """Tell whether the backend says that it takes no batch of this shape."""

@@ -2,11 +2,15 @@
 
 import shlex
 from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from model.attention import default_device, this_machine
 from model.cells import Cell
+from model.compilation import fresh_compiler
 from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.references import References
 from tests.correctness.report import Failure, Found, Hunt, Red, block
@@ -29,9 +33,22 @@ def workbench(request: pytest.FixtureRequest, references: References) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def attention(request: pytest.FixtureRequest) -> AttentionBench:
-    """The attention call of this test's cell beside the oracle."""
-    return AttentionBench(request.param)
+def attention(request: pytest.FixtureRequest) -> Iterator[AttentionBench]:
+    """The attention call of this test's cell beside the oracle, compiled by itself where the cell is compiled."""
+    cell = request.param
+    if cell.execution == "eager":
+        yield AttentionBench(cell)
+        return
+    with fresh_compiler():
+        compiled = torch.compile(cell.backend.attend, dynamic=True, fullgraph=True)
+
+        def attend(*inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+            # A model knows its heads: in a block they are constants.
+            for tensor in inputs[:3]:
+                torch._dynamo.mark_static(tensor, [2, 3])
+            return compiled(*inputs, **options)
+
+        yield AttentionBench(replace(cell, backend=replace(cell.backend, attend=attend)))
 
 
 def cell_of(item: pytest.Function) -> Cell | None:

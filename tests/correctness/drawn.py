@@ -30,9 +30,10 @@ VARIANTS: dict[str, dict[Device, DecoderConfig]] = {
 }
 
 #: Collators that stand for all that make the same kind of batch, for what does not depend on the rest: of each layout;
-#: of each way to fill one, with padding on either side and with and without a filler; of each way to pad.
+#: with padding on either side; of each way to fill a layout, with and without a filler too; of each way to pad.
 REPRESENTATIVES: dict[str, tuple[str, ...]] = {
     "layout": ("pad_longest", "packed", "nested"),
+    "side": ("pad_longest", "pad_left", "packed", "nested"),
     "filling": ("pad_longest", "pad_left", "packed", "packed_multiple", "nested"),
     "padding": ("pad_longest", "pad_left", "packed_multiple"),
 }
@@ -45,7 +46,7 @@ COMPILED_ON_CPU = (("sdpa_document_mask", "packed", "train", True, torch.float32
 
 #: A GPU proves every backend compiled in bfloat16, training with and evaluation without a causal mask as they are
 #: timed, on one collator of each layout and padding side: those of one layout share their graphs.
-COMPILED_ON_CUDA = ("pad_longest", "pad_left", "packed", "nested")
+COMPILED_ON_CUDA = REPRESENTATIVES["side"]
 
 
 def compiled_by_default(cell: Cell, device: Device, *, any_collator: bool = False) -> bool:

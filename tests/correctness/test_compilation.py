@@ -8,10 +8,12 @@ from hypothesis import given
 
 from collators import Example
 from model.attention import default_device
+from model.cells import Cell
 from model.decoder import DecoderConfig
+from tests.correctness.attention_bench import AttentionBench, AttentionInput, Form
 from tests.correctness.drawn import CONFIG
 from tests.correctness.workbench import Workbench
-from tests.strategies import examples
+from tests.strategies import FORMS, examples
 
 pytestmark = pytest.mark.correctness
 
@@ -51,6 +53,32 @@ def ragged(config: DecoderConfig, generator: torch.Generator) -> list[int]:
 @given(batch=examples(CONFIG[default_device()]))
 def test_a_compiled_batch_equals_the_padded_reference(workbench: Workbench, batch: list[Example]) -> None:
     workbench.check(batch)
+
+
+def has_dense_inputs(cell: Cell) -> bool:
+    """Tell whether the inputs of attention are dense: a compiled block makes NestedTensors inside."""
+    return cell.collator.layout != "nested"
+
+
+@pytest.mark.cells(execution=("compiled",), where=has_dense_inputs)
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_attention_takes_inputs_of_any_strides(attention: AttentionBench, form: Form) -> None:
+    """Those of the decoder are slices of one product, whatever the batch."""
+    attention.check(AttentionInput((3, 65, 1), form=form))
+
+
+@pytest.mark.cells(execution=("compiled",), where=has_dense_inputs)
+@pytest.mark.parametrize(
+    "given",
+    [
+        AttentionInput((3, 64, 1), num_heads=4, num_kv_heads=2, sharpness=2.0),
+        AttentionInput((3, 130, 1), window=4, softcap=1.5, sinks=True),
+    ],
+    ids=["grouped", "windowed"],
+)
+def test_compiled_attention_honours_what_its_backend_declares(attention: AttentionBench, given: AttentionInput) -> None:
+    """Of heads, scale, window, cap and sinks: a backend is asked for those that it declares."""
+    attention.check(given)
 
 
 @pytest.mark.cells(execution=("compiled",))

@@ -45,6 +45,13 @@ def test_a_batch_may_end_at_either_side_of_a_tile(attention: AttentionBench) -> 
     attention.check(AttentionInput((*TILE_EDGES[:3], 1), 1, 1, seed=len(TILE_EDGES)))
 
 
+@pytest.mark.cells(one_of_each="side", mode=("train",))
+@pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
+def test_a_batch_may_be_as_wide_as_a_tile_beside_shorter_sequences(attention: AttentionBench, width: int) -> None:
+    """The last tile of the widest is whole, and of the others it is padding."""
+    attention.check(AttentionInput((width, 1, width - 1, 5), 1, 1, SMALLEST_HEAD, seed=width))
+
+
 @pytest.mark.cells(one_of_each="layout", mode=("train",))
 @fewest
 @given(given=attention_inputs(), longest=st.integers(250, 260), count=st.integers(1, 20), at=st.integers(0, 20))

@@ -7,11 +7,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from collators import collator_named
 from model.attention import default_device
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput, AttentionRun
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT, in_first_dtype
+from tests.correctness.drawn import CONFIG, in_first_dtype
 from tests.correctness.report import assert_changed, assert_same
 from tests.strategies import attention_inputs, windowed_inputs
 
@@ -30,7 +29,7 @@ def shows_most(cell: Cell) -> bool:
 
 @pytest.mark.cells(
     where=lambda cell: cell.backend.windows and shows_most(cell),
-    collator=(*ONE_OF_EACH_LAYOUT, collator_named("pad_left")),
+    one_of_each="side",
 )
 @fewest
 @given(given=windowed_inputs())
@@ -45,7 +44,7 @@ def test_a_batch_attends_within_the_window_as_each_sequence_alone(
     attention.check(given)
 
 
-@pytest.mark.cells(where=lambda cell: cell.backend.softcaps and shows_most(cell), collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(where=lambda cell: cell.backend.softcaps and shows_most(cell), one_of_each="layout")
 @fewest
 @given(
     given=attention_inputs(lengths_of=more_than_one_token, sharpness=(1.0, 3.0)), softcap=st.sampled_from([0.5, 2.0])
@@ -57,7 +56,7 @@ def test_a_batch_attends_with_capped_scores_as_each_sequence_alone(
     attention.check(replace(given, softcap=softcap))
 
 
-@pytest.mark.cells(where=lambda cell: cell.backend.sinks and shows_most(cell), collator=ONE_OF_EACH_LAYOUT)
+@pytest.mark.cells(where=lambda cell: cell.backend.sinks and shows_most(cell), one_of_each="layout")
 @fewest
 @given(given=attention_inputs())
 @example(given=AttentionInput((1, 2, 1), num_heads=4))
@@ -79,7 +78,7 @@ OTHERS = (
 
 
 @pytest.mark.cells(
-    where=lambda cell: cell.backend.windows and shows_most(cell), collator=ONE_OF_EACH_LAYOUT, dtype=(torch.bfloat16,)
+    where=lambda cell: cell.backend.windows and shows_most(cell), one_of_each="layout", dtype=(torch.bfloat16,)
 )
 def test_a_batch_differs_with_another_window_cap_or_no_sinks(attention: AttentionBench) -> None:
     """The widest bound there is still tells them, a window that is off by one token too."""
@@ -100,7 +99,7 @@ def with_another_token(run: AttentionRun, sequence: int, token: int) -> Attentio
 
 
 @pytest.mark.cells(
-    where=lambda cell: cell.backend.windows and in_first_dtype(cell), collator=ONE_OF_EACH_LAYOUT, mode=("eval",)
+    where=lambda cell: cell.backend.windows and in_first_dtype(cell), one_of_each="layout", mode=("eval",)
 )
 @fewest
 @given(given=windowed_inputs(), sequence=st.integers(0, 3), token=st.integers(0, 130))

@@ -1,7 +1,7 @@
 """Faults of backends in what they compute: numbers, heads, scale, gradients, memory, and which kernel runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -579,3 +579,66 @@ def writes_behind_its_queries(patch: pytest.MonkeyPatch) -> None:
         return out
 
     attends(patch, "sdpa_loop", attend)
+
+
+@plant(
+    "test_recomputation.py::test_a_batch_gives_the_same_when_attended_again_on_its_context",
+    "sdpa_loop-packed-train-causal-float32-eager-drawn",
+)
+def context_good_for_one_call(patch: pytest.MonkeyPatch) -> None:
+    """The second call of attention on one context takes the sequences in reverse."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: float | None) -> Tensor:
+        out = right(q, k, v, context, scale=scale)
+        object.__setattr__(context, "lengths", context.lengths[::-1])
+        return out
+
+    attends(patch, "sdpa_loop", attend)
+
+
+@plant(
+    "test_recomputation.py::test_a_batch_whose_blocks_are_computed_again_equals_the_padded_reference",
+    "sdpa_loop-packed-train-causal-float32-eager-drawn",
+)
+def context_good_for_each_layer_once(patch: pytest.MonkeyPatch) -> None:
+    """A context is used up when both layers have attended: what is computed again sees one sequence."""
+    calls: dict[int, int] = {}
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: float | None) -> Tensor:
+        calls[id(context)] = calls.get(id(context), 0) + 1
+        used_up = replace(context, lengths=(sum(context.lengths),))
+        return right(q, k, v, used_up if calls[id(context)] > 2 else context, scale=scale)
+
+    attends(patch, "sdpa_loop", attend)
+
+
+@plant(
+    "test_compilation.py::test_compiled_attention_takes_inputs_of_any_strides",
+    "sdpa_document_mask-packed-train-causal-float32-compiled-drawn",
+)
+def strides_of_transposed_storage_forgotten_when_compiled(patch: pytest.MonkeyPatch) -> None:
+    """Compiled, values whose heads come first in memory are read as if they came last."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: float | None) -> Tensor:
+        if torch.compiler.is_compiling() and v.stride(2) > v.stride(1):
+            _, tokens, heads, dim = v.shape
+            v = v.as_strided(v.shape, (tokens * heads * dim, heads * dim, dim, 1))
+        return right(q, k, v, context, scale=scale)
+
+    attends(patch, "sdpa_document_mask", attend)
+
+
+@plant(
+    "test_edges.py::test_a_batch_may_be_as_wide_as_a_tile_beside_shorter_sequences",
+    "sdpa_padded-pad_longest-train-full-float32-eager-drawn",
+)
+def last_key_of_a_whole_tile_lost(patch: pytest.MonkeyPatch) -> None:
+    """A padded batch whose width is a whole number of tiles loses its last column of keys."""
+
+    def prepare(right: Any, batch: Any, case: Any) -> Any:
+        context = right(batch, case)
+        if context.mask is not None and batch.input_ids.shape[1] % 32 == 0:
+            context.mask[..., -1] = -torch.inf
+        return context
+
+    prepares(patch, "sdpa_padded", prepare)
