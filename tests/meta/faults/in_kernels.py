@@ -598,18 +598,19 @@ def context_good_for_one_call(patch: pytest.MonkeyPatch) -> None:
 
 @plant(
     "test_recomputation.py::test_a_batch_whose_blocks_are_computed_again_equals_the_padded_reference",
-    "sdpa_loop-packed-train-causal-float32-eager-drawn",
+    "sdpa_document_mask-packed-train-full-float32-eager-drawn",
 )
 def context_good_for_each_layer_once(patch: pytest.MonkeyPatch) -> None:
-    """A context is used up when both layers have attended: what is computed again sees one sequence."""
+    """A context is used up when both layers have attended: what is computed again sees every sequence."""
     calls: dict[int, int] = {}
 
     def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: float | None) -> Tensor:
         calls[id(context)] = calls.get(id(context), 0) + 1
-        used_up = replace(context, lengths=(sum(context.lengths),))
-        return right(q, k, v, used_up if calls[id(context)] > 2 else context, scale=scale)
+        if calls[id(context)] > 2:
+            context = replace(context, mask=torch.zeros_like(context.mask))
+        return right(q, k, v, context, scale=scale)
 
-    attends(patch, "sdpa_loop", attend)
+    attends(patch, "sdpa_document_mask", attend)
 
 
 @plant(
