@@ -169,7 +169,8 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         device="cuda",
         matches={"execution": "compiled", "mode": "train"},
         package="torch",
-        versions="==2.11.*",
+        # Seen with 2.11; 2.13 writes such kernels in the same way.
+        versions=">=2.11,<2.14",
         reason="a kernel of torch.compile sums a buffer that it writes to: a bias gradient differs from run to run",
         reproduction="inductor_inplace_sum.py",
         link="https://github.com/triton-lang/triton/issues/1615",

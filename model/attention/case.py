@@ -58,10 +58,15 @@ class Machine:
 
     def version_of(self, package: str) -> Version | None:
         """Return the installed version of a distribution, or None."""
-        try:
-            return Version(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return _installed(package)
+
+
+@functools.cache
+def _installed(package: str) -> Version | None:
+    try:
+        return Version(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache
