@@ -128,7 +128,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         matches={"backend": "flex_document_mask", "execution": "compiled"},
         package="torch",
         versions="==2.11.*",
-        reason="torch.compile finds no decoding kernel of FlexAttention for grouped heads on a row of less than 128 tokens",
+        reason="torch.compile finds no kernel of FlexAttention for grouped heads on a row of less than 128 tokens",
         reproduction="flex_short_grouped.py",
     ),
     KnownFailure(

@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -24,6 +25,10 @@ CELL_SECONDS = 300.0
 
 #: The value of `--require` without names.
 EVERY = "every backend"
+
+#: The folders of tests, each named as the mark of its tests.
+FOLDER = Path(__file__).parent
+MARKS = ("correctness", "unit", "performance", "huggingface", "meta")
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
 
@@ -144,6 +149,16 @@ def pytest_configure(config: pytest.Config) -> None:
         refused := nothing_declared(config)
     ):
         raise pytest.UsageError(refused)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the folders of other marks where `-m` asks for one mark: importing them takes as long as a dozen tests.
+
+    Each folder of tests has one mark, its name (tests/meta/test_marks.py).
+    """
+    asked = config.getoption("markexpr")
+    other = collection_path.parent == FOLDER and collection_path.name in MARKS and collection_path.name != asked
+    return True if asked in MARKS and other else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:

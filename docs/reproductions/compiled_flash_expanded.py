@@ -18,6 +18,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def normal(heads: int) -> torch.Tensor:
+    """Draw (3, 65, heads, 64)."""
     return torch.randn(3, 65, heads, 64, device="cuda", dtype=torch.bfloat16)
 
 

@@ -31,6 +31,9 @@ from tests.correctness.references import (
 )
 from tests.correctness.wrong import Wrong
 
+#: Beside four roundings of the reference a bound was at most three times as large as beside one.
+FAR = 8.0
+
 
 @dataclass(frozen=True, repr=False)
 class Workbench:
@@ -148,6 +151,13 @@ class Workbench:
     def wrong(self, actual: Outcome, examples: Sequence[Example]) -> list[Mismatch]:
         """Return every tensor of `actual` that is not what the padded reference computes of `examples`."""
         return self.differences(actual, lambda precision, number: self.reference_of(examples, precision, number))
+
+    def far_off(self, actual: Outcome, examples: Sequence[Example]) -> list[Mismatch]:
+        """Return every tensor of `actual` that is `FAR` times as far off as one rounding of the reference allows."""
+        known = self.references.bounds(
+            self.truth_of(examples), [self.reference_of(examples, "own")], self.cell.dtype, self.config
+        )
+        return known.differences(actual, FAR * self.cell.backend.error_factor)
 
     def assert_right(self, actual: Outcome, examples: Sequence[Example]) -> None:
         """Fail where `actual` is not what the reference computes of `examples`."""
