@@ -25,11 +25,9 @@ import pytest
 
 from model.cells import Cell
 from tests.meta.faults import runner
+from tests.selection import MARKS
 
 ROOT = Path(__file__).parents[2]
-
-#: Marks by which tests are chosen.
-MARKS = ("correctness", "performance", "unit", "meta", "huggingface")
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def run(*sessions: Sequence[str], plants: Sequence[str] = (), profile: str = "ci
 
 def collected(sessions: Mapping[str, Sequence[str]]) -> Callable[[str], Ran]:
     """Return what gives each of `sessions` by its name, only collected: all run at once where importing costs."""
-    quiet = {name: ["--collect-only", "-q", *options] for name, options in sessions.items()}
+    quiet = {name: ["--collect-only", "-qq", *options] for name, options in sessions.items()}
     if runner.preloaded:
         return functools.cache(lambda name: run(quiet[name])[0])
     return dict(zip(quiet, run(*quiet.values()), strict=True)).__getitem__

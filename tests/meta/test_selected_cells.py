@@ -1,20 +1,19 @@
-"""What a run selects: unavailable cells that are required, a part of the matrix that keeps its properties, marks."""
+"""What a run selects: cells that are required, a part of the matrix that keeps its properties, what may fail."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from collators import COLLATORS, Collator, collator_named
-from model.attention import BACKENDS, REFERENCE, default_device, this_machine
+from model.attention import BACKENDS, REFERENCE, default_device
 from model.cells import Cell, all_cells
 from model.models import ALL_BACKENDS
 from tests import selection
 from tests.correctness.drawn import CONFIG, DRAWN
 from tests.known_failures import KnownFailure
-from tests.meta.sessions import MARKS, Item, Ran, collected
+from tests.meta.sessions import Item, Ran, collected
 from tests.selection import Standing, distinct_cells, parameters
 
 pytestmark = pytest.mark.meta
@@ -27,10 +26,9 @@ PROVED = ("-m", "correctness", "tests/correctness")
 TIMED = ("-m", "performance", "--workload=article", "tests/performance")
 
 SESSIONS: dict[str, tuple[str, ...]] = {
-    # With whatever mark, or none: without -m what is timed is left out, and where none is asked for models are.
-    "everything": ("-m", "huggingface or not huggingface", "--packing-families=ci", "tests"),
     "proved": PROVED,
     "timed": TIMED,
+    "models": ("-m", "huggingface", "--packing-families=ci", "tests/huggingface"),
     "proved, required": (*PROVED, "--require"),
     "timed, required": (*TIMED, "--require"),
     "proved, fa2_varlen required": (*PROVED, "--require=fa2_varlen"),
@@ -123,9 +121,10 @@ def test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected(monkeypatc
 
 def test_every_failure_that_is_expected_is_strict_by_its_own_mark(session: Callable[[str], Ran]) -> None:
     """With xfail_strict off in somebody's settings, what was mended would pass unseen."""
-    expected = [item for item in session("everything").items if item.xfails]
+    items = [item for name in ("proved", "timed", "models") for item in session(name).items]
+    expected = [item for item in items if item.xfails]
     assert [item.id for item in expected if item.strict is not True] == []
-    assert {item.file.split("/")[1] for item in expected} >= {"huggingface"}
+    assert expected
 
 
 def test_what_is_not_declared_is_no_test_and_what_is_unavailable_is_skipped_with_its_reason(
@@ -160,11 +159,10 @@ def test_cells_of_evaluation_are_distinct_where_they_stand_otherwise(monkeypatch
         found = distinct_cells(cells, CONFIG[device], device)
         return {(cell.mode, cell.key["dtype"], cell.execution) for cell in found}
 
-    first = str(REFERENCE.dtypes[device][0])[6:]
     train = {("train", dtype, "eager") for dtype in ("float32", "bfloat16")}
-    evaluation = {("eval", first, "eager")} if first in ("float32", "bfloat16") else set()
     assert chosen("neither") == train
-    assert chosen("train") == train | evaluation
+    # float64 is no dtype of the matrix, though it is the first that this backend takes.
+    assert chosen("train") == train | {("eval", "float32", "eager")}
 
 
 @pytest.mark.parametrize("collator", COLLATORS, ids=lambda collator: collator.name)
@@ -213,20 +211,3 @@ def test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved(session
             continue
         declared = not cell.backend.undeclared_reasons(cell.case("cpu", CONFIG["cpu"]))
         assert (cell.id.removesuffix(f"-{DRAWN}") in proved) == declared, cell.id
-
-
-@pytest.mark.parametrize("mark", MARKS)
-def test_every_test_has_the_mark_of_its_folder_and_no_other(session: Callable[[str], Ran], mark: str) -> None:
-    """A test that loses its mark is run by nobody who asks for it."""
-    items = [item for item in session("everything").items if item.file.startswith(f"tests/{mark}/")]
-    files = {
-        path.relative_to(Path(__file__).parents[2]).as_posix()
-        for path in Path(__file__).parents[1].rglob(f"{mark}/test_*.py")
-    }
-    assert {item.file for item in items} == files
-    assert [item.id for item in items if set(item.marks) != {mark}] == []
-
-
-def test_this_machine_is_a_cpu_in_sessions(session: Callable[[str], Ran]) -> None:
-    """So that what is unavailable in them is the same everywhere."""
-    assert this_machine().capability is not None or skipped(session("proved"))

@@ -1,8 +1,10 @@
 """Faults of what judges: declarations, tolerances and comparisons. A check that cannot fail shows nothing."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,20 +12,25 @@ import torch
 from torch import Tensor
 
 from model import reference, tolerance
-from model.attention import REFERENCE, Case, backend_named
+from model.attention import BACKENDS, REFERENCE, Case, backend_named
+from model.cells import Cell
 from model.decoder import Decoder
 from model.equivalence import Bounds
 from model.reference import Outcome
 from model.tolerance import Bound, Mismatch
+from tests import selection
 from tests.correctness import attention_bench, references
 from tests.correctness.attention_bench import AttentionBench
+from tests.correctness.drawn import DRAWN, REPRESENTATIVES
 from tests.correctness.workbench import Workbench
 from tests.meta.faults.fault import Faults, attends, everywhere
+from tests.selection import Standing
 
 CHECKS = Faults("checks")
 plant = CHECKS.plant
 
 TOLERANCE, JUDGE = "test_tolerance.py::", "test_reference_judge.py::"
+SELECTED = "test_selected_cells.py::"
 EVAL = "sdpa_loop-packed-eval-causal-bfloat16-eager-drawn"
 
 
@@ -320,3 +327,139 @@ def gradients_pass_where_logits_are_right(patch: pytest.MonkeyPatch) -> None:
 def refusals_taken_at_their_word(patch: pytest.MonkeyPatch) -> None:
     """A batch that a backend says it refuses is not handed to it."""
     patch.setattr(AttentionBench, "_check_refused", lambda self, run: None)
+
+
+@plant(SELECTED + "test_a_run_without_names_requires_the_backends_of_every_model")
+def required_backends_without_gpt2(patch: pytest.MonkeyPatch) -> None:
+    """`--require` without names leaves out the backends of GPT-2."""
+    patch.setattr(selection, "ALL_BACKENDS", BACKENDS)
+
+
+def parametrized(patch: pytest.MonkeyPatch, faulty: Callable[..., Any]) -> None:
+    """Let `faulty`, which is given the right function, say what the parameters of tests are."""
+    right = selection.parameters
+    everywhere(patch, right, functools.partial(faulty, right))
+
+
+@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+def what_is_proved_is_never_required(patch: pytest.MonkeyPatch) -> None:
+    """`--require` reaches what is timed alone: a cell that cannot be proved here is skipped, and the run is green."""
+
+    def faulty(right: Any, cells: Any, config: Any, device: Any, test: str, *, require: Any) -> list[Any]:
+        timed = [cell for cell in cells if cell.workload != DRAWN]
+        return right(cells, config, device, test, require=require if timed else ())
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_only_the_backends_that_are_required_by_name_are_skipped_nowhere")
+def one_required_backend_requires_all(patch: pytest.MonkeyPatch) -> None:
+    """`--require=NAME` is `--require`."""
+    names = {backend.name for backend in selection.ALL_BACKENDS}
+
+    def faulty(right: Any, *args: Any, require: Any) -> list[Any]:
+        return right(*args, require=names if require else ())
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_a_known_failure_is_strict_whatever_pytest_is_told")
+def known_failures_may_pass(patch: pytest.MonkeyPatch) -> None:
+    """What is known to fail may pass, and nobody hears that it was mended."""
+
+    def faulty(right: Any, *args: Any, **options: Any) -> list[Any]:
+        params = right(*args, **options)
+        for param in params:
+            for decorator in param.marks:
+                decorator.mark.kwargs.pop("strict", None)
+        return params
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected")
+def failures_that_come_and_go_are_expected(patch: pytest.MonkeyPatch) -> None:
+    """A failure that is known in one tensor is an expected failure of the whole test."""
+    right = selection.standing
+
+    def standing(cell: Cell, config: Any, device: Any, test: str = "") -> Standing:
+        found = right(cell, config, device, test)
+        known = any(failure.strikes(cell, device, test) for failure in selection.KNOWN_FAILURES)
+        return Standing("known failure", ("broken",)) if known and found.state == "supported" else found
+
+    everywhere(patch, right, standing)
+
+
+@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+def what_is_unavailable_is_undeclared(patch: pytest.MonkeyPatch) -> None:
+    """A cell that this machine cannot run is no test, so that no option can require it."""
+    right = selection.standing
+
+    def standing(*args: Any) -> Standing:
+        found = right(*args)
+        return Standing("undeclared", found.reasons) if found.state == "unavailable" else found
+
+    everywhere(patch, right, standing)
+
+
+@plant(SELECTED + "test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved")
+def a_dtype_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    """What is proved has no 16-bit cells."""
+    right = selection.drawn_candidates
+    patch.setattr(
+        selection,
+        "drawn_candidates",
+        lambda *args: [cell for cell in right(*args) if cell.dtype not in (torch.bfloat16, torch.float16)],
+    )
+
+
+@plant(SELECTED + "test_cells_of_evaluation_are_distinct_where_they_stand_otherwise")
+def evaluation_that_stands_otherwise_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Properties of the decoder are proved in training alone, where some backend cannot train."""
+    right = selection.distinct_cells
+    everywhere(patch, right, lambda *args: [cell for cell in right(*args) if cell.mode == "train"])
+
+
+@plant(SELECTED + "test_a_run_of_one_collator_loses_no_property")
+def only_representatives_are_proved(patch: pytest.MonkeyPatch) -> None:
+    """A property that is proved on one collator of each layout is proved on no other, whatever `--collator` names."""
+    patch.setattr(
+        selection,
+        "represented",
+        lambda cells, of_each, config: [each for each in cells if each.collator.name in REPRESENTATIVES[of_each]],
+    )
+
+
+@plant(SELECTED + "test_a_run_of_one_collator_keeps_its_own_tests")
+def tests_without_cells_left_out(patch: pytest.MonkeyPatch) -> None:
+    """`--collator` leaves tests of cells alone, and not those of the collator that it names."""
+    patch.setattr(selection, "is_of_a_part", lambda item: False)
+
+
+@plant(SELECTED + "test_a_run_of_one_backend_loses_no_test_of_it")
+def one_backend_is_proved_on_one_collator(patch: pytest.MonkeyPatch) -> None:
+    """A run of one backend proves it on the first collator of each layout."""
+    right = selection.candidates
+
+    def candidates(config: pytest.Config, *args: Any) -> list[Cell]:
+        first = REPRESENTATIVES["layout"]
+        found = right(config, *args)
+        return [cell for cell in found if not config.getoption("backend") or cell.collator.name in first]
+
+    patch.setattr(selection, "candidates", candidates)
+
+
+@plant("test_marks.py::test_every_test_has_the_mark_of_its_folder_and_no_other")
+def a_module_without_its_mark(patch: pytest.MonkeyPatch) -> None:
+    """A module of tests has no mark, and is run only where none is asked for."""
+    patch.delattr(sys.modules["tests.unit.test_lengths"], "pytestmark")
+
+
+@plant("test_marks.py::test_a_run_of_a_mark_has_every_test_of_its_folder")
+def a_folder_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Where one mark is asked for, its own folder is left out as well."""
+
+    def ignored(collection_path: Path, config: pytest.Config) -> bool | None:
+        return True if collection_path.name == config.getoption("markexpr") == "unit" else None
+
+    patch.setattr(selection, "pytest_ignore_collect", ignored)
