@@ -17,7 +17,7 @@ from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
 from model.models import ALL_BACKENDS, any_backend_named
 from model.workloads import Workload, workload_named
-from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default
+from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default, in_first_dtype
 from tests.known_failures import KNOWN_FAILURES
 
 #: How long the steps of a cell may be expected to take, in seconds: those of the slowest in baselines/ take 44 s.
@@ -261,7 +261,7 @@ def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device)
     def adds(cell: Cell) -> bool:
         trained = standing(replace(cell, mode="train"), config, device)
         other = trained.state != standing(cell, config, device).state
-        return cell.mode == "train" or (other and cell.dtype in cell.backend.dtypes.get(device, ())[:1])
+        return cell.mode == "train" or (other and in_first_dtype(cell))
 
     return [cell for cell in cells if cell.execution == "eager" and adds(cell)]
 

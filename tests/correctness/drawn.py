@@ -50,11 +50,15 @@ COMPILED_ON_CUDA = REPRESENTATIVES["side"]
 
 
 def compiled_by_default(cell: Cell, device: Device, *, any_collator: bool = False) -> bool:
-    """Tell whether a compiled cell is proved right without `--compiled=all`; on a GPU also with `any_collator`."""
+    """Tell whether a compiled cell is proved right without `--compiled=all`; with `any_collator`, on whichever one."""
     if device == "cuda":
         as_timed = cell.causal == (cell.mode == "train") and cell.dtype == torch.bfloat16
         return as_timed and (any_collator or cell.collator.name in COMPILED_ON_CUDA)
-    return (cell.backend.name, cell.collator.name, cell.mode, cell.causal, cell.dtype) in COMPILED_ON_CPU
+    return any(
+        (cell.backend.name, cell.mode, cell.causal, cell.dtype) == (backend, *others)
+        and (any_collator or cell.collator.name == collator)
+        for backend, collator, *others in COMPILED_ON_CPU
+    )
 
 
 def in_first_dtype(cell: Cell) -> bool:

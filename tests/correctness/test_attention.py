@@ -5,7 +5,6 @@ from hypothesis import example, given, settings
 
 from model.attention.backend import ANY
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.strategies import FORMS, attention_inputs
 
 pytestmark = pytest.mark.correctness
@@ -28,7 +27,7 @@ def test_a_batch_attends_as_each_sequence_alone(attention: AttentionBench, given
     attention.check(given)
 
 
-@pytest.mark.cells(mode=("eval",), collator=ONE_OF_EACH_LAYOUT, causal=(True,))
+@pytest.mark.cells(mode=("eval",), one_of_each="layout", causal=(True,))
 @settings(max_examples=settings.default.max_examples // 10)
 @given(given=attention_inputs(forms=FORMS))
 @example(given=AttentionInput((2, 3), num_heads=4, form="sliced"))

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 
 from collators import Example
 from model.attention import default_device
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import CONFIG
 from tests.correctness.workbench import Workbench
 from tests.strategies import examples
 
 pytestmark = pytest.mark.correctness
 
 
-@pytest.mark.cells(variants=("grouped", "rotary"), collator=ONE_OF_EACH_LAYOUT, mode=("train",), execution=("eager",))
+@pytest.mark.cells(variants=("grouped", "rotary"), one_of_each="layout", mode=("train",), execution=("eager",))
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=examples(CONFIG[default_device()]))
 def test_a_batch_with_other_heads_or_positions_equals_the_padded_reference(

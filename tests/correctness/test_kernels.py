@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from collators import CollatorOptions, Example, collator_named
+from collators import Collator, CollatorOptions, Example, collator_named
 from model.attention import BACKENDS, backend_named, default_device
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
@@ -16,6 +16,9 @@ from tests.correctness.drawn import CONFIG, DRAWN
 pytestmark = pytest.mark.correctness
 
 GIVEN = AttentionInput((5, 2, 33))
+
+#: Padding on either side.
+PADDED = tuple(map(collator_named, ("pad_longest", "pad_left")))
 
 
 def named(operator: str, patterns: tuple[str, ...]) -> bool:
@@ -32,10 +35,9 @@ def operators_of(attention: AttentionBench) -> set[str]:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("name", ["pad_longest", "pad_left"])
-def test_a_batch_has_a_mask_only_where_one_is_needed(name: str, causal: bool) -> None:
+@pytest.mark.parametrize("collator", PADDED, ids=lambda collator: collator.name)
+def test_a_batch_has_a_mask_only_where_one_is_needed(collator: Collator, causal: bool) -> None:
     """Fused kernels take causality without a mask faster, and some take no mask; a batch may come from a worker."""
-    collator = collator_named(name)
     example = Example(torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64))
     batch = pickle.loads(pickle.dumps(collator.build(CollatorOptions(4))([example])))
     cell = Cell(backend_named("sdpa_padded"), collator, "eval", causal, torch.float32, "eager", DRAWN, DRAWN)

@@ -8,7 +8,6 @@ from hypothesis import example, given, settings
 
 from model.attention import default_device
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
 from tests.correctness.guards import Guards, Kept
 from tests.strategies import FORMS, attention_inputs
 
@@ -20,7 +19,7 @@ def guards() -> Guards:
     return Guards(default_device())
 
 
-@pytest.mark.cells(mode=("train",), collator=ONE_OF_EACH_LAYOUT, causal=(True,))
+@pytest.mark.cells(mode=("train",), one_of_each="layout", causal=(True,))
 @settings(max_examples=settings.default.max_examples // 5)
 @given(given=attention_inputs(forms=FORMS))
 # The backward of flash-attn's dense kernel zeroed 128 bytes behind its own: docs/reproductions/flash_small_heads.py

@@ -12,7 +12,7 @@ from collators import CollatorOptions, Example
 from model.attention import REFERENCE, default_device
 from model.equivalence import differences
 from model.reference import REFERENCE_COLLATOR, Outcome, outcome
-from tests.correctness.drawn import CONFIG, ONE_OF_EACH_LAYOUT, in_first_dtype
+from tests.correctness.drawn import CONFIG, in_first_dtype
 from tests.correctness.references import Precision
 from tests.correctness.slots import with_positions
 from tests.correctness.workbench import Workbench
@@ -53,7 +53,7 @@ def reference_at(
     )
 
 
-@pytest.mark.cells(distinct=True, variants=("plain", "rotary"), collator=ONE_OF_EACH_LAYOUT, where=in_first_dtype)
+@pytest.mark.cells(distinct=True, variants=("plain", "rotary"), one_of_each="layout", where=in_first_dtype)
 @settings(max_examples=settings.default.max_examples // 5)
 @given(batch=drawn, seed=seeds)
 def test_shifted_positions_are_those_that_the_reference_takes(

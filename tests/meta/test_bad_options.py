@@ -90,6 +90,8 @@ BAD = {
         "what is proved in -drawn",
     ),
     "profile": Bad(given("--hypothesis-profile=nope"), "--hypothesis-profile=nope", "choose ci, dev or deep"),
+    "seed": Bad(given("--hypothesis-seed=3"), "--hypothesis-seed=3: profile ci", "add --hypothesis-profile=dev"),
+    "seed_0": Bad(given("--hypothesis-seed=0", "--hypothesis-profile=ci"), "--hypothesis-seed=0", "profile=dev"),
     "matrix_path": Bad(given("--matrix", "tests/meta"), "'tests/meta'", "Choose combinations with --backend"),
     "matrix_after_path": Bad(given("tests/meta", "--matrix"), "'tests/meta'", "Choose combinations with --backend"),
     "matrix_shape": Bad(given("--matrix=xml"), "'xml'", "--matrix takes table (the default) or json"),

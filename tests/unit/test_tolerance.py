@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -60,11 +60,17 @@ def test_a_batch_equal_to_the_truth_passes(dtype: torch.dtype, shape: tuple[int,
 
 @every_dtype
 @given(seed=st.integers(0, 2**32 - 1))
+# Its last row has two thirds of the norm of the largest: 2 percent of its own are 0.125, where 0.127 are allowed.
+@example(seed=90591445)
 def test_a_batch_with_any_row_moved_by_2_percent_fails(dtype: torch.dtype, seed: int) -> None:
+    """Percent of the largest row: all rows of a tensor share one bound. Rounding moves a row by half a unit in the last
+    place at most, 2^-8 of its norm in bfloat16: the bound is 4 times that and once more as the floor, 1.96 percent."""
     truth = drawn(9, 64, seed=seed)
+    norms = truth.norm(dim=1)
     for row in range(len(truth)):
-        wrong = truth.to(dtype, copy=True)
-        wrong[row] = (truth[row] * 1.02).to(dtype)
+        # In float64: rounded, the row might end nearer.
+        wrong = truth.to(dtype).to(torch.float64, copy=True)
+        wrong[row] = truth[row] * (1 + 0.02 * norms.max() / norms[row])
         found = compare(wrong, truth, dtype)
         assert found is not None
         assert found.row == row

@@ -1,19 +1,36 @@
 """Faults of what judges: declarations, tolerances and comparisons. A check that cannot fail shows nothing."""
 
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model import equivalence, tolerance
-from model.attention import backend_named
+from model import reference, tolerance
+from model.attention import BACKENDS, REFERENCE, Case, backend_named
+from model.cells import Cell
+from model.decoder import Decoder
+from model.equivalence import Bounds
+from model.reference import Outcome
+from model.tolerance import Bound, Mismatch
+from tests import selection
+from tests.correctness import attention_bench, references
+from tests.correctness.attention_bench import AttentionBench
+from tests.correctness.drawn import DRAWN, REPRESENTATIVES
+from tests.correctness.workbench import Workbench
 from tests.meta.faults.fault import Faults, attends, everywhere
+from tests.selection import Standing
 
 CHECKS = Faults("checks")
 plant = CHECKS.plant
 
-TOLERANCE = "test_tolerance.py::"
+TOLERANCE, JUDGE = "test_tolerance.py::", "test_reference_judge.py::"
+SELECTED = "test_selected_cells.py::"
 EVAL = "sdpa_loop-packed-eval-causal-bfloat16-eager-drawn"
 
 
@@ -76,21 +93,373 @@ def what_is_not_finite_counts_as_zero(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tolerance, "_rows", lambda tensor: right(tensor).nan_to_num(0, 0, 0))
 
 
+@plant(TOLERANCE + "test_a_batch_with_one_bad_row_among_10000_fails_at_that_row")
+def worst_row_is_the_mean_row(patch: pytest.MonkeyPatch) -> None:
+    """What is held to the bound is the mean of the rows' errors, not the largest."""
+    right = Bound.mismatch
+
+    def mismatch(self: Bound, actual: Tensor, error_factor: float) -> Mismatch | None:
+        mean = (tolerance._rows(actual) - self.rows).norm(dim=1).mean()
+        return right(self, actual, error_factor) if mean > self.allowed(error_factor) else None
+
+    patch.setattr(Bound, "mismatch", mismatch)
+
+
+@plant(TOLERANCE + "test_a_batch_may_be_twice_as_many_times_off_as_the_error_factor_where_noise_is_not_known")
+def decoder_factor_doubled(patch: pytest.MonkeyPatch) -> None:
+    """Through a decoder a cell may be four times as many times off as its factor says, not twice."""
+    patch.setattr(tolerance, "DECODER_FACTOR", 4.0)
+
+
 @plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", links=("flash-attention#1023",), errors=(ValueError,))
 def truth_compared_with_itself(patch: pytest.MonkeyPatch) -> None:
     """The tensor that is compared with the truth is the truth."""
-    right = tolerance.mismatch
-    everywhere(
-        patch, right, lambda name, actual, truth, *others, **options: right(name, truth, truth, *others, **options)
+    right = Bound.mismatch
+    patch.setattr(Bound, "mismatch", lambda self, actual, factor: right(self, self.rows.reshape(self.shape), factor))
+
+
+def not_compared(patch: pytest.MonkeyPatch, left_out: Callable[[str], bool]) -> None:
+    """Let tensors of these names pass."""
+    right = Bound.mismatch
+    patch.setattr(
+        Bound, "mismatch", lambda self, actual, factor: None if left_out(self.name) else right(self, actual, factor)
     )
 
 
 @plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
 def gradients_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Only logits and loss are compared."""
-    right = tolerance.mismatch
+    not_compared(patch, lambda name: name.startswith("gradient"))
 
-    def compare(name: str, *tensors: Tensor, **options: Any) -> Any:
-        return None if name.startswith("gradient") else right(name, *tensors, **options)
 
-    patch.setattr(equivalence, "mismatch", compare)
+@plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
+def loss_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """The loss is left out of the comparison."""
+    not_compared(patch, lambda name: name == "loss")
+
+
+@plant(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
+def biases_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """Gradients of tensors of one dimension are left out of the comparison."""
+    not_compared(patch, lambda name: name.endswith(".bias"))
+
+
+def seen_as(patch: pytest.MonkeyPatch, made: Callable[[Bounds, Outcome], Outcome]) -> None:
+    """Compare what `made` returns of the truth and of what a cell computed."""
+    right = Bounds.differences
+    patch.setattr(Bounds, "differences", lambda self, actual, factor: right(self, made(self, actual), factor))
+
+
+@plant(TOLERANCE + "test_a_step_with_one_wrong_token_names_its_sequence_and_position", errors=(ValueError,))
+def last_sequence_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """The logits of the last sequence are left out of the comparison."""
+    seen_as(
+        patch, lambda bounds, actual: replace(actual, logits=[*actual.logits[:-1], bounds.truth.logits[-1].double()])
+    )
+
+
+@plant(TOLERANCE + "test_a_step_without_one_gradient_is_refused")
+def gradients_of_one_side_alone_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Only the parameters are compared that the cell and the reference both have."""
+
+    def common(bounds: Bounds, actual: Outcome) -> Outcome:
+        return replace(
+            actual,
+            gradients={name: actual.gradients.get(name, wanted) for name, wanted in bounds.truth.gradients.items()},
+        )
+
+    seen_as(patch, common)
+
+
+@plant(JUDGE + "test_a_step_is_compared_in_every_parameter_of_either_side")
+def gradients_that_are_none_pass(patch: pytest.MonkeyPatch) -> None:
+    """A parameter whose gradient is None is skipped in the comparison."""
+
+    def filled(bounds: Bounds, actual: Outcome) -> Outcome:
+        gradients = {
+            name: bounds.truth.gradients[name] if gradient is None else gradient
+            for name, gradient in actual.gradients.items()
+        }
+        return replace(actual, gradients=gradients)
+
+    seen_as(patch, filled)
+
+
+@plant(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
+def parameters_that_nothing_reads_have_a_gradient(patch: pytest.MonkeyPatch) -> None:
+    """Where no gradient reaches a parameter, in the cell and in the reference, zeros are compared with zeros."""
+    right = torch.autograd.grad
+    filled = functools.partial(right, allow_unused=True, materialize_grads=True)
+    patch.setattr(torch.autograd, "grad", filled)
+
+
+@plant(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
+def frozen_parameters_left_out(patch: pytest.MonkeyPatch) -> None:
+    """What a step computes has gradients of the parameters that are trained, and of no others."""
+    right = Decoder.named_parameters
+
+    def named_parameters(self: Decoder, *args: Any, **options: Any) -> Any:
+        return ((name, each) for name, each in right(self, *args, **options) if each.requires_grad)
+
+    patch.setattr(Decoder, "named_parameters", named_parameters, raising=False)
+
+
+@plant(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
+def oracle_is_the_padded_reference(patch: pytest.MonkeyPatch) -> None:
+    """What proves the reference is the reference."""
+
+    def oracle(model: Decoder, examples: Sequence[Any], case: Case) -> Outcome:
+        return reference.padded_reference(model, examples, replace(case, dtype=torch.float64))
+
+    everywhere(patch, reference.solo_oracle, oracle)
+
+
+@plant(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
+def oracle_has_the_mask_of_the_reference(patch: pytest.MonkeyPatch) -> None:
+    """Each sequence is alone, under a mask that the reference's own code makes."""
+    patch.setitem(vars(reference.ORACLE), "prepare", lambda batch, case: REFERENCE.prepare(batch, case))
+
+
+@plant(JUDGE + "test_the_truth_is_float64_from_end_to_end")
+def truth_in_float32(patch: pytest.MonkeyPatch) -> None:
+    """The model of the truth has the cell's float32 weights and computes in float32."""
+    right = reference.with_backend
+    everywhere(patch, right, lambda model, backend, dtype: right(model, backend, torch.float32))
+    own = Workbench.reference_case
+    patch.setattr(
+        Workbench, "reference_case", lambda self, precision: replace(own(self, precision), dtype=torch.float32)
+    )
+
+
+@plant(JUDGE + "test_the_truth_of_a_cell_is_not_what_the_cell_computes")
+def truth_is_the_reference_in_the_dtype_of_the_cell(patch: pytest.MonkeyPatch) -> None:
+    """The workbench compares the reference with itself."""
+    patch.setattr(Workbench, "reference_model", lambda self, precision, number=0: self.model)
+    patch.setattr(Workbench, "reference_case", lambda self, precision: self.case)
+
+
+@plant(JUDGE + "test_the_reference_of_a_dtype_has_the_weights_of_its_cell_and_rounds_as_its_cell")
+def reference_in_16_bits(patch: pytest.MonkeyPatch) -> None:
+    """The reference that sizes the bounds of a float32 cell is autocast to bfloat16."""
+    right = Workbench.reference_case
+
+    def reference_case(self: Workbench, precision: str) -> Case:
+        found = right(self, precision)
+        narrowed = precision == "own" and found.dtype == torch.float32
+        return replace(found, dtype=torch.bfloat16) if narrowed else found
+
+    patch.setattr(Workbench, "reference_case", reference_case)
+
+
+@plant(JUDGE + "test_a_nudged_decoder_has_weights_that_differ_by_half_a_unit_in_the_last_place")
+def nudges_of_64_half_units(patch: pytest.MonkeyPatch) -> None:
+    """Weights are moved by 64 half units in the last place, which is no rounding, and widens every bound."""
+    right = references.nudged
+
+    def nudged(model: Decoder, dtype: torch.dtype, seed: int) -> Decoder:
+        moved = right(model, dtype, seed)
+        with torch.no_grad():
+            for far, own in zip(moved.parameters(), model.parameters(), strict=True):
+                far.sub_(own).mul_(64).add_(own)
+        return moved
+
+    everywhere(patch, right, nudged)
+
+
+@plant(JUDGE + "test_other_roundings_are_of_weights_that_references_nudge_once_each")
+def nudges_add_up(patch: pytest.MonkeyPatch) -> None:
+    """Each rounding starts from the weights of the one before, so that the fourth is three nudges away."""
+    right = references.nudged
+
+    def nudged(model: Decoder, dtype: torch.dtype, seed: int) -> Decoder:
+        for number in range(1, seed + 1):
+            model = right(model, dtype, number)
+        return model
+
+    everywhere(patch, right, nudged)
+
+
+@plant(JUDGE + "test_a_batch_is_compared_with_more_roundings_of_the_reference_where_one_is_exact_by_luck")
+def sixteen_roundings(patch: pytest.MonkeyPatch) -> None:
+    """A cell is red only where sixteen roundings of the reference are too near: one of so many is far off."""
+    patch.setattr(references, "ROUNDINGS", 16)
+
+
+@plant(JUDGE + "test_another_rounding_is_as_far_off_as_it_is_from_the_truth_of_its_own_weights")
+def nudged_reference_compared_with_the_truth_of_other_weights(patch: pytest.MonkeyPatch) -> None:
+    """What other weights give counts as a rounding, though it has another truth."""
+    everywhere(patch, references.moved_outcome, lambda truth, rounded, wanted: rounded)
+
+
+@plant(JUDGE + "test_the_truth_of_attention_is_that_of_each_sequence_alone")
+def truth_of_attention_is_the_reference(patch: pytest.MonkeyPatch) -> None:
+    """Attention is compared with what the padded reference gives in the cell's dtype."""
+    right = attention_bench.expected_of
+
+    def expected_of(*args: Any) -> Any:
+        found = right(*args)
+        values = {name: value.double() for name, value in found.reference.items()}
+        return replace(found, truth=replace(found.truth, values=values))
+
+    everywhere(patch, right, expected_of)
+
+
+@plant(JUDGE + "test_attention_is_red_for_every_result_by_its_name")
+def gradients_of_values_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """Attention is compared in its output and in two of three gradients."""
+    right = attention_bench.mismatches
+    everywhere(patch, right, lambda results, *rest: right({n: t for n, t in results.items() if n != "dv"}, *rest))
+
+
+@plant(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
+def gradients_pass_where_logits_are_right(patch: pytest.MonkeyPatch) -> None:
+    """Gradients count only where logits or loss are wrong as well."""
+    right = Workbench.assert_none
+
+    def assert_none(self: Workbench, found: Sequence[Mismatch]) -> None:
+        if any(not each.name.startswith("gradient") for each in found):
+            right(self, found)
+
+    patch.setattr(Workbench, "assert_none", assert_none)
+
+
+@plant(JUDGE + "test_a_batch_that_a_backend_says_it_refuses_must_be_refused")
+def refusals_taken_at_their_word(patch: pytest.MonkeyPatch) -> None:
+    """A batch that a backend says it refuses is not handed to it."""
+    patch.setattr(AttentionBench, "_check_refused", lambda self, run: None)
+
+
+@plant(SELECTED + "test_a_run_without_names_requires_the_backends_of_every_model")
+def required_backends_without_gpt2(patch: pytest.MonkeyPatch) -> None:
+    """`--require` without names leaves out the backends of GPT-2."""
+    patch.setattr(selection, "ALL_BACKENDS", BACKENDS)
+
+
+def parametrized(patch: pytest.MonkeyPatch, faulty: Callable[..., Any]) -> None:
+    """Let `faulty`, which is given the right function, say what the parameters of tests are."""
+    right = selection.parameters
+    everywhere(patch, right, functools.partial(faulty, right))
+
+
+@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+def what_is_proved_is_never_required(patch: pytest.MonkeyPatch) -> None:
+    """`--require` reaches what is timed alone: a cell that cannot be proved here is skipped, and the run is green."""
+
+    def faulty(right: Any, cells: Any, config: Any, device: Any, test: str, *, require: Any) -> list[Any]:
+        timed = [cell for cell in cells if cell.workload != DRAWN]
+        return right(cells, config, device, test, require=require if timed else ())
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_only_the_backends_that_are_required_by_name_are_skipped_nowhere")
+def one_required_backend_requires_all(patch: pytest.MonkeyPatch) -> None:
+    """`--require=NAME` is `--require`."""
+    names = {backend.name for backend in selection.ALL_BACKENDS}
+
+    def faulty(right: Any, *args: Any, require: Any) -> list[Any]:
+        return right(*args, require=names if require else ())
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_a_known_failure_is_strict_whatever_pytest_is_told")
+def known_failures_may_pass(patch: pytest.MonkeyPatch) -> None:
+    """What is known to fail may pass, and nobody hears that it was mended."""
+
+    def faulty(right: Any, *args: Any, **options: Any) -> list[Any]:
+        params = right(*args, **options)
+        for param in params:
+            for decorator in param.marks:
+                decorator.mark.kwargs.pop("strict", None)
+        return params
+
+    parametrized(patch, faulty)
+
+
+@plant(SELECTED + "test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected")
+def failures_that_come_and_go_are_expected(patch: pytest.MonkeyPatch) -> None:
+    """A failure that is known in one tensor is an expected failure of the whole test."""
+    right = selection.standing
+
+    def standing(cell: Cell, config: Any, device: Any, test: str = "") -> Standing:
+        found = right(cell, config, device, test)
+        known = any(failure.strikes(cell, device, test) for failure in selection.KNOWN_FAILURES)
+        return Standing("known failure", ("broken",)) if known and found.state == "supported" else found
+
+    everywhere(patch, right, standing)
+
+
+@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+def what_is_unavailable_is_undeclared(patch: pytest.MonkeyPatch) -> None:
+    """A cell that this machine cannot run is no test, so that no option can require it."""
+    right = selection.standing
+
+    def standing(*args: Any) -> Standing:
+        found = right(*args)
+        return Standing("undeclared", found.reasons) if found.state == "unavailable" else found
+
+    everywhere(patch, right, standing)
+
+
+@plant(SELECTED + "test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved")
+def a_dtype_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    """What is proved has no 16-bit cells."""
+    right = selection.drawn_candidates
+    patch.setattr(
+        selection,
+        "drawn_candidates",
+        lambda *args: [cell for cell in right(*args) if cell.dtype not in (torch.bfloat16, torch.float16)],
+    )
+
+
+@plant(SELECTED + "test_cells_of_evaluation_are_distinct_where_they_stand_otherwise")
+def evaluation_that_stands_otherwise_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Properties of the decoder are proved in training alone, where some backend cannot train."""
+    right = selection.distinct_cells
+    everywhere(patch, right, lambda *args: [cell for cell in right(*args) if cell.mode == "train"])
+
+
+@plant(SELECTED + "test_a_run_of_one_collator_loses_no_property")
+def only_representatives_are_proved(patch: pytest.MonkeyPatch) -> None:
+    """A property that is proved on one collator of each layout is proved on no other, whatever `--collator` names."""
+    patch.setattr(
+        selection,
+        "represented",
+        lambda cells, of_each, config: [each for each in cells if each.collator.name in REPRESENTATIVES[of_each]],
+    )
+
+
+@plant(SELECTED + "test_a_run_of_one_collator_keeps_its_own_tests")
+def tests_without_cells_left_out(patch: pytest.MonkeyPatch) -> None:
+    """`--collator` leaves tests of cells alone, and not those of the collator that it names."""
+    patch.setattr(selection, "is_of_a_part", lambda item: False)
+
+
+@plant(SELECTED + "test_a_run_of_one_backend_loses_no_test_of_it")
+def one_backend_is_proved_on_one_collator(patch: pytest.MonkeyPatch) -> None:
+    """A run of one backend proves it on the first collator of each layout."""
+    right = selection.candidates
+
+    def candidates(config: pytest.Config, *args: Any) -> list[Cell]:
+        first = REPRESENTATIVES["layout"]
+        found = right(config, *args)
+        return [cell for cell in found if not config.getoption("backend") or cell.collator.name in first]
+
+    patch.setattr(selection, "candidates", candidates)
+
+
+@plant("test_marks.py::test_every_test_has_the_mark_of_its_folder_and_no_other")
+def a_module_without_its_mark(patch: pytest.MonkeyPatch) -> None:
+    """A module of tests has no mark, and is run only where none is asked for."""
+    patch.delattr(sys.modules["tests.unit.test_lengths"], "pytestmark")
+
+
+@plant("test_marks.py::test_a_run_of_a_mark_has_every_test_of_its_folder")
+def a_folder_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    """Where one mark is asked for, its own folder is left out as well."""
+
+    def ignored(collection_path: Path, config: pytest.Config) -> bool | None:
+        return True if collection_path.name == config.getoption("markexpr") == "unit" else None
+
+    patch.setattr(selection, "pytest_ignore_collect", ignored)

@@ -96,8 +96,14 @@ class Verdict:
     seen: str
 
 
-def preload() -> None:
+#: Whether this process, or the one that it is forked from, has imported what sessions import.
+preloaded = False
+
+
+def preload(profile: str = PROFILE) -> None:
     """Import what the sessions of faults import, and choose the examples that they draw: those of `ci`, not shrunk."""
+    global preloaded
+    preloaded = True
     # Nothing has asked for a GPU yet: the cells are the CPU's, whatever this machine has.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.pop("PYTEST_ADDOPTS", None)
@@ -106,7 +112,8 @@ def preload() -> None:
     importlib.import_module("conftest")
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile(PROFILE, settings.get_profile("ci"), phases=phases, report_multiple_bugs=False)
-    code, printed = _pytest(["--collect-only", "-q", *FOLDERS])
+    # Tests have the settings of the profile under which they are imported.
+    code, printed = _pytest(["--collect-only", "-q", f"--hypothesis-profile={profile}", *FOLDERS])
     if code != pytest.ExitCode.OK:
         raise RuntimeError(f"{FOLDERS} cannot be collected:\n{printed}")
     # Pytest collects garbage at the end of every session: half a second among all that is imported here.
