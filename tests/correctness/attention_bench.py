@@ -5,7 +5,7 @@ Shapes: L tokens of a sequence, B sequences, S padded length, T tokens in all, H
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,9 @@ Form = Literal["contiguous", "fused", "heads_first", "shifted", "sliced", "expan
 #: The largest number in padding: what a model leaves there is arbitrary, but finite.
 GARBAGE = 1e4
 
+#: So many lengths of a batch a report shows.
+SHOWN_LENGTHS = 20
+
 #: Longer than any drawn sequence; collators want a maximum.
 MAX_LENGTH = 2**20
 
@@ -50,6 +53,15 @@ class AttentionInput:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+
+    def __str__(self) -> str:
+        """Return the lengths, the first of very many, and what is not as it is where nothing is said."""
+        shown = ", ".join(map(str, self.lengths[:SHOWN_LENGTHS]))
+        more = len(self.lengths) - SHOWN_LENGTHS
+        others = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "lengths"}
+        usual = {each.name: each.default for each in fields(self)}
+        said = [f"{name}={value}" for name, value in others.items() if value != usual[name]]
+        return ", ".join([f"lengths [{shown}{f' and {more} more' if more > 0 else ''}]", *said])
 
     @property
     def scale(self) -> float | None:
@@ -409,7 +421,7 @@ class AttentionBench:
             self._check_refused(run)
             return
         if found := self.differences(given, run.results()):
-            raise Wrong("differs from each sequence alone", found)
+            raise Wrong("differs from each sequence alone", found, on=str(given))
 
     def differences(self, given: AttentionInput, results: dict[str, Tensor]) -> list[Mismatch]:
         """Return every tensor of `results` that is further from the truth of `given` than the cell may be."""
@@ -435,7 +447,7 @@ class AttentionBench:
         for copy in range(copies):
             part = {name: tensor[copy * tokens : (copy + 1) * tokens] for name, tensor in results.items()}
             if found := self.differences(given, part):
-                raise Wrong(f"copy {copy} of {given} differs from each sequence alone", found)
+                raise Wrong(f"copy {copy} differs from each sequence alone", found, on=f"copies of {given}")
 
     def _check_refused(self, run: AttentionRun) -> None:
         try:

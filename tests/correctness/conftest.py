@@ -16,6 +16,7 @@ from tests.correctness.references import References
 from tests.correctness.report import Failure, Found, Hunt, Red, block
 from tests.correctness.workbench import Workbench, open_workbench
 from tests.known_failures import KNOWN_FAILURES
+from tests.selection import EVERY
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +64,10 @@ def again(item: pytest.Function) -> str:
     words = ["pytest", item.nodeid]
     if config.getoption("compiled") != "default":
         words.append(f"--compiled={config.getoption('compiled')}")
+    # Without its collator's name a test may have no cell, and an unavailable one is skipped where it is not required.
+    words += [f"--collator={name}" for name in config.getoption("collator") or ()]
+    if (required := config.getoption("require")) is not None:
+        words.append("--require" if required == EVERY else f"--require={required}")
     for option in ("hypothesis_profile", "hypothesis_seed"):
         if (value := config.getoption(option, None)) is not None:
             words.append(f"--{option.replace('_', '-')}={value}")
@@ -87,7 +92,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         handle.inner_test = hunt.guarded(test)
     try:
         result = yield
-    except (Exception, pytest.fail.Exception, Found) as error:
+    except (Exception, pytest.fail.Exception, Found, BaseExceptionGroup) as error:
         failure = hunt.smallest() or Failure({}, (error.__cause__ or error if isinstance(error, Found) else error,))
         label = cell.id if cell else pyfuncitem.name
         raise Red(block(label, failure, again(pyfuncitem)), failure.errors[0]) from None

@@ -6,6 +6,7 @@ search for a smaller one early, and keeps what the report says of the smallest t
 
 import functools
 import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,8 @@ def fingerprint(error: BaseException) -> object:
     """Return what is the same when one error repeats."""
     if isinstance(error, Wrong) and error.found:
         return tuple((found.name, found.row, found.error) for found in error.found)
-    return type(error), str(error)
+    # What pytest adds to an assertion, in lines of its own, may hold addresses, and so may the line itself.
+    return type(error), re.sub(r"\b0x[0-9a-fA-F]+", "0x", first_line(error))
 
 
 def lengths_of(value: Any) -> tuple[int, ...] | None:
@@ -100,13 +102,13 @@ def frames(error: BaseException) -> list[str]:
     return [f"at {frame.filename}:{frame.lineno} in {frame.name}" for frame in stack]
 
 
-def drawn(given: Mapping[str, Any]) -> list[str]:
-    """Return the batch in a line, and all else that was drawn in another."""
-    lines, others = [], []
+def drawn(given: Mapping[str, Any], on: str = "") -> list[str]:
+    """Return the batch in a line, that of `on` where a test made it of what was drawn, and all else in another."""
+    lines, others = [f"on {on}"] if on else [], []
     for name, value in given.items():
         lengths = lengths_of(value)
         if isinstance(value, AttentionInput):
-            lines.append(f"on {value}")
+            lines += [] if on else [f"on {value}"]
         elif lengths is not None:
             lines.append(f"on lengths {list(lengths)}")
         elif isinstance(value, bool | int | float | str | list | set | tuple):
@@ -125,7 +127,7 @@ def block(label: str, failure: Failure, again: str) -> str:
         lines.append("it does not repeat: some kernel gives other numbers each run, or reads what it must not")
     if isinstance(error, Wrong) and found and error.what:
         lines.append(error.what)
-    lines += drawn(failure.given)
+    lines += drawn(failure.given, error.on if isinstance(error, Wrong) else "")
     lines += map(str, found[1:SHOWN])
     if len(found) > SHOWN:
         lines.append(f"... and {len(found) - SHOWN} tensors more")
@@ -207,9 +209,12 @@ def excused(failure: Failure, known: KnownFailure) -> bool:
 
 def assert_same(name: str, was: Tensor, now: Tensor) -> None:
     """Fail where two tensors differ in any bit."""
+    if was.dtype != now.dtype:
+        raise Wrong(f"{name} must be {was.dtype}; got {now.dtype}")
     if not torch.equal(was, now):
         error = float((was.double() - now.double()).abs().max()) if was.shape == now.shape else float("inf")
-        raise Wrong("must be the same bit by bit", [Mismatch(name, None, error, 0.0)])
+        # A name that goes on in "must change" may end in a comma.
+        raise Wrong("must be the same bit by bit", [Mismatch(name.rstrip(","), None, error, 0.0)])
 
 
 def assert_changed(name: str, was: Tensor, now: Tensor) -> None:

@@ -97,7 +97,7 @@ def assert_seen(workbench: Workbench, batch: list[Example], positions: Sequence[
     actual = workbench.outcome_of(placed)
     # So far off that no other rounding of the reference could excuse it, or else beside all of them.
     found = workbench.far_off(actual, batch) or workbench.wrong(actual, batch)
-    assert any(mismatch.name.startswith("logits") for mismatch in found)
+    assert any(mismatch.name.startswith("logits") for mismatch in found), "logits at wrong positions pass for right"
 
 
 @pytest.mark.cells(distinct=True, variants=("plain", "rotary"), backend=(REFERENCE,), collator=(REFERENCE_COLLATOR,))

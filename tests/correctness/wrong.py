@@ -6,9 +6,13 @@ from model.tolerance import Mismatch
 
 
 class Wrong(AssertionError):
-    """`what` says what is not as it must be, in a line; `found` are the tensors that show it."""
+    """`what` says what is not as it must be, in a line, and `found` are the tensors that show it.
 
-    def __init__(self, what: str, found: Sequence[Mismatch] = ()) -> None:
+    `on` says of what batch, where that is not the one that was drawn.
+    """
+
+    def __init__(self, what: str, found: Sequence[Mismatch] = (), *, on: str = "") -> None:
         super().__init__("\n  ".join([what, *map(str, found)]))
         self.what = what
         self.found = tuple(found)
+        self.on = on

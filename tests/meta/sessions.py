@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from model.cells import Cell
 from tests.meta.faults import runner
@@ -32,14 +33,17 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Item:
-    """One test of a session: its cell's backend and collator, "" where it has none; its own marks and those of its
-    cell. `strict` is that of an expected failure as its mark says it, None where nothing says it."""
+    """One test of a session: its cell's backend and collator, "" where it has none, and whether it builds a decoder.
+
+    `strict` is that of an expected failure as its mark says it, None where nothing says it.
+    """
 
     id: str
     file: str
     function: str
     backend: str
     collator: str
+    decoder: bool
     marks: tuple[str, ...]
     skipped: bool
     xfails: bool
@@ -89,6 +93,7 @@ def described(item: pytest.Function) -> dict[str, Any]:
         "function": item.originalname,
         "backend": cell.backend.name if cell else "",
         "collator": cell.collator.name if cell else "",
+        "decoder": "workbench" in params,
         "marks": [mark.name for mark in item.iter_markers() if mark.name in MARKS],
         "skipped": item.get_closest_marker("skip") is not None,
         "xfails": expected is not None,
@@ -104,6 +109,9 @@ def _session(options: Sequence[str], plant: str, sender: Connection) -> None:
         pytest.MonkeyPatch.context() as patch,
     ):
         if plant:
+            # What it finds would be tried first wherever the same is drawn, after it.
+            patch.setattr(DirectoryBasedExampleDatabase, "save", lambda *args: None)
+            patch.setattr(DirectoryBasedExampleDatabase, "fetch", lambda *args: iter(()))
             getattr(importlib.import_module("tests.meta.planted.reds"), plant)(patch)
         code = pytest.main(["-p", "no:cacheprovider", "-n0", *options], plugins=[recorder])
     sender.send((int(code), printed.getvalue(), recorder.items, recorder.ended))
@@ -126,8 +134,10 @@ def _ran(code: int, printed: str, items: Sequence[dict[str, Any]], ended: dict[s
     return Ran(code, printed, found, {name: (outcome, seconds) for name, (outcome, seconds) in ended.items()})
 
 
-def run(*sessions: Sequence[str], plants: Sequence[str] = (), profile: str = "ci") -> list[Ran]:
-    """Return what came of a session for each list of options, under `profile`.
+def run(
+    *sessions: Sequence[str], plants: Sequence[str] = (), profile: str = "ci", folders: Sequence[str] = runner.FOLDERS
+) -> list[Ran]:
+    """Return what came of a session for each list of options, of tests in `folders`, under `profile`.
 
     `plants` names a function of planted/reds.py for each, which breaks something before it. Under a planted fault
     examples are drawn as there: only what is collected can be asked for.
@@ -138,7 +148,7 @@ def run(*sessions: Sequence[str], plants: Sequence[str] = (), profile: str = "ci
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "CI")}
     started = subprocess.run(
         [sys.executable, "-m", "tests.meta.sessions"],
-        input=json.dumps({"profile": profile, "jobs": jobs}),
+        input=json.dumps({"profile": profile, "folders": folders, "jobs": jobs}),
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -160,7 +170,7 @@ def collected(sessions: Mapping[str, Sequence[str]]) -> Callable[[str], Ran]:
 def main() -> None:
     """Run the sessions of standard input, and print what came of them as JSON."""
     asked = json.load(sys.stdin)
-    runner.preload(asked["profile"])
+    runner.preload(asked["profile"], asked["folders"])
     start = time.monotonic()
     found = [_forked([f"--hypothesis-profile={asked['profile']}", *options], plant) for options, plant in asked["jobs"]]
     print(f"{len(found)} sessions in {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -19,10 +19,11 @@ from model.equivalence import Bounds
 from model.reference import Outcome
 from model.tolerance import Bound, Mismatch
 from tests import selection
-from tests.correctness import attention_bench, references
+from tests.correctness import attention_bench, conftest, references, report
 from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.drawn import DRAWN, REPRESENTATIVES
 from tests.correctness.workbench import Workbench
+from tests.correctness.wrong import Wrong
 from tests.meta.faults.fault import Faults, attends, everywhere
 from tests.selection import Standing
 
@@ -30,7 +31,7 @@ CHECKS = Faults("checks")
 plant = CHECKS.plant
 
 TOLERANCE, JUDGE = "test_tolerance.py::", "test_reference_judge.py::"
-SELECTED = "test_selected_cells.py::"
+SELECTED, RED = "test_selected_cells.py::", "test_red_block.py::"
 EVAL = "sdpa_loop-packed-eval-causal-bfloat16-eager-drawn"
 
 
@@ -463,3 +464,96 @@ def a_folder_is_left_out(patch: pytest.MonkeyPatch) -> None:
         return True if collection_path.name == config.getoption("markexpr") == "unit" else None
 
     patch.setattr(selection, "pytest_ignore_collect", ignored)
+
+
+@plant(RED + "test_a_block_says_what_is_worst_how_often_on_what_and_how_to_run_it_again")
+def the_best_tensor_first(patch: pytest.MonkeyPatch) -> None:
+    """The first line names the tensor that is least off."""
+    right = report.block
+
+    def block(label: str, failure: report.Failure, again: str) -> str:
+        turned = [Wrong(error.what, error.found[::-1]) if isinstance(error, Wrong) else error for error in failure.runs]
+        return right(label, replace(failure, runs=tuple(turned)), again)
+
+    everywhere(patch, right, block)
+
+
+@plant(RED + "test_the_first_batch_that_fails_is_run_five_times_and_every_failure_counted")
+def a_failure_counts_for_every_run(patch: pytest.MonkeyPatch) -> None:
+    """Of five runs of which one failed, the report says that five did."""
+    right = report.repeated
+
+    def repeated(failure: report.Failure, again: Any) -> report.Failure:
+        found = right(failure, again)
+        return replace(found, runs=tuple(error or found.runs[0] for error in found.runs))
+
+    patch.setattr(report, "repeated", repeated)
+
+
+@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+def one_known_tensor_excuses_all(patch: pytest.MonkeyPatch) -> None:
+    """A batch with an error in a tensor that is known to come and go is excused, whatever else is wrong with it."""
+
+    def excused(failure: report.Failure, known: Any) -> bool:
+        found = [each.name for error in failure.errors if isinstance(error, Wrong) for each in error.found]
+        return not failure.repeats and any(map(known.fluctuates, found))
+
+    everywhere(patch, report.excused, excused)
+
+
+@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+def what_repeats_is_excused(patch: pytest.MonkeyPatch) -> None:
+    """An error in a tensor that is known to come and go is excused where it stays."""
+    right = report.excused
+    everywhere(patch, right, lambda failure, known: right(replace(failure, runs=(*failure.runs, None)), known))
+
+
+@plant(RED + "test_a_failure_repeats_where_every_run_fails_alike")
+def an_address_makes_an_error_another(patch: pytest.MonkeyPatch) -> None:
+    """Two errors are the same only where all that they say is, addresses of objects included."""
+    everywhere(patch, report.fingerprint, lambda error: (type(error), str(error)))
+
+
+@plant(RED + "test_a_failure_repeats_where_every_run_fails_alike")
+def another_error_is_the_same(patch: pytest.MonkeyPatch) -> None:
+    """A batch repeats where each run fails, in whatever tensor and by however much."""
+    everywhere(patch, report.fingerprint, type)
+
+
+@plant(RED + "test_a_search_ends_with_a_batch_that_is_small")
+def no_batch_is_small(patch: pytest.MonkeyPatch) -> None:
+    """Hypothesis goes on to look for a smaller batch than one of eight tokens."""
+    patch.setattr(report, "SMALL_TOKENS", 0)
+
+
+@plant(RED + "test_the_smallest_batch_that_fails_is_kept_and_run_as_often")
+def the_last_batch_is_reported(patch: pytest.MonkeyPatch) -> None:
+    """The report names the last batch that failed, not the smallest."""
+    right = report.Hunt._met
+
+    def met(self: report.Hunt, error: BaseException, given: Any, again: Any) -> None:
+        try:
+            right(self, error, given, again)
+        finally:
+            if self.failure is not None and self.failure.given is not given:
+                self.failure = report.Failure(given, (error,))
+
+    patch.setattr(report.Hunt, "_met", met)
+
+
+@plant(RED + "test_a_command_has_every_option_that_the_batch_depends_on")
+def the_command_has_no_seed(patch: pytest.MonkeyPatch) -> None:
+    """What the report says to run draws other batches."""
+    right = conftest.again
+    everywhere(patch, right, lambda item: right(item).partition(" --hypothesis-seed")[0])
+
+
+@plant(RED + "test_same_is_every_bit")
+def what_is_close_is_the_same(patch: pytest.MonkeyPatch) -> None:
+    """Isolation, padding and repeats are compared up to a tolerance."""
+
+    def same(name: str, was: Tensor, now: Tensor) -> None:
+        if not torch.allclose(was, now.to(was)):
+            raise Wrong("must be the same bit by bit", [Mismatch(name, None, 1.0, 0.0)])
+
+    everywhere(patch, report.assert_same, same)

@@ -100,7 +100,7 @@ class Verdict:
 preloaded = False
 
 
-def preload(profile: str = PROFILE) -> None:
+def preload(profile: str = PROFILE, folders: Sequence[str] = FOLDERS) -> None:
     """Import what the sessions of faults import, and choose the examples that they draw: those of `ci`, not shrunk."""
     global preloaded
     preloaded = True
@@ -113,9 +113,9 @@ def preload(profile: str = PROFILE) -> None:
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile(PROFILE, settings.get_profile("ci"), phases=phases, report_multiple_bugs=False)
     # Tests have the settings of the profile under which they are imported.
-    code, printed = _pytest(["--collect-only", "-q", f"--hypothesis-profile={profile}", *FOLDERS])
+    code, printed = _pytest(["--collect-only", "-q", f"--hypothesis-profile={profile}", *folders])
     if code != pytest.ExitCode.OK:
-        raise RuntimeError(f"{FOLDERS} cannot be collected:\n{printed}")
+        raise RuntimeError(f"{folders} cannot be collected:\n{printed}")
     # Pytest collects garbage at the end of every session: half a second among all that is imported here.
     gc.freeze()
 
