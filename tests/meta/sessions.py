@@ -146,6 +146,7 @@ def run(
     if runner.preloaded and not any(plants):
         return [_ran(*_forked(*job)) for job in jobs]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "CI")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     started = subprocess.run(
         [sys.executable, "-m", "tests.meta.sessions"],
         input=json.dumps({"profile": profile, "folders": folders, "jobs": jobs}),

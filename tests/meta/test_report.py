@@ -227,7 +227,6 @@ def test_a_red_test_that_is_excused_in_part_reports_the_other_part(sessions: dic
     assert "5 of 5 runs" in block.first
 
 
-FIXED = f"{EQUAL}[sdpa_padded-pad_fixed-train-causal-bfloat16-eager-drawn]"
 #: Proved on one collator of each layout, which is another one where none is named.
 OF_A_COLLATOR = "tests/correctness/test_isolation.py::test_the_loss_of_one_sequence_has_no_gradient_in_others"
 
