@@ -175,11 +175,32 @@ KNOWN = {
 }
 
 
+#: What no CPU has.
+UNAVAILABLE = f"{EQUAL}[fa2_varlen-packed-train-causal-bfloat16-eager-drawn]"
+REQUIRED = {"required": "--require=fa2_varlen", "all required": "--require", "not required": "--require=torch_varlen"}
+
+
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Ran]:
-    """One cell of equivalence for each plant."""
+    """One cell of equivalence for each plant, and one that is unavailable."""
     plants = ["bias_off_in_every_third_step", "an_error", *KNOWN]
-    return dict(zip(plants, run(*[[TRAINING, "-rx"]] * len(plants), plants=plants), strict=True))
+    jobs = [*([TRAINING, "-rx"] for _ in plants), *([UNAVAILABLE, option] for option in REQUIRED.values())]
+    found = run(*jobs, plants=[*plants, *([""] * len(REQUIRED))])
+    return dict(zip([*plants, *REQUIRED], found, strict=True))
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_an_unavailable_cell_fails_where_it_is_required_and_says_what_is_missing(
+    sessions: dict[str, Ran], name: str
+) -> None:
+    ran = sessions[name]
+    if name == "not required":
+        assert [outcome for outcome, _ in ran.ended.values()] == ["skipped"]
+        return
+    assert [outcome for outcome, _ in ran.ended.values()] == ["failed"]
+    block = only(ran)
+    assert re.match(r"fa2_varlen-packed-\S+-drawn: ValueError: fa2_varlen needs ", block.first)
+    assert REQUIRED[name] in block.again
 
 
 def test_a_gradient_that_is_off_in_every_third_step_takes_25_lines(sessions: dict[str, Ran]) -> None:
