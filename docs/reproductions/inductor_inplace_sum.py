@@ -6,10 +6,10 @@ fewer elements than the program has threads, Triton gives an element to threads 
 one stores it. A warp that loads late sums what was stored already. Inductor puts a barrier before such a store only
 where the index itself is broadcast (https://github.com/triton-lang/triton/issues/1615).
 
-This is such a kernel with a product in place of GELU, for some of the tiles that Inductor tries. With torch 2.11.0+cu130
-and triton 3.6.0 on an H200 each of 1,500 runs was wrong with a tile of 64 x 2 and eight warps, by up to 98%, and none
-with a barrier or in any other row. In the decoder, whose kernel computes for longer between the two, the same tile
-made 10% to 25% of the runs differ, by up to 6%. Needs a GPU.
+This is such a kernel with a product in place of GELU, for some of the tiles that Inductor tries. With torch
+2.11.0+cu130 and triton 3.6.0 on an H200 each of 1,500 runs was wrong with a tile of 64 x 2 and eight warps, by up to
+98%, and none with a barrier or in any other row. In the decoder, whose kernel computes for longer between the two, the
+same tile made 10% to 25% of the runs differ, by up to 6%. Needs a GPU.
 """
 
 import torch
