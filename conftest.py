@@ -25,7 +25,7 @@ EVERY: dict[str, Any] = {
     "verbosity": Verbosity.normal,
     "phases": tuple(Phase),
     "stateful_step_count": 50,
-    "report_multiple_bugs": True,
+    "report_multiple_bugs": False,
     "suppress_health_check": (HealthCheck.too_slow,),
     "deadline": None,
     "print_blob": False,

@@ -46,10 +46,10 @@ def test_a_batch_may_end_at_either_side_of_a_tile(attention: AttentionBench) -> 
 
 
 @pytest.mark.cells(one_of_each="side", mode=("train",))
-@pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
-def test_a_batch_may_be_as_wide_as_a_tile_beside_shorter_sequences(attention: AttentionBench, width: int) -> None:
+def test_a_batch_may_be_as_wide_as_a_tile_beside_shorter_sequences(attention: AttentionBench) -> None:
     """The last tile of the widest is whole, and of the others it is padding."""
-    attention.check(AttentionInput((width, 1, width - 1, 5), 1, 1, SMALLEST_HEAD, seed=width))
+    for width in (32, 64, 96, 128, 256):
+        attention.check(AttentionInput((width, 1, width - 1, 5), 1, 1, SMALLEST_HEAD, seed=width))
 
 
 @pytest.mark.cells(one_of_each="layout", mode=("train",))
