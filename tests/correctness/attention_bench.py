@@ -13,7 +13,7 @@ from torch import Tensor
 
 from collators import CollatorOptions, Example
 from collators.batch import Batch, NestedBatch
-from collators.collator import Collate, Collator
+from collators.collator import Collator
 from model.attention import REFERENCE, Backend, Case, Execution, default_device
 from model.attention.oracle import RESULTS, Rounding, Truth, oracle
 from model.cells import Cell
@@ -32,9 +32,6 @@ GARBAGE = 1e4
 
 #: So many lengths of a batch a report shows.
 SHOWN_LENGTHS = 20
-
-#: Longer than any drawn sequence; collators want a maximum.
-MAX_LENGTH = 2**20
 
 
 @dataclass(frozen=True)
@@ -174,15 +171,15 @@ def expected_of(given: AttentionInput, dtype: torch.dtype, causal: bool, rounds:
     return Expected(truth, plain.results())
 
 
-def collate_for(collator: Collator) -> Collate:
-    """Return the collator's function for sequences of any length."""
-    return collator.build(CollatorOptions(MAX_LENGTH))
-
-
 def batch_of(collator: Collator, lengths: Sequence[int]) -> Batch:
-    """Collate real examples of `lengths`; their ids do not matter to attention."""
+    """Collate real examples of `lengths`; their ids do not matter to attention.
+
+    The maximum, to which some collators pad, is the longest of them, or as long as a filler may be: scores of padding
+    are computed too.
+    """
     ones = [torch.ones(length, dtype=torch.int64) for length in lengths]
-    return collate_for(collator)([Example(ids, ids) for ids in ones]).to(default_device())
+    collate = collator.build(CollatorOptions(max(*lengths, CollatorOptions.multiple)))
+    return collate([Example(ids, ids) for ids in ones]).to(default_device())
 
 
 def slots(batch: Batch) -> tuple[int, ...]:
@@ -436,13 +433,13 @@ class AttentionBench:
         given = given.fitted(cell.backend)
         pieces = pieces_of(given, cell.dtype)
         batch = batch_of(cell.collator, given.lengths * copies)
-        assert batch.num_slots == batch.num_tokens, "copies leave no room for padding"
-
-        def copied(few: tuple[Tensor, ...]) -> Tensor:
-            return torch.cat(few).repeat(copies, 1, 1).reshape(*slots(batch), *few[0].shape[1:])
-
-        inputs = (copied(pieces.q), copied(pieces.k), copied(pieces.v))
-        results = replace(self.run(given), batch=batch, inputs=inputs, gradient=copied(pieces.gradient)).results()
+        inputs = (
+            filled(batch, pieces.q * copies, GARBAGE, given.seed + 1),
+            filled(batch, pieces.k * copies, GARBAGE, given.seed + 2),
+            filled(batch, pieces.v * copies, GARBAGE, given.seed + 3),
+        )
+        gradient = filled(batch, pieces.gradient * copies, 0.0, 0)
+        results = replace(self.run(given), batch=batch, inputs=inputs, gradient=gradient).results()
         tokens = sum(given.lengths)
         for copy in range(copies):
             part = {name: tensor[copy * tokens : (copy + 1) * tokens] for name, tensor in results.items()}

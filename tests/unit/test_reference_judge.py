@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collators import Example, collator_named
+from collators import COLLATORS, Collator, Example, collator_named
 from model.attention import REFERENCE, Backend, backend_named, default_device
 from model.attention.oracle import RESULTS, oracle
 from model.cells import Cell
@@ -16,7 +16,7 @@ from model.decoder import Decoder, DecoderConfig
 from model.equivalence import differences
 from model.reference import Outcome, outcome, reference_case, solo_oracle, with_backend
 from model.tolerance import Mismatch
-from tests.correctness.attention_bench import AttentionBench, AttentionInput, expected_of, pieces_of, truth_of
+from tests.correctness.attention_bench import AttentionBench, AttentionInput, batch_of, expected_of, pieces_of, truth_of
 from tests.correctness.drawn import CONFIG, DRAWN
 from tests.correctness.references import (
     ROUNDINGS,
@@ -351,6 +351,14 @@ def test_the_truth_of_attention_is_that_of_each_sequence_alone(dtype: torch.dtyp
             torch.testing.assert_close(truth.values[name], wanted, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(truth.noise[name], noise, rtol=1e-12, atol=1e-12)
         assert expected.reference[name].dtype == dtype
+
+
+@pytest.mark.parametrize("collator", COLLATORS, ids=lambda collator: collator.name)
+def test_attention_of_any_collator_is_given_little_padding(collator: Collator) -> None:
+    """One that pads to a maximum too: a run that names it would not end, as scores of padding are computed."""
+    batch = batch_of(collator, GIVEN.lengths)
+    assert batch.num_slots <= 8 * len(GIVEN.lengths)
+    assert batch.lengths == GIVEN.lengths
 
 
 def scaled_gradient(tensor: Tensor, by: float) -> Tensor:

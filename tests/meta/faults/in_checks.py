@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from collators import Batch, Collator, CollatorOptions, Example
 from model import reference, tolerance
 from model.attention import BACKENDS, REFERENCE, Case, backend_named
 from model.cells import Cell
@@ -557,3 +558,14 @@ def what_is_close_is_the_same(patch: pytest.MonkeyPatch) -> None:
             raise Wrong("must be the same bit by bit", [Mismatch(name, None, 1.0, 0.0)])
 
     everywhere(patch, report.assert_same, same)
+
+
+@plant(JUDGE + "test_attention_of_any_collator_is_given_little_padding")
+def attention_padded_to_a_million(patch: pytest.MonkeyPatch) -> None:
+    """A collator that pads to a maximum is given one that no sequence has, and a run that names it does not end."""
+
+    def batch_of(collator: Collator, lengths: Sequence[int]) -> Batch:
+        ones = [torch.ones(length, dtype=torch.int64) for length in lengths]
+        return collator.build(CollatorOptions(2**20))([Example(each, each) for each in ones])
+
+    everywhere(patch, attention_bench.batch_of, batch_of)
