@@ -18,7 +18,8 @@ sys.addaudithook(watch)
 import pytest
 status = pytest.main(["--collect-only", "-q", "-n0", "-p", "no:cacheprovider"])
 for event, path in sorted(seen):
-    if path.startswith(os.getcwd() + os.sep):
+    # An environment may lie in the checkout, as tox's does.
+    if path.startswith(os.getcwd() + os.sep) and not path.startswith(sys.prefix + os.sep):
         print("watched", event, os.path.relpath(path))
 sys.exit(status)
 """
