@@ -32,7 +32,8 @@ SETTINGS = ("pyproject.toml", "tox.ini")
 
 
 def is_code(path: str) -> bool:
-    return path.endswith(".py") or "__pycache__/" in path
+    # Pytest looks for plugins in what a build leaves behind, too.
+    return path.endswith(".py") or "__pycache__/" in path or ".egg-info/" in path
 
 
 def test_no_module_reads_data_of_the_repository_while_it_is_imported(pytestconfig: pytest.Config) -> None:
