@@ -1,4 +1,4 @@
-"""torch 2.11 to 2.13 on a CPU: activations of SDPA on NestedTensors cannot be checkpointed: the forward raises an error.
+"""torch 2.11 to 2.13 on a CPU: SDPA on NestedTensors cannot be checkpointed, as the forward raises an error.
 
 `torch.utils.checkpoint` asks what autograd saves for its sizes; SDPA on jagged NestedTensors saves NestedTensors of the
 older, strided kind on a CPU, and these have no sizes: a RuntimeError that asks to file an issue. The same call without
