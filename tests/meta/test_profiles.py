@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from conftest import RANDOM
 
@@ -48,6 +48,8 @@ def test_every_profile_is_the_same_where_ci_is_set(pytestconfig: pytest.Config) 
     assert [here[f"test {name}"]["derandomize"] for name in PROFILES] == ["True", "False", "False"]
     assert [here[f"test {name}"]["database"] == "None" for name in PROFILES] == [True, False, False]
     assert [here[f"profile {name}"]["max_examples"] for name in PROFILES] == ["20", "20", "250"]
+    # Without one of them what a test names, found before or shrinks is left out in silence.
+    assert {here[f"test {name}"]["phases"] for name in PROFILES} == {repr(tuple(Phase))}
 
 
 def test_every_field_of_a_profile_is_stated() -> None:
