@@ -146,9 +146,13 @@ def test_positions_that_are_given_by_place_tell_the_segments(model: nn.Module) -
 @pytest.mark.parametrize("given", ["positions", "flash_attn_kwargs", "seq_idx", "nothing"])
 def test_what_is_made_of_a_row_lies_where_the_row_does(model: nn.Module, given: str) -> None:
     """What is not told its device has no numbers here; on a GPU it would lie on the CPU."""
-    ids = sequences((7,) if given == "nothing" else LENGTHS)
+    if given == "nothing":
+        ids = sequences((7,))
+        row = {"input_ids": ids[0][None], "labels": ids[0][None]}
+    else:
+        ids = sequences()
+        row = flattened(ids, **GIVEN[given][0])
     expected = alone(model, ids)
-    row = {"input_ids": ids[0][None], "labels": ids[0][None]} if given == "nothing" else flattened(ids, **GIVEN[given][0])
     with attending(model, backend_named("sdpa_document_mask")), torch.device("meta"):
         found = computed(model, row)
     assert differing(found, expected) == []
