@@ -32,7 +32,7 @@ SDPA_KERNELS: dict[str, Callable[[], bool]] = {
     "math": torch.backends.cuda.math_sdp_enabled,
 }
 
-#: The largest head of those that are left alone: sdp_utils.cpp in torch 2.11.
+#: The largest head of those that are left alone: what their backends have declared, not read from a release of torch.
 MOST_OF_A_HEAD = {"flash": 256, "cudnn": 128}
 
 
