@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from collators.batch import Batch
-from gate.kernels import step_profile
-from gate.trace import busy_us, kernel_launches, lost_kernels, profiled, synchronisations
+from gate.measure.kernels import step_profile
+from gate.measure.trace import busy_us, kernel_launches, lost_kernels, profiled, synchronisations
 from model.attention import Device
 
 Step = Callable[[Batch], object]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gate.records import is_number
+from gate.record.cell import CellRecord, is_number
 
 Kind = Literal["worse", "better", "lost", "new", "other work"]
 
@@ -71,47 +71,47 @@ class Finding:
         return f"{name} {_told_apart(self.now, self.then, shown)}{_change(self.now, self.then)}"
 
 
-def compare(now: dict[str, Any], then: dict[str, Any]) -> list[Finding]:
-    """The exact costs of a cell's `extra_info` that are not what they were, in the order of `EXACT`.
+def compare(head: CellRecord, base: CellRecord) -> list[Finding]:
+    """Return the exact costs of a cell that are not what they were, in the order of `EXACT`.
 
     Empty where either side was not timed (its verdict says more than its costs), and where a cost is None on both, as
     the GPU's are on a CPU. There is no tolerance: each cost is measured so that one number comes of one version of the
     code and its packages (docs/gate.md), and a byte more is a byte more.
     """
-    if now.get("verdict") != "timed" or then.get("verdict") != "timed":
+    if head.verdict != "timed" or base.verdict != "timed":
         return []
-    if work := _other_work(now, then):
+    if work := _other_work(head, base):
         return [Finding("tokens", None, None, "other work", work)]
-    why = str(now.get("unmeasured") or "")
-    found = (_finding(cost, now.get(cost), then.get(cost), why) for cost in EXACT)
+    why = head.unmeasured or ""
+    found = (_finding(cost, getattr(head, cost), getattr(base, cost), why) for cost in EXACT)
     return [finding for finding in found if finding is not None]
 
 
-def _finding(cost: str, now: Any, then: Any, why: str) -> Finding | None:
-    for side, value in (("now", now), ("in the record", then)):
+def _finding(cost: str, head: Any, base: Any, why: str) -> Finding | None:
+    for side, value in (("head", head), ("base", base)):
         if value is not None and not _is_cost(value):
-            return Finding(cost, None, None, "lost", f"{value!r} {side} is not a number of it")
-    if now == then:
+            return Finding(cost, None, None, "lost", f"{value!r} of {side} is not a number of it")
+    if head == base:
         return None
-    if now is None:
-        return Finding(cost, None, then, "lost", f"not measured now, as {why}" if why else "")
-    if then is None:
-        return Finding(cost, now, None, "new")
-    return Finding(cost, now, then, "worse" if now > then else "better")
+    if head is None:
+        return Finding(cost, None, base, "lost", f"not measured now, as {why}" if why else "")
+    if base is None:
+        return Finding(cost, head, None, "new")
+    return Finding(cost, head, base, "worse" if head > base else "better")
 
 
 def _is_cost(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
-def _other_work(now: dict[str, Any], then: dict[str, Any]) -> str:
-    """Says how the batches differ, "" where they do not; how often each was run is no matter."""
-    new, old = ({*info["tokens"]} if isinstance(info.get("tokens"), list) else set() for info in (now, then))
+def _other_work(head: CellRecord, base: CellRecord) -> str:
+    """Say how the batches differ, "" where they do not; how often each was run is no matter."""
+    new, old = ({*(record.tokens or ())} for record in (head, base))
     if not new or not old or new == old:
         return ""
     return (
-        f"other batches: {len(new - old)} of {len(new)} sizes now are not in the record, "
-        f"and {len(old - new)} of its {len(old)} are not run now, so no exact cost is compared"
+        f"other batches: {len(new - old)} of {len(new)} sizes of head are not those of base, "
+        f"and {len(old - new)} of base's {len(old)} are not run on head, so no exact cost is compared"
     )
 
 

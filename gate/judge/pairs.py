@@ -1,0 +1,133 @@
+"""Judges live pairs: blocks of steps tell one pair's change, and fresh pairs tell whether a flagged cell changed.
+
+Everything is a log of head / base. Blocks of one pair share the memory layout that its two processes happened to get;
+so a screening flags cells, and only pairs of fresh processes call one slower or faster.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gate.judge.verdicts import Change
+
+#: The share of values left out at each end: a host that was busy elsewhere spoils a few steps by any amount.
+TRIMMED = 0.2
+
+#: A pair runs at least so many blocks on each side, and more until the standard error of its change is at most this
+#: share of the threshold, up to the most.
+FEWEST_BLOCKS, MOST_BLOCKS = 6, 24
+PRECISE = 0.25
+
+#: A slowdown in the screening of this share of the threshold is settled by fresh pairs.
+FLAG_SHARE = 0.6
+
+#: A slowdown of so many thresholds is to be seen; where noise hides it, the cell is inconclusive.
+TO_BE_SEEN = 2.0
+
+#: Fresh pairs that settle a flagged cell, at least and at most: after each of them from the first number on its
+#: interval is looked at.
+FEWEST_PAIRS, MOST_PAIRS = 2, 5
+
+#: The degrees of freedom that the noise between all pairs of the screening counts for, at most: a cell that is noisier
+#: from process to process than the others shows it in its own few pairs.
+SCREENED_FREEDOM = 3
+
+#: The share of `alpha` for settled cells; the intervals of the others, of which nothing is decided, have the rest.
+SETTLED_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class PairChange:
+    """The change of a cell in one live pair, and its standard error by the scatter of the pair's blocks."""
+
+    log: float
+    error: float
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation of one pair's change between pairs of processes, and its degrees of freedom."""
+
+    sd: float
+    freedom: int
+
+
+def block_log(base_ms: Sequence[float], head_ms: Sequence[float]) -> float:
+    """Return the log of head / base of one block, each step beside the step on the same batch."""
+    logs = np.log(np.asarray(head_ms, dtype=float) / np.asarray(base_ms, dtype=float))
+    return float(_trimmed(np.sort(logs)).mean())
+
+
+def pair_change(blocks: Sequence[float]) -> PairChange:
+    """Return the trimmed mean of a pair's blocks and its standard error (Yuen's, from the winsorised variance)."""
+    logs = np.sort(np.asarray(blocks, dtype=float))
+    count = len(logs)
+    cut = int(TRIMMED * count)
+    kept = _trimmed(logs)
+    if count < 2:
+        return PairChange(float(kept.mean()), math.inf, count)
+    winsorised = np.clip(logs, kept[0], kept[-1])
+    error = float(winsorised.std(ddof=1)) * math.sqrt(count) / (count - 2 * cut)
+    # Clocks tick: no scatter at all would make any change infinitely sure.
+    return PairChange(float(kept.mean()), max(error, 1e-6), count)
+
+
+def precise(change: PairChange, threshold: float) -> bool:
+    """Tell whether a pair has run enough blocks for a threshold (a log-ratio)."""
+    enough = change.blocks >= FEWEST_BLOCKS and change.error <= PRECISE * threshold
+    return enough or change.blocks >= MOST_BLOCKS
+
+
+def flagged(change: PairChange, threshold: float) -> bool:
+    """Tell whether a screened change is to be settled: towards slower sooner than towards faster."""
+    return change.log > FLAG_SHARE * threshold or change.log < -threshold
+
+
+def screening_noise(unflagged: Sequence[PairChange]) -> Noise:
+    """Return the noise of one pair by all cells that are not flagged: their changes scatter about none at all."""
+    logs = np.array([one.log for one in unflagged])
+    return Noise(float(np.sqrt(np.mean(logs**2))), len(logs)) if len(logs) else Noise(0.0, 0)
+
+
+def screened(change: PairChange, noise: Noise, cells: int, *, alpha: float) -> Change:
+    """Return the change of a cell that is not settled, with an interval for one of `cells`."""
+    freedom = max(noise.freedom, change.blocks - 1, 1)
+    half = _t(alpha * (1 - SETTLED_SHARE) / cells, freedom) * max(noise.sd, change.error)
+    return Change(change.log, change.log - half, change.log + half)
+
+
+def settled(pairs: Sequence[PairChange], noise: Noise, cells: int, *, alpha: float) -> Change:
+    """Return the change of a flagged cell by its fresh pairs, with an interval for one of `cells` at every look.
+
+    The scatter between the pairs counts, drawn towards the screening's noise, and no less than what blocks tell.
+    """
+    logs = np.array([one.log for one in pairs])
+    count, known = len(logs), min(noise.freedom, SCREENED_FREEDOM)
+    freedom = known + count - 1
+    variance = (known * noise.sd**2 + float(np.sum((logs - logs.mean()) ** 2))) / freedom
+    sd = max(math.sqrt(variance), float(np.mean([one.error for one in pairs])))
+    looks = MOST_PAIRS - FEWEST_PAIRS + 1
+    half = _t(alpha * SETTLED_SHARE / (cells * looks), freedom) * sd / math.sqrt(count)
+    mean = float(logs.mean())
+    return Change(mean, mean - half, mean + half)
+
+
+def decided(change: Change, threshold: float) -> bool:
+    """Tell whether no further pair is needed: the cell is slower, faster, or surely within the threshold."""
+    shown = (change.low > 0 or change.high < 0) and abs(change.log) > threshold
+    return shown or (change.high < threshold and change.low > -threshold)
+
+
+def _trimmed(ordered: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    cut = int(TRIMMED * len(ordered))
+    return ordered[cut : len(ordered) - cut]
+
+
+def _t(level: float, freedom: float) -> float:
+    # Not at the top: every session of pytest imports the gate, and scipy.stats takes more than a second.
+    from scipy import stats
+
+    return float(stats.t.ppf(1 - level / 2, freedom))
