@@ -18,6 +18,9 @@ from gate.measure.worker import START
 #: The checkout that this gate belongs to: its harness drives both sides.
 ROOT = Path(__file__).resolve().parents[2]
 
+#: The exit status of a command that was interrupted.
+INTERRUPTED = 130
+
 
 @dataclass(frozen=True)
 class Side:

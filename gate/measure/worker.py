@@ -38,12 +38,17 @@ class Worker:
         selection: Mapping[str, Any],
     ) -> Reply:
         """Import the side's models, and return the machine, and every cell that is selected with its state."""
+        import torch
+
         from gate.measure import bench
         from gate.measure.environment import environment
         from model.attention import default_device
         from model.workloads import workload_named
 
         self.device = default_device()
+        if self.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            # With a thread a core, whatever else runs holds up every step: each thread waits for the slowest.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         chosen = workload_named(workload, self.device, lengths)
         bench.settle_allocator()
         self.shared = bench.Shared(chosen, self.device, steps)

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gate.processes import TIMED
+#: What a folder must have to be a checkout.
+MODELS = "model"
 
 
 def resolved(ref: str, repository: Path) -> str:
     """The commit that `ref` names, or the path of a folder that is a checkout already; ValueError if neither."""
     folder = Path(ref)
-    if (folder / TIMED).is_dir():
+    if (folder / MODELS).is_dir():
         return str(folder.absolute())
     answer = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if answer.returncode:
-        raise ValueError(f"{ref!r} is neither a commit of {repository} nor a folder with {TIMED}; see git log.")
+        raise ValueError(f"{ref!r} is neither a commit of {repository} nor a folder with {MODELS}; see git log.")
     return answer.stdout.strip()
 
 
