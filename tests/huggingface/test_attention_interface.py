@@ -1,5 +1,6 @@
 """A flattened row in transformers, attended by a backend of this project, equals each of its sequences alone."""
 
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -128,6 +129,32 @@ def test_one_sequence_is_a_row_of_one_segment(model: nn.Module) -> None:
     expected = alone(model, ids)
     with attending(model, backend_named("sdpa_loop")):
         found = computed(model, {"input_ids": ids[0][None], "labels": ids[0][None]})
+    assert differing(found, expected) == []
+
+
+def test_positions_that_are_given_by_place_tell_the_segments(model: nn.Module) -> None:
+    ids = sequences()
+    expected = alone(model, ids)
+    given = flattened(ids)
+    names = list(inspect.signature(model.forward).parameters)
+    placed = [given.pop(name, None) for name in names[: names.index("position_ids") + 1]]
+    with attending(model, backend_named("sdpa_loop")):
+        found = computed(model, given, *placed)
+    assert differing(found, expected) == []
+
+
+@pytest.mark.parametrize("given", ["positions", "flash_attn_kwargs", "seq_idx", "nothing"])
+def test_what_is_made_of_a_row_lies_where_the_row_does(model: nn.Module, given: str) -> None:
+    """What is not told its device has no numbers here; on a GPU it would lie on the CPU."""
+    if given == "nothing":
+        ids = sequences((7,))
+        row = {"input_ids": ids[0][None], "labels": ids[0][None]}
+    else:
+        ids = sequences()
+        row = flattened(ids, **GIVEN[given][0])
+    expected = alone(model, ids)
+    with attending(model, backend_named("sdpa_document_mask")), torch.device("meta"):
+        found = computed(model, row)
     assert differing(found, expected) == []
 
 

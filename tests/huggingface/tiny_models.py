@@ -74,10 +74,13 @@ def flattened(ids: Sequence[Tensor], **options: bool) -> dict[str, Any]:
     return dict(collate([{"input_ids": one.tolist()} for one in ids]))
 
 
-def computed(model: nn.Module, inputs: dict[str, Any], *, backward: bool = True) -> Results:
-    """Return logits (T, V), loss, and with `backward` the gradient of every parameter by name."""
+def computed(model: nn.Module, inputs: dict[str, Any], *placed: Any, backward: bool = True) -> Results:
+    """Return logits (T, V), loss, and with `backward` the gradient of every parameter by name.
+
+    `placed` are arguments without names, before those of `inputs`.
+    """
     with torch.set_grad_enabled(backward):
-        found = model(**inputs)
+        found = model(*placed, **inputs)
     results = {"logits": found.logits[0].detach(), "loss": found.loss.detach()}
     return results | gradients(model, found.loss) if backward else results
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from conftest import RANDOM
 
@@ -53,3 +53,9 @@ def test_every_profile_is_the_same_where_ci_is_set(pytestconfig: pytest.Config) 
 def test_every_field_of_a_profile_is_stated() -> None:
     """One that a later Hypothesis adds would be that of its own profile where CI is set."""
     assert set(NAMES) == {*RANDOM, "max_examples"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_runs_every_phase(name: str) -> None:
+    """Without one of them, the examples that tests name, say, would be left out in silence."""
+    assert settings.get_profile(name).phases == tuple(Phase)

@@ -370,12 +370,20 @@ class Sdpa(TorchFunctionMode):
             assert not enable_gqa, "NestedTensors have no grouped heads"
             values = [tensor.transpose(1, 2).values() for tensor in (query, key, value)]
             offsets = query.offsets()
+            lengths = offsets.diff().tolist()
+            for name, tensor in (("q", query), ("k", key), ("v", value)):
+                # What torch hands on to its varlen kernels; the math kernel of a CPU does not look at it.
+                told = tensor._min_seqlen, tensor._max_seqlen
+                extremes = min(lengths), max(lengths)
+                assert told == extremes, f"the shortest and longest of {name} are {extremes}; got {told}"
             window = (-1, 0) if is_causal else (-1, -1)
-            out = one_by_one(*values, offsets.diff().tolist(), window, scale)
+            out = one_by_one(*values, lengths, window, scale)
             return torch.nested.nested_tensor_from_jagged(out, offsets).transpose(1, 2)
         check_heads(query, key, value, HALF if alone in ("flash", "cudnn") else (*FLOAT, torch.float64), 4)
         assert (query.shape[1] != key.shape[1]) == enable_gqa, "grouped heads are asked for, and only where they are"
         assert not (enable_gqa and alone == "efficient"), "the memory-efficient kernel takes no grouped heads"
+        # sdp_utils.cpp in torch 2.11: "cudnn SDPA does not support key/value sequence length 1".
+        assert alone != "cudnn" or key.shape[2] > 1, "the cuDNN kernel takes no key that is alone in its row"
         if attn_mask is None:
             bias = torch.zeros((), device=query.device)
         else:

@@ -106,13 +106,16 @@ def test_a_batch_with_two_bad_examples_is_refused_for_the_first(collator: Collat
 
 
 @every_collator
+@pytest.mark.parametrize("pad_id", [0, PAD_ID])
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous(collator: Collator, at: int) -> None:
+def test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous(
+    collator: Collator, at: int, pad_id: int
+) -> None:
     example = good()
-    example.input_ids[at] = PAD_ID
-    collate = collator.build(OPTIONS)
+    example.input_ids[at] = pad_id
+    collate = collator.build(replace(OPTIONS, pad_id=pad_id))
     if collator.layout == "padded":
-        refusal(lambda: collate([good(), example]), rf"example 1 contains the pad id {PAD_ID}.*choose a pad id")
+        refusal(lambda: collate([good(), example]), rf"example 1 contains the pad id {pad_id}.*choose a pad id")
     else:
         assert collate([good(), example]).num_tokens == 6
 
@@ -344,6 +347,10 @@ def test_a_batch_of_empty_sequences_may_be_made_by_hand() -> None:
     """Collators refuse them; rows of a forward that hold no tokens, and segments that do not, are none of theirs."""
     empty = torch.zeros(1, 0, dtype=torch.int64)
     PaddedBatch((0,), 0, empty, empty, empty, empty.bool(), "right")
+    for side in ("right", "left"):
+        row = torch.zeros(2, 3, dtype=torch.int64)
+        rows = PaddedBatch((0, 3), 0, row, row, row, row.bool(), side)
+        assert [len(piece) for piece in rows.split(row[..., None])] == [0, 3]
     PackedBatch((0, 0), 0, empty, empty, empty, torch.zeros(3, dtype=torch.int32), 0)
     NestedBatch((0, 0), 0, empty[0], empty[0], empty[0], torch.zeros(3, dtype=torch.int64))
 

@@ -414,6 +414,15 @@ def test_a_backend_names_the_package_it_misses_and_how_to_install_it(backend: Ba
     assert states(backend, case, FakeMachine((9, 0), newer))["unavailable"] == []
 
 
+@pytest.mark.parametrize(
+    ("minimum", "found", "enough"),
+    [("2.7.4", "2.10.0", True), ("2.7.4", "2.8.3.post2", True), ("2.11", "2.9.1", False), ("0.0.33", "0.0.4", False)],
+)
+def test_a_backend_takes_versions_for_numbers_and_not_for_words(minimum: str, found: str, enough: bool) -> None:
+    reasons = Requirement("kernels", minimum, "pip install kernels").reasons(FakeMachine(None, {"kernels": found}))
+    assert (reasons == []) == enough
+
+
 @every_backend
 def test_a_backend_with_an_error_factor_of_its_own_says_why(backend: Backend) -> None:
     assert 0 < backend.error_factor <= 4

@@ -176,6 +176,23 @@ def test_a_nested_batch_is_the_same_where_blocks_hand_on_its_values(positions: L
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("collator", ["pad_left", "packed_multiple", "nested"])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_what_a_step_makes_lies_where_its_batch_does(positions: Literal["learned", "rotary"], collator: str) -> None:
+    """What is not told its device has no numbers here; on a GPU it would lie on the CPU."""
+    made = collator_named(collator)
+    batch = made.build(CollatorOptions(9, pad_id=3))([Example(*[torch.tensor(IDS[:length])] * 2) for length in (4, 1)])
+    names = {"padded": "sdpa_padded_math", "packed": "sdpa_document_mask", "nested": "sdpa_nested"}
+    backend = backend_named(names[made.layout])
+    model = seeded_decoder(replace(CONFIG, head_dim=8, positions=positions), backend.attend, device="cpu")
+    case = Case("cpu", made.layout, made.padding_side, "train", False, torch.float32, "eager", 4, 4, 8)
+    wanted = outcome(model, backend, batch, case)
+    with torch.device("meta"):
+        found = outcome(model, backend, batch, case)
+    for before, now in ((wanted.logits, found.logits), (wanted.gradients, found.gradients)):
+        torch.testing.assert_close(now, before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("done_with", ["attention_norm", "projection"])
 def test_a_batch_that_is_evaluated_keeps_nothing_that_its_block_is_done_with(done_with: str) -> None:
     """A name that holds it through the MLP would raise the peak of memory."""

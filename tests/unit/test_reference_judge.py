@@ -329,6 +329,22 @@ def test_other_roundings_are_of_weights_that_references_nudge_once_each(dtype: t
     assert len({model.head.weight.detach().numpy(force=True).tobytes() for model in models}) == ROUNDINGS
 
 
+def test_what_is_kept_of_a_batch_is_of_its_tokens_its_targets_and_their_order() -> None:
+    examples = sequences()
+    first, *others = examples
+    changed = first.input_ids % (SIZES.vocab_size - 1) + 1
+    with opened(torch.float32) as bench:
+        kept = bench.truth_of(examples)
+        assert bench.truth_of([replace(first, targets=first.targets.clone()), *others]) is kept
+        for batch in (
+            [Example(changed, first.targets), *others],
+            [Example(first.input_ids, changed), *others],
+            examples[::-1],
+            others,
+        ):
+            assert bench.truth_of(batch) is not kept
+
+
 GIVEN = AttentionInput((3, 1, 3, 5), num_heads=4, num_kv_heads=2, head_dim=8, sharpness=2.0)
 
 

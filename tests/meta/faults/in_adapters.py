@@ -5,18 +5,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 
-from collators.batch import PackedBatch
-from model.attention import sdpa, torch_varlen, xformers
-from model.attention.case import Case
+from collators.batch import NestedBatch, PackedBatch
+from model.attention import backend_named, sdpa, sdpa_document_mask, torch_varlen, xformers
+from model.attention.backend import Requirement
+from model.attention.case import Case, Machine
 from model.attention.flex_document_mask import FlexContext
 from model.attention.sdpa import SdpaContext
 from model.attention.torch_varlen import VarlenContext
-from tests.meta.faults.fault import Faults, attends, prepares
+from model.attention.xformers import XformersContext
+from tests.meta.faults.fault import Faults, attends, everywhere, prepares
 
 ADAPTERS = Faults("adapters")
 plant = ADAPTERS.plant
@@ -166,3 +169,53 @@ def cut_tiles_taken_for_full(patch: pytest.MonkeyPatch) -> None:
         return FlexContext(mask)
 
     prepares(patch, "flex_document_mask", prepare)
+
+
+@plant(HANDED)
+def document_mask_of_no_device(patch: pytest.MonkeyPatch) -> None:
+    """xFormers is not told where the document mask belongs, and makes it on a device of its own choice."""
+
+    def prepare(right: Any, batch: PackedBatch, case: Case) -> XformersContext:
+        xformers.loading_problems()
+        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+        bias = BlockDiagonalMask.from_seqlens(list(batch.segment_lengths))
+        return XformersContext(bias.make_causal_from_bottomright() if case.causal else bias)
+
+    prepares(patch, "xformers_auto", prepare)
+
+
+@plant(HANDED, errors=(NotImplementedError, RuntimeError))
+def document_ids_of_no_device(patch: pytest.MonkeyPatch) -> None:
+    """What the mask of FlexAttention looks up lies on the CPU, wherever the batch is."""
+    everywhere(
+        patch,
+        sdpa_document_mask.document_ids,
+        lambda batch: torch.repeat_interleave(torch.tensor(batch.segment_lengths)).int(),
+    )
+
+
+@plant(HANDED)
+def nested_longest_is_that_of_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
+    """A NestedTensor tells kernels of a GPU that its last row is its longest."""
+    right = NestedBatch.rows
+    patch.setattr(NestedBatch, "rows", property(lambda batch: replace(right.__get__(batch), longest=batch.lengths[-1])))
+
+
+@plant(HANDED)
+def key_alone_in_its_row_claimed(patch: pytest.MonkeyPatch) -> None:
+    """The backend of cuDNN takes batches of one column, for which it has no kernel."""
+    patch.setitem(vars(backend_named("sdpa_padded_cudnn")), "min_keys", 1)
+
+
+@plant("test_declarations.py::test_a_backend_takes_versions_for_numbers_and_not_for_words")
+def versions_compared_as_words(patch: pytest.MonkeyPatch) -> None:
+    """Release 2.10 of a package is older than the 2.7.4 that a backend needs, as words are sorted."""
+    right = Requirement.reasons
+
+    def reasons(self: Requirement, machine: Machine) -> list[str]:
+        found = machine.version_of(self.package)
+        older = found is not None and str(found) < self.minimum
+        return [f"needs {self.package}>={self.minimum}"] if older else [] if found else right(self, machine)
+
+    patch.setattr(Requirement, "reasons", reasons)

@@ -25,6 +25,7 @@ from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.drawn import DRAWN, REPRESENTATIVES
 from tests.correctness.workbench import Workbench
 from tests.correctness.wrong import Wrong
+from tests.known_failures import KnownFailure
 from tests.meta.faults.fault import Faults, attends, everywhere
 from tests.selection import Standing
 
@@ -569,3 +570,45 @@ def attention_padded_to_a_million(patch: pytest.MonkeyPatch) -> None:
         return collator.build(CollatorOptions(2**20))([Example(each, each) for each in ones])
 
     everywhere(patch, attention_bench.batch_of, batch_of)
+
+
+@plant(JUDGE + "test_what_is_kept_of_a_batch_is_of_its_tokens_its_targets_and_their_order")
+def targets_no_part_of_what_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """What was right for a batch is taken for what is right for the same tokens with other targets."""
+    right = references.content
+    everywhere(patch, right, lambda examples: right([Example(each.input_ids, each.input_ids) for each in examples]))
+
+
+@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+def another_error_beside_a_known_tensor_is_excused(patch: pytest.MonkeyPatch) -> None:
+    """A batch that raises in one run is excused where another run is off in a tensor that comes and goes."""
+
+    def excused(failure: report.Failure, known: Any) -> bool:
+        found = [each.name for error in failure.errors if isinstance(error, Wrong) for each in error.found]
+        return bool(found) and not failure.repeats and all(map(known.fluctuates, found))
+
+    everywhere(patch, report.excused, excused)
+
+
+@plant("test_timed_selection.py::test_one_of_several_patterns_is_enough")
+def only_the_first_pattern_counts(patch: pytest.MonkeyPatch) -> None:
+    """Of several globs of `--cells` the first alone chooses cells."""
+    right = selection.matches
+    everywhere(patch, right, lambda cell_id, patterns: right(cell_id, patterns and patterns.partition(",")[0]))
+
+
+@plant("test_known_failures.py::test_a_known_failure_strikes_any_of_several_values_on_its_device_in_its_tests")
+def a_backend_whose_name_begins_another_is_struck(patch: pytest.MonkeyPatch) -> None:
+    """A known failure of one backend strikes those that its name begins with, too, and so they may fail."""
+
+    def strikes(self: KnownFailure, cell: Cell, device: str, test: str) -> bool:
+        return test in self.tests and device == self.device and all(cell.key[f] in v for f, v in self.matches.items())
+
+    patch.setattr(KnownFailure, "strikes", strikes)
+
+
+@plant("test_forms.py::test_every_form_of_keys_lies_in_memory_in_a_way_of_its_own")
+def a_form_is_the_contiguous_one(patch: pytest.MonkeyPatch) -> None:
+    """Inputs that are to have their heads first in memory are contiguous, and prove nothing new."""
+    right = attention_bench.laid_out
+    everywhere(patch, right, lambda tensor, form: tensor if form == "heads_first" else right(tensor, form))

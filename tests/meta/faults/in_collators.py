@@ -18,7 +18,7 @@ from collators.packed_multiple import PackedMultiple
 from collators.pad_left import PadLeft
 from collators.pad_longest import PadLongest
 from collators.pad_multiple import PadMultiple
-from tests.meta.faults.fault import Faults, makes, unchecked
+from tests.meta.faults.fault import Faults, everywhere, makes, unchecked
 
 COLLATORS = Faults("collators")
 plant = COLLATORS.plant
@@ -529,3 +529,27 @@ def documents_found_in_neighbouring_positions(patch: pytest.MonkeyPatch) -> None
         return replace(batch, cu_seqlens=torch.tensor([0, *starts, batch.num_slots], dtype=torch.int32))
 
     makes(patch, Packed, rebuilt)
+
+
+@plant("test_bad_batches.py::test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous")
+def pad_id_0_taken_for_none(patch: pytest.MonkeyPatch) -> None:
+    """A pad id of 0 counts as none: an example that holds it is collated."""
+    right = example.checked_lengths
+
+    def checked(examples: Sequence[Example], most: int, *, collator: str, pad_id: int | None = None) -> tuple[int, ...]:
+        return right(examples, most, collator=collator, pad_id=pad_id or None)
+
+    everywhere(patch, right, checked)
+
+
+@plant("test_bad_batches.py::test_a_batch_of_empty_sequences_may_be_made_by_hand")
+def empty_row_padded_on_the_left_is_the_whole_row(patch: pytest.MonkeyPatch) -> None:
+    """The last 0 tokens of a row padded on the left are all of it: row[-0:]."""
+    right = PaddedBatch.split
+
+    def split(batch: PaddedBatch, outputs: Tensor) -> list[Tensor]:
+        if batch.padding_side == "right":
+            return right(batch, outputs)
+        return [row[-length:] for row, length in zip(outputs, batch.lengths, strict=True)]
+
+    patch.setattr(PaddedBatch, "split", split)

@@ -1,5 +1,6 @@
 """Faults of what feeds and checks models of transformers."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -261,3 +262,27 @@ def other_sequences_not_exchanged(patch: pytest.MonkeyPatch) -> None:
     """The check of a family exchanges other sequences for themselves, which moves nothing."""
     right = checks.token_ids
     patch.setattr(checks, "token_ids", lambda lengths, seed: right(lengths, 1))
+
+
+@plant("test_attention_interface.py::test_what_is_made_of_a_row_lies_where_the_row_does", errors=(NotImplementedError,))
+def offsets_of_no_device(patch: pytest.MonkeyPatch) -> None:
+    """Offsets of a row are made on the CPU, wherever the row lies."""
+    right = segments_between
+    everywhere(patch, right, lambda offsets, length: right(torch.tensor(offsets.tolist(), dtype=torch.int32), length))
+
+
+@plant("test_attention_interface.py::test_positions_that_are_given_by_place_tell_the_segments")
+def positions_given_by_place_not_read(patch: pytest.MonkeyPatch) -> None:
+    """Positions that a model is called with by place, without their name, tell nothing: the row is one segment."""
+    right = attention._told_by
+
+    def told_by(made: Attention, signature: inspect.Signature) -> Callable[..., None]:
+        before = right(made, signature)
+
+        def by_name(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tokens = dict(zip(signature.parameters, args, strict=False)).get("input_ids")
+            before(module, (), kwargs if tokens is None else {"input_ids": tokens} | kwargs)
+
+        return by_name
+
+    patch.setattr(attention, "_told_by", told_by)

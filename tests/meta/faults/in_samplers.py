@@ -214,6 +214,15 @@ def first_row_group_read_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pyarrow.parquet.ParquetFile.read", lambda self, columns: self.read_row_group(0, columns=columns))
 
 
+@plant("test_lengths.py::test_a_bad_column_is_refused")
+def rows_without_a_length_dropped(patch: pytest.MonkeyPatch) -> None:
+    """Rows of a Parquet file that hold no length are left out in silence."""
+    from pyarrow.parquet import ParquetFile
+
+    right = ParquetFile.read
+    patch.setattr(ParquetFile, "read", lambda self, columns: right(self, columns=columns).drop_null())
+
+
 @plant(PARQUET)
 def first_integer_column_whatever_is_named(patch: pytest.MonkeyPatch) -> None:
     """The column that is named is not looked for: lengths in words are taken for tokens."""
