@@ -17,8 +17,10 @@ EXPLAINS = 0.5
 #: A step counts as host-bound if the GPU finished it within this share of the step time after the last launch ...
 HOST_BOUND_LEAD = 0.25
 
-#: ... and a cell if more than this share of its steps are.
+#: ... and a cell if more than this share of its steps are; in a live pair, if launching takes longer than the device's
+#: work by this share of a step.
 HOST_BOUND_SHARE = 0.2
+HOST_DEFICIT = 0.02
 
 #: Kernels that a sentence names at most, and the least share of all that was gained for one to be named.
 NAMED = 3
@@ -64,6 +66,8 @@ def cause(head: CellRecord, base: CellRecord) -> Cause:
 
 def host_bound(record: CellRecord) -> bool | None:
     """Tell whether the device waits for the host to launch steps; None where no lead was measured."""
+    if record.host_deficit_ms is not None and record.step_ms is not None:
+        return record.host_deficit_ms > HOST_DEFICIT * record.step_ms
     leads, steps = record.lead_ms, record.device_ms
     if not leads or not steps or len(leads) != len(steps) or not all(map(is_number, [*leads, *steps])):
         return None

@@ -17,7 +17,7 @@ TRIMMED = 0.2
 
 #: A pair runs at least so many blocks on each side, and more until the standard error of its change is at most this
 #: share of the threshold, up to the most.
-FEWEST_BLOCKS, MOST_BLOCKS = 6, 24
+FEWEST_BLOCKS, MOST_BLOCKS = 24, 144
 PRECISE = 0.25
 
 #: A slowdown in the screening of this share of the threshold is settled by fresh pairs.
@@ -55,9 +55,22 @@ class Noise:
     freedom: int
 
 
-def block_log(base_ms: Sequence[float], head_ms: Sequence[float]) -> float:
+def host_deficit_ms(ahead_ms: Sequence[float], lead_ms: Sequence[float], steps: int) -> float:
+    """Return how much longer a step's launches take than the device's work, in ms; 0 where the device takes longer.
+
+    Each block of `steps` was launched ahead of the device by `ahead_ms`, and the host had `lead_ms` left at its end: a
+    loop pays for what it lost. The median over blocks, as a hiccup costs a loop that runs ahead nothing.
+    """
+    lost = np.asarray(ahead_ms, dtype=float) - np.asarray(lead_ms, dtype=float)
+    return max(0.0, float(np.median(lost)) / steps)
+
+
+def block_log(
+    base_ms: Sequence[float], head_ms: Sequence[float], base_deficit_ms: float = 0.0, head_deficit_ms: float = 0.0
+) -> float:
     """Return the log of head / base of one block, each step beside the step on the same batch."""
-    logs = np.log(np.asarray(head_ms, dtype=float) / np.asarray(base_ms, dtype=float))
+    head = np.asarray(head_ms, dtype=float) + head_deficit_ms
+    logs = np.log(head / (np.asarray(base_ms, dtype=float) + base_deficit_ms))
     return float(_trimmed(np.sort(logs)).mean())
 
 

@@ -9,15 +9,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gate.judge.pairs import PairChange, block_log, pair_change, precise
+from gate.judge.pairs import PairChange, block_log, host_deficit_ms, pair_change, precise
 from gate.judge.verdicts import Threshold
 from gate.live.workers import Lost, Side, Worker
 from gate.record.cell import CellRecord, cell_of
 
 SIDES = ("base", "head")
 
-#: A block of steps lasts so long, in ms: short beside what moves a machine, long beside the change of sides.
-BLOCK_MS = 330.0
+#: A block of steps lasts about so long, in ms, and at least a step: a GPU at its power limit changes its clock within
+#: 100 ms, and what moves both sides cancels.
+BLOCK_MS = 30.0
+
+#: A GPU's host launches a block so long before the device runs it, in ms: a host that is held up for less costs nothing.
+AHEAD_MS = 15.0
 
 #: Steps of each side before the first block, which tell how many a block holds.
 PILOT = 2
@@ -68,6 +72,30 @@ class PairResult:
             raise ValueError(f"{path} is no finished cell ({error}); remove it to measure that again.") from None
 
 
+@dataclass(frozen=True)
+class Block:
+    """The same batches on both sides, one after the other, and what each worker answered."""
+
+    order: list[int]
+    base: Reply
+    head: Reply
+
+
+def block_logs(blocks: Sequence[Block]) -> list[float]:
+    """Return the log of head / base of each block, with what the host's launches add to a step on each side."""
+    deficits = [_deficit(blocks, side) or 0.0 for side in SIDES]
+    return [block_log(_times(block.base), _times(block.head), *deficits) for block in blocks]
+
+
+def _deficit(blocks: Sequence[Block], side: str) -> float | None:
+    """Return the host's deficit of a side in ms a step, None on a CPU."""
+    replies = [getattr(block, side) for block in blocks]
+    if not replies[0]["device_ms"]:
+        return None
+    leads = [reply["lead_ms"][-1] for reply in replies]
+    return host_deficit_ms([reply["ahead_ms"] for reply in replies], leads, len(blocks[0].order))
+
+
 class LivePair:
     """Two workers, base and head; a side whose worker is gone gets another one for the next cell."""
 
@@ -108,33 +136,30 @@ class LivePair:
         opened = self._open(cell)
         if any(reply["verdict"] != "ready" for reply in opened.values()):
             return self._without_time(cell, opened)
-        times: dict[str, list[Reply]] = {side: [] for side in SIDES}
-        orders: list[list[int]] = []
-        blocks: list[float] = []
+        blocks: list[Block] = []
         try:
             chunks = self._chunks(len(opened["base"]["tokens"]))
             while True:
                 for order in chunks:
                     replies = {side: self._timed(side, order) for side in rng.sample(SIDES, 2)}
-                    orders.append(order)
-                    for side in SIDES:
-                        times[side].append(replies[side])
-                    blocks.append(block_log(*(_times(replies[side]) for side in SIDES)))
-                base_ms = statistics.median(chain.from_iterable(map(_times, times["base"])))
-                if precise(pair_change(blocks), threshold.log(base_ms)):
+                    blocks.append(Block(order, replies["base"], replies["head"]))
+                base_ms = statistics.median(chain.from_iterable(_times(block.base) for block in blocks))
+                logs = block_logs(blocks)
+                if precise(pair_change(logs), threshold.log(base_ms)):
                     break
             costs = self._costs(kernels)
         except _SideError as error:
             return self._without_time(cell, opened | {error.side: error.reply})
+        numbers = [*chain.from_iterable(block.order for block in blocks)]
         records = {}
         for side in SIDES:
-            numbers = [*chain.from_iterable(orders)]
-            lists = {key: [*chain.from_iterable(each[key] for each in times[side])] for key in _LISTS}
-            tokens = [opened[side]["tokens"][number] for number in numbers]
-            given = {key: values or None for key, values in lists.items()} | {"batches": numbers, "tokens": tokens}
+            replies = [getattr(block, side) for block in blocks]
+            given: Reply = {key: [*chain.from_iterable(each[key] for each in replies)] or None for key in _LISTS}
+            given |= {"batches": numbers, "tokens": [opened[side]["tokens"][number] for number in numbers]}
             given |= {"gpu_before": opened[side]["gpu"] or None, "cell": cell_of(cell), "verdict": "timed"}
+            given |= {"host_deficit_ms": _deficit(blocks, side)}
             records[side] = CellRecord.read(given | costs[side])
-        return PairResult(cell, records["base"], records["head"], blocks)
+        return PairResult(cell, records["base"], records["head"], logs)
 
     def _open(self, cell: str) -> dict[str, Reply]:
         """Open the cell on both sides at once; where memory lacks, each side alone, so that one is not blamed for two."""
@@ -177,7 +202,7 @@ class LivePair:
         return {"verdict": verdict, "reason": reason}
 
     def _timed(self, side: str, order: Sequence[int]) -> Reply:
-        reply = self._again(side, "block", order=list(order))
+        reply = self._again(side, "block", order=list(order), ahead_ms=AHEAD_MS)
         if reply["verdict"] != "timed":
             raise _SideError(side, reply)
         return reply

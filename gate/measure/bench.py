@@ -167,9 +167,10 @@ class CellBench:
         synchronize(self.shared.device)
         return time.perf_counter() - begin - (self.compiler.seconds - compile_s)
 
-    def timed(self, order: Sequence[int]) -> Samples:
+    def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
         """Time a step on each of the batches of these numbers."""
-        return timed_steps(self.step, [self.batches[number] for number in order], self.shared.device)
+        batches = [self.batches[number] for number in order]
+        return timed_steps(self.step, batches, self.shared.device, ahead_ms=ahead_ms)
 
     def prepare_ms(self) -> list[float]:
         """Time the preparation of each batch, which its step runs too, in ms."""

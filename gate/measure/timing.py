@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 AHEAD = 3
 
 
+#: Cycles of `torch.cuda._sleep` a millisecond, roughly: what it takes is measured.
+CYCLES_PER_MS = 1.8e6
+
+
 @dataclass
 class Samples:
     """Times of finished steps in milliseconds, one number a step.
@@ -24,13 +28,14 @@ class Samples:
     `device_ms` lies between the CUDA events at the ends of the step before and of this one (of a first step, from an
     event before it), `wall_ms` between the moments when the host had launched the two, `host_ms` is what the host took
     to launch the step, and `lead_ms` what the device still had to do of it then. A CPU has no events: there
-    `wall_ms` is what the step took, and the other lists stay empty.
+    `wall_ms` is what the step took, and the other lists stay empty. `ahead_ms` is the lead before the first step.
     """
 
     wall_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
     host_ms: list[float] = field(default_factory=list)
     lead_ms: list[float] = field(default_factory=list)
+    ahead_ms: float = 0.0
 
     @property
     def times_ms(self) -> list[float]:
@@ -45,18 +50,24 @@ class _Launched:
     at: float
 
 
-def timed_steps(step: Callable[[Any], object], batches: Iterable[Any], device: str) -> Samples:
+def timed_steps(
+    step: Callable[[Any], object], batches: Iterable[Any], device: str, *, ahead_ms: float = 0.0
+) -> Samples:
     """Run `step` on each of `batches` and return its times; the device is idle before and after.
 
     On a GPU at most `AHEAD` steps are launched before the host waits for the first of them: the device is not drained
-    between steps, and what the host hides behind the device costs nothing.
+    between steps, and what the host hides behind the device costs nothing. A few steps alone would show the host's
+    launches: with `ahead_ms` the device spins for so long before them, while the host is launching already.
     """
     if device != "cuda":
         return Samples(wall_ms=[_wall_ms(step, batch) for batch in batches])
     import torch
 
     torch.cuda.synchronize()
-    start = torch.cuda.Event(enable_timing=True)
+    idle, start = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    idle.record()
+    if ahead_ms:
+        torch.cuda._sleep(int(ahead_ms * CYCLES_PER_MS))
     start.record()
     launched: list[_Launched] = []
     waiting: deque[torch.cuda.Event] = deque()
@@ -75,7 +86,7 @@ def timed_steps(step: Callable[[Any], object], batches: Iterable[Any], device: s
     mark.synchronize()
     # Both clocks are read at one moment: events tell how long before it each step ended.
     now = time.perf_counter()
-    samples, before = Samples(), start
+    samples, before = Samples(ahead_ms=idle.elapsed_time(start)), start
     for each in launched:
         samples.device_ms.append(before.elapsed_time(each.end))
         samples.wall_ms.append((each.at - at) * 1e3)

@@ -102,14 +102,14 @@ class Worker:
         self.close()
         return {"verdict": verdict, "reason": reason}
 
-    def block(self, order: list[int]) -> Reply:
-        """Time a step on each of these batches, and return the times in ms."""
+    def block(self, order: list[int], ahead_ms: float) -> Reply:
+        """Time a step on each of these batches, launched `ahead_ms` before the device runs it; return times in ms."""
         import torch
 
         from model.attention.backend import first_line
 
         try:
-            return {"verdict": "timed", **vars(self.bench.timed(order))}
+            return {"verdict": "timed", **vars(self.bench.timed(order, ahead_ms=ahead_ms))}
         except torch.OutOfMemoryError as error:
             return {"verdict": "out of memory", "reason": first_line(error)}
         except Exception as error:

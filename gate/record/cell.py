@@ -57,6 +57,7 @@ class CellRecord:
     wall_ms: list[float] | None = stored(TIMES, "ms")
     host_ms: list[float] | None = stored(TIMES, "ms")
     lead_ms: list[float] | None = stored(TIMES, "ms")
+    host_deficit_ms: float | None = stored(NUMBER, "ms a step that launching takes longer than the device's work")
     prepare_ms: list[float] | None = stored(TIMES, "ms")
     compile_s: float | None = stored(NUMBER, "s")
     compilations: int | None = stored(NUMBER, "graphs")
@@ -136,8 +137,8 @@ class CellRecord:
 
     @property
     def step_ms(self) -> float | None:
-        """The median of its step times in ms, None without a valid time."""
-        return None if self.no_time else statistics.median(self.times_ms)
+        """The median of its step times in ms, and what the host's launches add to it; None without a valid time."""
+        return None if self.no_time else statistics.median(self.times_ms) + (self.host_deficit_ms or 0.0)
 
 
 def cell_id(cell: Mapping[str, Any]) -> str:
