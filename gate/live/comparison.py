@@ -87,7 +87,7 @@ class Comparison:
         device = greeted["head"]["device"]
         percent = PERCENT[device] if self.request.percent is None else self.request.percent
         self.threshold = Threshold(percent, self.request.us)
-        machine, versions = greeted["head"]["machine"], [_versions(greeted[side]["machine"]) for side in greeted]
+        machine, versions = greeted["head"]["machine"], [step_versions(greeted[side]["machine"]) for side in greeted]
         self.same_versions = versions[0] == versions[1]
         listed = {side: {each["id"]: each for each in greeted[side]["cells"]} for side in greeted}
         runs = {side: [cell for cell, each in cells.items() if not each["unavailable"]] for side, cells in listed.items()}
@@ -257,8 +257,9 @@ class Comparison:
         return notes
 
 
-def _versions(machine: Mapping[str, Any]) -> list[Any]:
-    return [(machine.get("versions") or {}).get(package) for package in STEP_PACKAGES]
+def step_versions(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions, in a machine_info, of the packages that a step runs."""
+    return {package: (machine.get("versions") or {}).get(package) for package in STEP_PACKAGES}
 
 
 def _line(result: PairResult) -> str:
