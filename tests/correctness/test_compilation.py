@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from hypothesis import given
+from torch._dynamo.utils import counters
 
 from collators import Example
 from model.attention import default_device
@@ -65,6 +66,15 @@ def has_dense_inputs(cell: Cell) -> bool:
 def test_compiled_attention_takes_inputs_of_any_strides(attention: AttentionBench, form: Form) -> None:
     """Those of the decoder are slices of one product, whatever the batch."""
     attention.check(AttentionInput((3, 65, 1), form=form))
+
+
+@pytest.mark.cells(execution=("compiled",), where=has_dense_inputs)
+def test_compiled_attention_is_compiled(attention: AttentionBench) -> None:
+    """What the tests beside this one rely on: eager, they would show nothing."""
+    before = counters["stats"]["unique_graphs"]
+    # Alone in a graph of its own: nothing else here has heads of this size.
+    attention.check(AttentionInput((3, 2), head_dim=32))
+    assert counters["stats"]["unique_graphs"] > before
 
 
 @pytest.mark.cells(execution=("compiled",), where=has_dense_inputs)

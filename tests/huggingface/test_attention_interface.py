@@ -132,6 +132,18 @@ def test_one_sequence_is_a_row_of_one_segment(model: nn.Module) -> None:
     assert differing(found, expected) == []
 
 
+def test_a_row_may_be_given_as_embeddings() -> None:
+    """(1, T, C) in the place of (1, T), where layers are told nothing else."""
+    made, ids = llama(attn_implementation="eager"), sequences((7,))
+    for layer in made.model.layers:
+        layer.register_forward_pre_hook(without_positions, with_kwargs=True)
+    embeddings = made.get_input_embeddings()(ids[0][None]).detach()
+    expected = alone(made, ids, backward=False)
+    with attending(made, backend_named("sdpa_loop")):
+        found = computed(made, {"inputs_embeds": embeddings, "labels": ids[0][None]}, backward=False)
+    assert differing(found, expected) == []
+
+
 def test_positions_that_are_given_by_place_tell_the_segments(model: nn.Module) -> None:
     ids = sequences()
     expected = alone(model, ids)

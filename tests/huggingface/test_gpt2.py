@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, modeling_flash_attention_utils
 
@@ -174,6 +174,26 @@ def test_ragged_batches_compile_one_block_once_without_breaks() -> None:
         assert (compiler.compilations, compiler.graph_breaks) == (1, 0)
         # With dropout it is another graph.
         assert compilations(model, backend, compiler) == [(2, 0)] * 10
+
+
+def plain(block: nn.Module) -> dict[str, Any]:
+    """Return what the modules of `block` know besides tensors and modules: compiled code may be guarded on each."""
+    return {
+        f"{name}.{attribute}": value
+        for name, module in block.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }
+
+
+@pytest.mark.parametrize("backend", HERE, ids=named)
+def test_blocks_that_are_compiled_know_no_number_of_their_own(backend: Gpt2Backend) -> None:
+    """Where torch guards on what is read of a module, each would be a graph: a CPU's does not."""
+    model = seeded_gpt2(SIZES, backend, device="cpu")
+    model.compile_blocks()
+    first, *others = (plain(block) for block in model.gpt2.transformer.h)
+    assert [other for other in others if other != first] == []
+    assert first
 
 
 def planted_varlen(

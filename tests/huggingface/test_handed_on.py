@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from collators import CollatorOptions, collator_named
 from model.attention import backend_named
 from model.huggingface.attention import NEEDS, WITHOUT_EFFECT, Attention, attending
 from model.huggingface.gpt2 import GPT2_BACKENDS, Gpt2Backend, _through_interface
@@ -230,9 +231,13 @@ def test_a_padded_batch_of_gpt2_is_told_its_own_padding(backend: Gpt2Backend) ->
     assert torch.equal(backend.prepare(batch, case_of(backend))["attention_mask"], batch.attention_mask)
 
 
+#: Without a filler, and with one that is the longest segment.
+ROWS = [collator_named(name).build(CollatorOptions(8))(examples((1, 2))) for name in ("packed", "packed_multiple")]
+
+
+@pytest.mark.parametrize("batch", ROWS, ids=["packed", "packed_multiple"])
 @pytest.mark.parametrize("backend", FLATTENED, ids=lambda backend: backend.name)
-def test_a_flattened_batch_of_gpt2_is_told_its_own_offsets(backend: Gpt2Backend) -> None:
-    batch: Any = batch_of(backend, examples())
+def test_a_flattened_batch_of_gpt2_is_told_its_own_offsets(backend: Gpt2Backend, batch: Any) -> None:
     told = backend.prepare(batch, case_of(backend))
     wanted = {"cu_seq_lens": batch.cu_seqlens, "max_length": batch.max_seqlen}
     for name, value in told.items():
@@ -241,11 +246,11 @@ def test_a_flattened_batch_of_gpt2_is_told_its_own_offsets(backend: Gpt2Backend)
     assert len(told) in (0, 4)
 
 
+@pytest.mark.parametrize("batch", ROWS, ids=["packed", "packed_multiple"])
 @pytest.mark.parametrize("backend", [b for b in GPT2_BACKENDS if b.inner is not None], ids=lambda b: b.name)
-def test_a_context_through_the_interface_says_what_it_is_of(backend: Gpt2Backend) -> None:
+def test_a_context_through_the_interface_says_what_it_is_of(backend: Gpt2Backend, batch: Any) -> None:
     assert backend.inner is not None
     stand_in = replace(backend.inner, prepare=lambda batch, case: (batch, case))
-    batch: Any = batch_of(backend, examples())
     case = replace(case_of(backend), dtype=torch.bfloat16)
     found = _through_interface(stand_in).prepare(batch, case)
     assert found == Prepared(stand_in.name, (batch, case), True, batch.max_seqlen, torch.bfloat16, batch.num_slots)

@@ -32,6 +32,9 @@ SDPA_KERNELS: dict[str, Callable[[], bool]] = {
     "math": torch.backends.cuda.math_sdp_enabled,
 }
 
+#: The largest head of those that are left alone: what their backends have declared, not read from a release of torch.
+MOST_OF_A_HEAD = {"flash": 256, "cudnn": 128}
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -117,6 +120,13 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, dtypes: Sequence[torch.dtype], 
     assert k.shape == v.shape, f"k and v have one shape; got {tuple(k.shape)} and {tuple(v.shape)}"
 
 
+def check_head_dim(q: Tensor, most: int | None, multiple: int = 8) -> None:
+    """Refuse heads (..., D) that a CUDA kernel has no code for: of more than `most` numbers, or no `multiple`."""
+    found = q.shape[-1]
+    assert most is None or found <= most, f"head dims are at most {most}; got {found}"
+    assert found % multiple == 0, f"head dims are multiples of {multiple}; got {found}"
+
+
 def varlen(
     tensors: tuple[Tensor, Tensor, Tensor],
     offsets: tuple[Tensor, Tensor],
@@ -129,7 +139,7 @@ def varlen(
     q, k, v = tensors
     check_heads(q, k, v, HALF, 3)
     assert q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads share {k.shape[1]} heads of keys"
-    assert q.shape[-1] in range(8, 257, 8), f"head dims are multiples of 8 up to 256; got {q.shape[-1]}"
+    check_head_dim(q, 256)
     for side, cu_seqlens, most, tokens in zip("qk", offsets, longest, (q.shape[0], k.shape[0]), strict=True):
         assert cu_seqlens.dtype == torch.int32, f"offsets of {side} are int32; got {cu_seqlens.dtype}"
         assert cu_seqlens.is_contiguous(), f"offsets of {side} are contiguous; got strides {cu_seqlens.stride()}"
@@ -266,6 +276,7 @@ def memory_efficient_attention(
     assert p == 0.0
     check_heads(query, key, value, HALF if wanted and "flash.FwOp" in wanted else FLOAT, 4)
     assert query.shape == key.shape, f"the backward takes no grouped heads; got {query.shape[2]} on {key.shape[2]}"
+    check_head_dim(query, 256)
     assert query.shape[0] == 1, f"sequences of a BlockDiagonalMask lie in one row; got {query.shape[0]}"
     assert isinstance(attn_bias, BlockDiagonalMask), f"the sequences are told by a mask; got {attn_bias!r}"
     assert attn_bias.device == query.device
@@ -308,6 +319,9 @@ def flex_attention(
 def visible_in(block_mask: BlockMask, length: int) -> Tensor:
     """Return which pairs the tiles of a BlockMask leave, bool (T, T)."""
     assert block_mask.seq_lengths == (length, length), f"the mask is of {length} tokens; got {block_mask.seq_lengths}"
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+        found = getattr(block_mask, name)
+        assert found.dtype == torch.int32, f"{name} are int32; got {found.dtype}"
     height, width = block_mask.BLOCK_SIZE
     device = block_mask.kv_indices.device
     tokens, zero = torch.arange(length, device=device), torch.zeros((), dtype=torch.int64, device=device)
@@ -368,6 +382,7 @@ class Sdpa(TorchFunctionMode):
         if query.is_nested:
             assert attn_mask is None, "NestedTensors are their own mask"
             assert not enable_gqa, "NestedTensors have no grouped heads"
+            check_head_dim(query, None)
             values = [tensor.transpose(1, 2).values() for tensor in (query, key, value)]
             offsets = query.offsets()
             lengths = offsets.diff().tolist()
@@ -380,6 +395,7 @@ class Sdpa(TorchFunctionMode):
             out = one_by_one(*values, lengths, window, scale)
             return torch.nested.nested_tensor_from_jagged(out, offsets).transpose(1, 2)
         check_heads(query, key, value, HALF if alone in ("flash", "cudnn") else (*FLOAT, torch.float64), 4)
+        check_head_dim(query, MOST_OF_A_HEAD.get(alone or ""), multiple=1 if alone in (None, "math") else 8)
         assert (query.shape[1] != key.shape[1]) == enable_gqa, "grouped heads are asked for, and only where they are"
         assert not (enable_gqa and alone == "efficient"), "the memory-efficient kernel takes no grouped heads"
         # sdp_utils.cpp in torch 2.11: "cudnn SDPA does not support key/value sequence length 1".

@@ -3,9 +3,14 @@
 A stand-in takes the kernel's place, so no argument, dtype or option is taken on trust until a GPU runs.
 """
 
+import ctypes
+import importlib.metadata
 import inspect
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from collators import collator_named
 from collators.collator import Collator
 from model.attention import BACKENDS, Backend, Machine
+from model.attention.xformers_loading import RUNTIME_PACKAGE, loading_problems
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
 from tests.correctness.drawn import DRAWN
@@ -31,6 +37,9 @@ GIVEN = (
     AttentionInput((1, 1, 2), num_heads=2, num_kv_heads=1),
     AttentionInput((3, 1, 7), num_heads=4, num_kv_heads=2, head_dim=16, sharpness=2.0, form="fused"),
     AttentionInput((1, 130, 5), num_heads=3, num_kv_heads=1, head_dim=8, sharpness=0.5, form="fused"),
+    # The largest and the smallest head that a backend takes.
+    AttentionInput((3, 2), head_dim=512),
+    AttentionInput((3, 2), head_dim=4),
     AttentionInput((5, 1, 7), window=4),
     AttentionInput((300, 3), num_heads=1, num_kv_heads=1, head_dim=8, window=129),
     AttentionInput((5, 1), softcap=1.5, sharpness=2.0),
@@ -100,6 +109,52 @@ def test_a_backend_hands_its_kernel_what_gives_each_sequence_alone(
             assert calls.count > before, f"{backend.name} does not call the kernel that it stands for"
             found = bench.differences(given, results)
             assert not found, f"{given}, {dtype}: {'; '.join(map(str, found))}"
+
+
+class Importing:
+    """What happens while xFormers is loaded, in its order; a finder of modules that an import asks first."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def find_spec(self, name: str, *rest: Any) -> None:
+        if name == "xformers":
+            self.seen.append((name, 0))
+
+
+@pytest.mark.parametrize(("cuda", "loaded"), [("13.0", True), ("12.8", False), (None, False)])
+def test_xformers_finds_the_runtime_that_it_links_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, loaded: bool
+) -> None:
+    """For all that is loaded later, or the extension does not find it: RTLD_GLOBAL. Its problems are one line each."""
+    importing = Importing()
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    # A package whose import fails, whether this machine has the real one or not.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "xformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [importing])
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distribution",
+        lambda name: types.SimpleNamespace(locate_file=lambda path: Path(name, path)),
+    )
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=ctypes.DEFAULT_MODE: importing.seen.append((path, mode)))
+    (problem,) = inspect.unwrap(loading_problems)()
+    library = f"{RUNTIME_PACKAGE}/nvidia/cuda_runtime/lib/libcudart.so.12"
+    assert importing.seen == [*([(library, ctypes.RTLD_GLOBAL)] if loaded else []), ("xformers", 0)]
+    assert problem.startswith("xformers does not import (")
+
+
+def test_an_extension_of_xformers_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    failure = OSError("undefined symbol\nand more")
+    package, ops = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
+    vars(package).update(ops=ops, _cpp_lib=types.SimpleNamespace(_cpp_library_load_exception=failure))
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    assert inspect.unwrap(loading_problems)() == [
+        "xformers' extension does not load (undefined symbol); install the build for this torch"
+    ]
 
 
 def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

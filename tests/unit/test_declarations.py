@@ -382,8 +382,9 @@ def test_a_backend_says_which_compute_capability_it_needs(backend: Backend) -> N
         for capability, have in (((7, 5), "7.5"), (None, "none")):
             reasons = states(backend, case, FakeMachine(capability, EVERY_PACKAGE))["unavailable"]
             assert reasons == [f"needs a GPU of compute capability {need} or newer; got {have}"]
-        at_least = FakeMachine(backend.min_capability, EVERY_PACKAGE)
-        assert states(backend, case, at_least)["unavailable"] == []
+        # The least is enough, and capabilities are numbers: 10.0 is newer than 8.0.
+        for enough in (backend.min_capability, (9, 0), (10, 0), (12, 1)):
+            assert states(backend, case, FakeMachine(enough, EVERY_PACKAGE))["unavailable"] == [], enough
 
 
 def test_a_backend_is_unavailable_while_its_probe_says_why() -> None:

@@ -245,6 +245,14 @@ def test_an_npy_file_gives_its_integers(tmp_path: Path, dtype: str) -> None:
     assert all(type(length) is int for length in read.lengths)
 
 
+def test_what_a_file_is_follows_from_its_name_in_capitals_too(tmp_path: Path) -> None:
+    saved = tmp_path / "saved.npy"
+    np.save(saved, np.array([3, 5]))
+    assert read_lengths_file(str(saved.rename(tmp_path / "LENGTHS.NPY"))).lengths == (3, 5)
+    written = Path(parquet_of(tmp_path, tokens=[2, 4]))
+    assert read_lengths_file(str(written.rename(tmp_path / "lengths.Parquet"))).lengths == (2, 4)
+
+
 def test_a_parquet_file_gives_its_first_integer_column_or_the_one_named(tmp_path: Path) -> None:
     path = parquet_of(tmp_path, text=["a", "b"], tokens=[3, 5], words=[2, 4])
     assert read_lengths_file(path).lengths == (3, 5)

@@ -16,8 +16,17 @@ from model.decoder import Decoder, DecoderConfig
 from model.equivalence import differences
 from model.reference import Outcome, outcome, reference_case, solo_oracle, with_backend
 from model.tolerance import Mismatch
-from tests.correctness.attention_bench import AttentionBench, AttentionInput, batch_of, expected_of, pieces_of, truth_of
-from tests.correctness.drawn import CONFIG, DRAWN
+from tests.correctness.attention_bench import (
+    GARBAGE,
+    AttentionBench,
+    AttentionInput,
+    AttentionRun,
+    batch_of,
+    expected_of,
+    pieces_of,
+    truth_of,
+)
+from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES
 from tests.correctness.references import (
     ROUNDINGS,
     Precision,
@@ -28,6 +37,7 @@ from tests.correctness.references import (
     nudged,
     weight_dtype,
 )
+from tests.correctness.slots import real_slots
 from tests.correctness.workbench import Workbench, open_workbench
 from tests.correctness.wrong import Wrong
 
@@ -375,6 +385,37 @@ def test_attention_of_any_collator_is_given_little_padding(collator: Collator) -
     batch = batch_of(collator, GIVEN.lengths)
     assert batch.num_slots <= 8 * len(GIVEN.lengths)
     assert batch.lengths == GIVEN.lengths
+
+
+@pytest.mark.parametrize(
+    "collator", [collator_named(name) for name in REPRESENTATIVES["padding"]], ids=lambda collator: collator.name
+)
+def test_slots_of_no_sequence_hold_large_numbers_and_give_no_gradient(collator: Collator) -> None:
+    """Zeros would hide that they are seen: what a model leaves there is arbitrary."""
+    backend = next(each for each in (REFERENCE, backend_named("sdpa_document_mask")) if each.layout == collator.layout)
+    run = AttentionRun.of(backend, collator, GIVEN, torch.float32, causal=False, mode="train")
+    padding = ~real_slots(run.batch).view(run.inputs[0].shape[:2])
+    for tensor in run.inputs:
+        held = tensor[padding].abs()
+        assert held.max() <= GARBAGE
+        assert held.mean() > GARBAGE / 4
+    assert run.gradient[padding].count_nonzero() == 0
+    assert len({tuple(tensor[padding].flatten().tolist()) for tensor in run.inputs}) == 3
+
+
+@pytest.mark.parametrize("copy", range(3))
+def test_every_copy_of_a_batch_is_compared(copy: int) -> None:
+    cell = cell_of(torch.float32, backend="sdpa_document_mask")
+    given, tokens = AttentionInput((3, 3)), 6
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, **options: Any) -> Tensor:
+        grown = torch.ones(q.shape[1])
+        grown[copy * tokens : (copy + 1) * tokens] = 1.1
+        return cell.backend.attend(q, k, v, context, **options) * grown[:, None, None].to(q)
+
+    AttentionBench(cell).check_copies(given, 3)
+    with pytest.raises(Wrong, match=f"copy {copy} differs from each sequence alone"):
+        AttentionBench(replace(cell, backend=replace(cell.backend, attend=attend))).check_copies(given, 3)
 
 
 def scaled_gradient(tensor: Tensor, by: float) -> Tensor:

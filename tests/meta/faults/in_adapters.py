@@ -1,6 +1,8 @@
 """Faults of what backends hand to kernels that a CPU never calls."""
 
+import ctypes
 import inspect
+import types
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +14,22 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 
 from collators.batch import NestedBatch, PackedBatch
-from model.attention import backend_named, sdpa, sdpa_document_mask, torch_varlen, xformers
-from model.attention.backend import Requirement
+from model.attention import (
+    backend_named,
+    flex_document_mask,
+    sdpa,
+    sdpa_document_mask,
+    torch_varlen,
+    xformers,
+    xformers_loading,
+)
+from model.attention.backend import Backend, Requirement
 from model.attention.case import Case, Machine
 from model.attention.flex_document_mask import FlexContext
 from model.attention.sdpa import SdpaContext
 from model.attention.torch_varlen import VarlenContext
 from model.attention.xformers import XformersContext
+from model.huggingface.gpt2 import GPT2_BACKENDS
 from tests.meta.faults.fault import Faults, attends, everywhere, prepares
 
 ADAPTERS = Faults("adapters")
@@ -219,3 +230,53 @@ def versions_compared_as_words(patch: pytest.MonkeyPatch) -> None:
         return [f"needs {self.package}>={self.minimum}"] if older else [] if found else right(self, machine)
 
     patch.setattr(Requirement, "reasons", reasons)
+
+
+@plant("test_declarations.py::test_a_backend_says_which_compute_capability_it_needs")
+def capabilities_compared_as_words(patch: pytest.MonkeyPatch) -> None:
+    """A GPU of compute capability 10.0 is older than the 8.0 that a backend needs, as words are sorted."""
+    right = Backend.unavailable_reasons
+
+    def reasons(self: Backend, case: Case, machine: Machine | None = None) -> list[str]:
+        found = machine.capability if machine else None
+        older = found is not None and self.min_capability is not None and str(found[0]) < str(self.min_capability[0])
+        return ["needs a newer GPU"] if older and found >= self.min_capability else right(self, case, machine)
+
+    patch.setattr(Backend, "unavailable_reasons", reasons)
+
+
+@plant(HANDED)
+def larger_heads_claimed(patch: pytest.MonkeyPatch) -> None:
+    """The backend of cuDNN takes heads of 256, for which it has no kernel."""
+    patch.setitem(vars(backend_named("sdpa_padded_cudnn")), "max_head_dim", 256)
+
+
+@plant(HANDED)
+def tiles_of_64_bits(patch: pytest.MonkeyPatch) -> None:
+    """The tiles of FlexAttention's mask are numbered in int64, and its kernels read int32."""
+
+    def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        indices = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+        return tiles.sum(-1, dtype=torch.int32)[None, None], indices[None, None]
+
+    patch.setattr(flex_document_mask, "_ordered", ordered)
+
+
+@plant("test_adapters.py::test_xformers_finds_the_runtime_that_it_links_before_it_is_imported")
+def runtime_of_xformers_loaded_for_itself_alone(patch: pytest.MonkeyPatch) -> None:
+    """The runtime that xFormers links is loaded without RTLD_GLOBAL, and its extension does not find it."""
+    plain = types.SimpleNamespace(CDLL=lambda path, mode: ctypes.CDLL(path), RTLD_GLOBAL=ctypes.RTLD_GLOBAL)
+    patch.setattr(xformers_loading, "ctypes", plain)
+
+
+@plant("test_handed_on.py::test_a_flattened_batch_of_gpt2_is_told_its_own_offsets")
+def longest_told_to_gpt2_without_the_filler(patch: pytest.MonkeyPatch) -> None:
+    """GPT-2's FlashAttention is told the longest sequence, though the filler is longer."""
+    record = next(backend for backend in GPT2_BACKENDS if backend.name == "gpt2_hf_fa2")
+    right = record.prepare
+
+    def prepare(batch: Any, case: Case) -> Any:
+        longest = max(batch.lengths)
+        return right(batch, case) | {"max_length_q": longest, "max_length_k": longest}
+
+    patch.setitem(vars(record), "prepare", prepare)

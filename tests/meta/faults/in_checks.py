@@ -612,3 +612,10 @@ def a_form_is_the_contiguous_one(patch: pytest.MonkeyPatch) -> None:
     """Inputs that are to have their heads first in memory are contiguous, and prove nothing new."""
     right = attention_bench.laid_out
     everywhere(patch, right, lambda tensor, form: tensor if form == "heads_first" else right(tensor, form))
+
+
+@plant("test_reference_judge.py::test_slots_of_no_sequence_hold_large_numbers_and_give_no_gradient")
+def padding_of_attention_holds_zeros(patch: pytest.MonkeyPatch) -> None:
+    """Slots of no sequence hold zeros in the place of garbage: who sees them is not found."""
+    right = attention_bench.filled
+    patch.setattr(attention_bench, "filled", lambda batch, pieces, garbage, seed: right(batch, pieces, 0.0, seed))
