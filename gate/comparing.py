@@ -12,8 +12,8 @@ import pytest
 
 from gate.baseline.screen import screen
 from gate.baseline.store import Baseline, find, find_file, newest_for
-from gate.judge.exact import STEP_PACKAGES
-from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail, worst_first
+from gate.judge.compatible import same_packages
+from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail
 from gate.record.cell import CellRecord, cell_id, cell_of
 from gate.record.files import Record, matches
 from gate.report.verdicts import verdict_lines
@@ -59,7 +59,7 @@ def add_options(group: Any) -> None:
         "--gate-no-settle",
         action="store_true",
         default=False,
-        help="Comparing: leave cells that seem slower inconclusive. Default: compare them live with the record's commit.",
+        help="Comparing: leave what seems slower inconclusive. Default: run it live beside the record's commit.",
     )
 
 
@@ -172,13 +172,13 @@ class Comparing:
         screening = screen(head, self.baseline, scope, Threshold(percent, Threshold.us if us is None else us))
         self.suspects = screening.suspects
         settled, why_not = self._settle(base, slug, say)
-        self.verdicts = worst_first(screening.verdicts(settled, why_not))
+        self.verdicts = screening.verdicts(settled, why_not)
         self.failed = fail(self.verdicts, strict=self._strict)
         self.told += [f"Against {self.baseline}.", *changes(head.machine, base.machine)]
         self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
 
     def _settle(self, base: Record, slug: str, say: Callable[[str], None] | None) -> tuple[dict[str, CellVerdict], str]:
-        """Return the verdicts of a live comparison of the suspects with the record's commit, and why others lack one."""
+        """Return what the suspects are, run live beside the record's commit, and why others of them are not settled."""
         if not self.suspects:
             return {}, ""
         if self.config.getoption("gate_no_settle"):
@@ -260,7 +260,7 @@ def changes(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     pairs = [(key, new.get(key), old.get(key)) for key in {**new, **old}]
     pairs += [(key, head.get(key), base.get(key)) for key in SHOWN]
     told = [f"changed: {key} is {now} on head, {then} on base" for key, now, then in pairs if now != then]
-    if any(new.get(package) != old.get(package) for package in STEP_PACKAGES):
+    if not same_packages(head, base):
         told.append("Other versions have other exact costs (memory, launches, compilations): only times are judged.")
     return told
 

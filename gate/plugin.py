@@ -4,7 +4,6 @@ Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
 """
 
 import copy
-import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import pytest
 from gate.comparing import Comparing, add_options
 from gate.measure import environment
 from gate.record.cell import CellRecord
-from gate.record.files import Journal, Record
+from gate.record.files import Journal, Record, load_content
 from gate.report.markdown import WIDE
 from gate.report.progress import Progress
 from gate.report.tables import tables
@@ -296,7 +295,7 @@ def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
     gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
     if (compared := gate.comparing.baseline) is not None and not compared.committed:
         # For pytest-benchmark's own table, and its --benchmark-compare-fail.
-        entries = json.loads(compared.path.read_text(encoding="utf8"))["benchmarks"]
+        entries = load_content(compared.path)["benchmarks"]
         gate.benchmarks.compared_mapping = {Path(compared.path.name): {each["fullname"]: each for each in entries}}
     if gate.comparing.interrupted:
         session.exitstatus = pytest.ExitCode.INTERRUPTED

@@ -1,4 +1,4 @@
-"""Tables of a record: ms a step beside the article's, then what each cell cost; Markdown, which a terminal shows too."""
+"""Tables of a record: ms a step beside the article's, then what each cell cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
 
 
 def typical(processes: Sequence[Record]) -> Record:
-    """Return a record that holds of each cell what the process in the middle of its times holds; the cells by their ids.
+    """Return a record of each cell's process in the middle of its times; the cells by their ids.
 
     Of an even number the faster one of the middle; where no process has a time of a cell, the last that has the cell.
     """
@@ -84,11 +84,12 @@ def _step_table(group: Sequence[CellRecord]) -> Table:
 
 def _step_text(one: CellRecord | None, article: float | str | None, best: float | None) -> str:
     """`31.0* (51, 0.61x)`: ours, a star if it is the best of its column, the article's, ours / article's."""
-    ms = one and one.step_ms
-    if ms:
-        text = format_ms(ms) + ("*" if ms == best else "")
+    if one is None:
+        ms, text = None, "-"
+    elif (ms := one.step_ms) is None:
+        text = no_time_word(one)
     else:
-        text = no_time_word(one) if one else "-"
+        text = format_ms(ms) + ("*" if ms == best else "")
     if article is None:
         return text
     if isinstance(article, str):

@@ -1,5 +1,8 @@
 """Which cells and batches a timed run covers, and in which order: pytest's and `gate ab`'s options mean the same."""
 
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,6 @@ import torch
 from collators import collator_named
 from gate.measure.bench import Selection, Shared, timed_cells
 from model.workloads import workload_named
-from tests.meta.sessions import run
 from tests.selection import matches, pytest_collection_modifyitems
 
 pytestmark = pytest.mark.meta
@@ -33,10 +35,11 @@ def test_globs_name_any_cell_of_the_workloads_dtype_and_names_narrow_its_own():
     assert ids(compiled="none") == {cell for cell in own if "-eager-" in cell} < own < ids(compiled="all")
 
 
-def test_pytest_times_the_cells_that_a_live_comparison_would():
+def test_pytest_times_the_cells_that_a_live_comparison_would(pytestconfig: pytest.Config):
     options = ["--workload=smoke", "--backend=sdpa_loop", "--compiled=all"]
-    (ran,) = run(["--collect-only", "-qq", "-m", "performance", *options], folders=["tests/performance"])
-    collected = {item.id.partition("[")[2].removesuffix("]") for item in ran.items}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "-m", "performance", *options]
+    ran = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+    collected = set(re.findall(r"test_a_batch_is_timed\[(\S+)\]", ran.stdout))
     chosen = timed_cells(SMOKE, Selection(backends=["sdpa_loop"], compiled="all"))
     declared = {cell.id for cell in chosen if not cell.backend.undeclared_reasons(cell.case("cpu", SMOKE.config))}
     assert collected == declared != set()
