@@ -132,25 +132,7 @@ class Screening:
         if not self.same_packages:
             # Of other packages other costs are expected: they are told, and only times are judged.
             return replace(judged, why="; ".join(filter(None, [judged.why, *map(str, findings)])))
-        return self._with_costs(judged, findings, head, timed[-1])
-
-    def _with_costs(
-        self, judged: CellVerdict, findings: Sequence[Finding], head: CellRecord, base: CellRecord
-    ) -> CellVerdict:
-        """Return the verdict of a cell by its time and its exact costs; live pairs may have found some too."""
-        verdict, known = judged.verdict, {finding.cost for finding in findings}
-        findings = (*findings, *(finding for finding in judged.findings if finding.cost not in known))
-        passes = verdict in (Verdict.SAME, Verdict.IMPROVED)
-        if any(finding.worse for finding in findings):
-            verdict = Verdict.REGRESSED
-        elif passes and any(finding.kind in FAILS_STRICT for finding in findings):
-            verdict = Verdict.INCONCLUSIVE
-        elif passes and any(finding.kind == "better" for finding in findings):
-            verdict = Verdict.IMPROVED
-        said = judged.cause
-        if said is None and judged.verdict == Verdict.REGRESSED:
-            said = cause(head, base)
-        return replace(judged, verdict=verdict, findings=findings, cause=said)
+        return _with_costs(judged, findings)
 
     def _without_time(
         self, cell: str, head: CellRecord, olds: Sequence[CellRecord], timed: Sequence[CellRecord]
@@ -177,7 +159,22 @@ class Screening:
         told = f"{math.expm1(log):+.1%} beside the record" if abs(log) > TOLD * limit else ""
         judged = CellVerdict(cell, Verdict.SAME, told, base_ms=base_ms, head_ms=base_ms * math.exp(log))
         if log > math.log1p(RECORD_ALONE[head.clock] / 100) and self._slower(cell):
-            return replace(judged, verdict=Verdict.REGRESSED, why=f"{told}: slower by the record alone")
+            said = cause(head, self._timed_bases(cell)[-1])
+            return replace(judged, verdict=Verdict.REGRESSED, why=f"{told}: slower by the record alone", cause=said)
         if self._slower(cell):
             return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"{told}; not settled: {why_not}")
         return judged
+
+
+def _with_costs(judged: CellVerdict, findings: Sequence[Finding]) -> CellVerdict:
+    """Return the verdict of a cell by its time and its exact costs; live pairs may have found some too."""
+    verdict, known = judged.verdict, {finding.cost for finding in findings}
+    findings = (*findings, *(finding for finding in judged.findings if finding.cost not in known))
+    passes = verdict in (Verdict.SAME, Verdict.IMPROVED)
+    if any(finding.worse for finding in findings):
+        verdict = Verdict.REGRESSED
+    elif passes and any(finding.kind in FAILS_STRICT for finding in findings):
+        verdict = Verdict.INCONCLUSIVE
+    elif passes and any(finding.kind == "better" for finding in findings):
+        verdict = Verdict.IMPROVED
+    return replace(judged, verdict=verdict, findings=findings)
