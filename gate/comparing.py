@@ -169,15 +169,18 @@ class Comparing:
         scope = [cell for cell in self.baseline.cell_ids if self._asked_for(self.baseline.records(cell)[-1], head)]
         percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
         percent = PERCENT["cpu" if slug.startswith("cpu-") else "cuda"] if percent is None else percent
-        screening = screen(head, self.baseline, scope, Threshold(percent, Threshold.us if us is None else us))
+        threshold = Threshold(percent, Threshold.us if us is None else us)
+        screening = screen(head, self.baseline, scope, threshold)
         self.suspects = screening.suspects
-        settled, why_not = self._settle(base, slug, say)
+        settled, why_not = self._settle(base, head, threshold, say)
         self.verdicts = screening.verdicts(settled, why_not)
         self.failed = fail(self.verdicts, strict=self._strict)
         self.told += [f"Against {self.baseline}.", *changes(head.machine, base.machine)]
         self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
 
-    def _settle(self, base: Record, slug: str, say: Callable[[str], None] | None) -> tuple[dict[str, CellVerdict], str]:
+    def _settle(
+        self, base: Record, head: Record, threshold: Threshold, say: Callable[[str], None] | None
+    ) -> tuple[dict[str, CellVerdict], str]:
         """Return what the suspects are, run live beside the record's commit, and why others of them are not settled."""
         if not self.suspects:
             return {}, ""
@@ -189,11 +192,18 @@ class Comparing:
         from gate.live.settle import settle
 
         seem = "1 cell seems" if len(self.suspects) == 1 else f"{len(self.suspects)} cells seem"
-        say(f"{seem} slower; comparing live with the commit of {base.at:%Y-%m-%d} ...")
+        say(f"{seem} slower; running live beside the commit of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
         try:
             return settle(
-                base.commit, self.config.rootpath, self.suspects, self.config.stash.get(ASKED, {}), folder, say
+                commit=base.commit,
+                machines={"base": base.machine, "head": head.machine},
+                head=self.config.rootpath,
+                ids=self.suspects,
+                hello=self.config.stash[ASKED],
+                folder=folder,
+                threshold=threshold,
+                say=say,
             )
         except KeyboardInterrupt:
             # What was timed before is judged and saved all the same.

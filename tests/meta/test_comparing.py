@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from gate.__main__ import main
-from gate.judge.verdicts import CellVerdict, Change, Verdict
+from gate.judge.verdicts import PERCENT, CellVerdict, Change, Threshold, Verdict
 from gate.record.files import load_record
-from tests.meta.timed_sessions import FA2, SLUG, TEST, info
+from tests.meta.timed_sessions import ENVIRONMENT, FA2, SLUG, TEST, info
 
 pytestmark = pytest.mark.meta
 
@@ -24,8 +24,8 @@ def settled(monkeypatch):
     """What settles suspects: `settled.by()` is what comes of it, `settled.asked` what it was given, call by call."""
     made = SimpleNamespace(asked=[], by=lambda: ({}, "its commit is gone"))
 
-    def settle(commit, head, ids, hello, folder, say):
-        made.asked.append({"commit": commit, "head": head, "ids": ids, "hello": hello, "folder": folder})
+    def settle(commit, machines, head, ids, hello, folder, threshold, say):
+        made.asked.append((commit["id"], machines["base"]["device"], head, ids, hello["selection"]["cells"], threshold))
         return made.by()
 
     monkeypatch.setitem(sys.modules, "gate.live.settle", SimpleNamespace(settle=settle))
@@ -154,9 +154,9 @@ def test_what_seems_slower_is_settled_live_and_has_that_verdict(session, pyteste
     settled.by = lambda: ({FA2: found}, "")
     result = session("--benchmark-compare", "--cells=*", infos=SEEMS_SLOWER)
     assert result.ret == status
-    (asked,) = settled.asked
-    assert (asked["commit"]["id"], asked["head"], asked["ids"]) == ("c0ffee", pytester.path, [FA2])
-    assert asked["hello"]["selection"]["cells"] == "*"
+    assert settled.asked == [
+        ("c0ffee", ENVIRONMENT["device"], pytester.path, [FA2], "*", Threshold(PERCENT["cuda"])),
+    ]
     result.stdout.fnmatch_lines(["1 cell seems slower; *", f"| {FA2} * {verdict.upper()} * by fresh pairs*"])
     assert session("--benchmark-compare", "--gate-no-settle", infos=SEEMS_SLOWER).ret == 0
     assert session("--benchmark-compare", infos=BOTH).ret == 0
@@ -164,7 +164,7 @@ def test_what_seems_slower_is_settled_live_and_has_that_verdict(session, pyteste
 
 
 def test_what_cannot_be_settled_says_why(session, settled):
-    session.place("0001_base.json", BOTH)
+    session.place("0001_base.json", BOTH, commit_info={"id": "c0ffee"})
     session("--benchmark-compare", infos=SEEMS_SLOWER).stdout.fnmatch_lines(["*not settled: its commit is gone*"])
 
 
@@ -173,7 +173,7 @@ def test_an_interrupt_while_suspects_are_settled_costs_no_more_than_that(session
         raise KeyboardInterrupt
 
     settled.by = interrupt
-    session.place("0001_base.json", BOTH)
+    session.place("0001_base.json", BOTH, commit_info={"id": "c0ffee"})
     result = session("--benchmark-compare", "--benchmark-save=now", infos=SEEMS_SLOWER)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*not settled: interrupted*"])
