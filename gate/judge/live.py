@@ -80,7 +80,7 @@ class LiveJudge:
                 self.flagged.append(cell)
             else:
                 quiet.append(one.change)
-        self.noise = pairs.screening_noise(quiet)
+        self.noise = pairs.screening_noise(quiet, len(self.results))
         return self.flagged
 
     def unsettled(self) -> list[str]:
@@ -148,11 +148,13 @@ class LiveJudge:
             return judged
         by = f"{len(fresh)} fresh pairs"
         shown, word = change.low > 0 or change.high < 0, "slower" if change.log > 0 else "faster"
-        if shown and change.log > limit:
+        # A cell that some processes run slower than others is now slower and now faster.
+        agreed = screening.change is not None and screening.change.log * change.log > 0
+        if shown and agreed and change.log > limit:
             # The first fresh pair profiled both sides.
             found = cause(fresh[0].head, fresh[0].base)
             return replace(judged, verdict=Verdict.REGRESSED, why=f"{word} in {by}", cause=found)
-        if shown and change.log < -limit:
+        if shown and agreed and change.log < -limit:
             return replace(judged, verdict=Verdict.IMPROVED, why=f"{word} in {by}")
         if abs(change.log) > limit or max(change.high, -change.low) > pairs.TO_BE_SEEN * limit:
             each = ", ".join(f"{math.expm1(one.change.log):+.1%}" for one in fresh if one.change)
