@@ -1,4 +1,4 @@
-"""Why a cell is slower: recompiled, more padding, batch preparation, the device or the host; and which kernels moved."""
+"""Why a cell is slower: recompiled, more padding, batch preparation, the device or the host, and which kernels."""
 
 import math
 import statistics

@@ -30,6 +30,10 @@ TO_BE_SEEN = 2.0
 #: interval is looked at.
 FEWEST_PAIRS, MOST_PAIRS = 2, 5
 
+#: What is not flagged tells the noise of flagged cells where it is more than this share of all: where it is less, noise
+#: itself may have flagged the others, and what is left shows too little of it.
+QUIET_SHARE = 0.5
+
 #: The degrees of freedom that the noise between all pairs of the screening counts for, at most: a cell that is noisier
 #: from process to process than the others shows it in its own few pairs.
 SCREENED_FREEDOM = 3
@@ -49,10 +53,14 @@ class PairChange:
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of one pair's change between pairs of processes, and its degrees of freedom."""
+    """The standard deviation of one pair's change between pairs of processes, and its degrees of freedom.
+
+    `of_most` tells whether it is that of most cells, so that it holds for the flagged ones too.
+    """
 
     sd: float
     freedom: int
+    of_most: bool = True
 
 
 def host_deficit_ms(ahead_ms: Sequence[float], lead_ms: Sequence[float], steps: int) -> float:
@@ -99,10 +107,11 @@ def flagged(change: PairChange, threshold: float) -> bool:
     return change.log > FLAG_SHARE * threshold or change.log < -threshold
 
 
-def screening_noise(unflagged: Sequence[PairChange]) -> Noise:
-    """Return the noise of one pair by all cells that are not flagged: their changes scatter about none at all."""
+def screening_noise(unflagged: Sequence[PairChange], cells: int) -> Noise:
+    """Return the noise of one pair by those of all `cells` that are not flagged: they scatter about no change at all."""
     logs = np.array([one.log for one in unflagged])
-    return Noise(float(np.sqrt(np.mean(logs**2))), len(logs)) if len(logs) else Noise(0.0, 0)
+    sd = float(np.sqrt(np.mean(logs**2))) if len(logs) else 0.0
+    return Noise(sd, len(logs), len(logs) > QUIET_SHARE * cells)
 
 
 def screened(change: PairChange, noise: Noise, cells: int, *, alpha: float) -> Change:
@@ -118,7 +127,7 @@ def settled(pairs: Sequence[PairChange], noise: Noise, cells: int, *, alpha: flo
     The scatter between the pairs counts, drawn towards the screening's noise, and no less than what blocks tell.
     """
     logs = np.array([one.log for one in pairs])
-    count, known = len(logs), min(noise.freedom, SCREENED_FREEDOM)
+    count, known = len(logs), min(noise.freedom, SCREENED_FREEDOM) if noise.of_most else 0
     freedom = known + count - 1
     variance = (known * noise.sd**2 + float(np.sum((logs - logs.mean()) ** 2))) / freedom
     sd = max(math.sqrt(variance), float(np.mean([one.error for one in pairs])))
@@ -140,7 +149,7 @@ def _trimmed(ordered: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "np.nda
 
 
 def _t(level: float, freedom: float) -> float:
-    # Not at the top: every session of pytest imports the gate, and scipy.stats takes more than a second.
-    from scipy import stats
+    # Not at the top: every session of pytest imports the gate, and scipy takes its time.
+    from scipy.special import stdtrit
 
-    return float(stats.t.ppf(1 - level / 2, freedom))
+    return -float(stdtrit(freedom, level / 2))

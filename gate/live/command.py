@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cell-seconds", type=float, default=300.0, metavar="S", help="a cell that would take longer is too slow (300)"
     )
     timed.add_argument(
-        "--stall-seconds", type=float, default=300.0, metavar="S", help="a worker silent for so long counts as hung (300)"
+        "--stall-seconds", type=float, default=300.0, metavar="S", help="a worker silent for so long hangs (300)"
     )
     judged = parser.add_argument_group("how it is judged")
     defaults = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, judge and report: 0 nothing regressed, 1 something did (or is inconclusive, if strict), 130 interrupted."""
+    """Measure, judge and report: 0 nothing regressed, 1 something did (strict: or is inconclusive), 130 interrupted."""
     plan, folder = resumed(args) if args.resume else planned(args)
     again = f"python -m gate ab --resume {folder}"
     try:
@@ -191,7 +191,7 @@ def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
 
 
 def _python(environment: str | None) -> str:
-    """Return the Python of an environment; never resolved, as a link into a virtual environment is what makes it one."""
+    """Return the Python of an environment; never resolved: a link into a virtual environment is what makes it one."""
     if environment is None:
         return sys.executable
     path = Path(environment).absolute()

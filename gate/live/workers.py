@@ -1,4 +1,4 @@
-"""Starts workers and talks to them; one that crashes, hangs or is killed is an error of one request, and nothing else."""
+"""Starts workers and talks to them; one that crashes, hangs or is killed is an error of one request, and no more."""
 
 import json
 import os
@@ -53,16 +53,14 @@ class Worker:
                 stderr=output,
                 start_new_session=True,
             )
-        self._read = b""
+        self._read, self._killed = b"", False
 
     def send(self, do: str, **arguments: Any) -> None:
-        """Ask for something; `Lost` if the process is gone."""
+        """Ask for something; of a process that is gone, `answer` says so."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            raise Lost(self.end()) from None
 
     def answer(self) -> dict[str, Any]:
         """Return what it answers; `Lost` if it crashed, or was killed as it did not answer for `stall_s` seconds."""
@@ -81,11 +79,6 @@ class Worker:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Ask for something and return the answer; `Lost` as above."""
-        self.send(do, **arguments)
-        return self.answer()
-
     def end(self) -> str:
         """Wait for a process that is ending, and say how it ended."""
         with suppress(subprocess.TimeoutExpired):
@@ -96,6 +89,9 @@ class Worker:
 
     def kill(self) -> None:
         """End it and all that it started: compile workers outlive a process that was killed."""
+        # Once: later its number may be another process's.
+        if self._killed:
+            return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -103,6 +99,7 @@ class Worker:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
+        self._killed = True
 
     @property
     def last_line(self) -> str:

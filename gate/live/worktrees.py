@@ -13,7 +13,8 @@ MODELS = "model"
 def resolved(ref: str, repository: Path) -> str:
     """The commit that `ref` names, or the path of a folder that is a checkout already; ValueError if neither."""
     folder = Path(ref)
-    if (folder / MODELS).is_dir():
+    # An empty word is no folder, though Path("") is this one: a variable of a shell was not set.
+    if ref and (folder / MODELS).is_dir():
         return str(folder.absolute())
     answer = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if answer.returncode:
