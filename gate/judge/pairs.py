@@ -108,7 +108,7 @@ def flagged(change: PairChange, threshold: float) -> bool:
 
 
 def screening_noise(unflagged: Sequence[PairChange], cells: int) -> Noise:
-    """Return the noise of one pair by those of all `cells` that are not flagged: they scatter about no change at all."""
+    """Return the noise of one pair by those of all `cells` that are not flagged: they scatter about no change."""
     logs = np.array([one.log for one in unflagged])
     sd = float(np.sqrt(np.mean(logs**2))) if len(logs) else 0.0
     return Noise(sd, len(logs), len(logs) > QUIET_SHARE * cells)

@@ -37,9 +37,7 @@ def settle(
     try:
         with checkout(commit["id"], folder / "worktree", head) as place:
             sides = {"base": Side("base", place, python, cache), "head": Side("head", head, python, cache)}
-            request = Request(
-                sides, folder, {**hello, "selection": chosen}, percent=threshold.percent, us=threshold.us
-            )
+            request = Request(sides, folder, {**hello, "selection": chosen}, percent=threshold.percent, us=threshold.us)
             found = Comparison(request, say).run()
     except ValueError as error:
         return {}, str(error)

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from gate.__main__ import main
 from gate.ab import command as ab
 from gate.ab import plan as ab_plan
 from gate.ab import run as ab_run
@@ -20,6 +18,8 @@ from gate.ab.report import _quality
 from gate.ab.run import Pair, Phase
 from gate.estimates import PACE
 from gate.processes import Side, cell_of, run_cells
+
+from gate.__main__ import main
 from tests.meta.fake_sides import CELLS, checkout, python
 
 pytestmark = pytest.mark.meta

@@ -1,6 +1,6 @@
 """Live comparisons whose answer is known: of equal code, and with cells made slower on head.
 
-    python -m tests.studies.live FOLDER EQUAL 'device_sleep=0.02@fa2_varlen-train-eager' -- --workload article --steps 12
+    python -m tests.studies.live FOLDER equal 'device_sleep=0.02@fa2_varlen-train-eager' -- --steps 12
 
 Each word is a comparison: `equal`, or what tests/studies/injected.py injects (`multiple=N` pads to a multiple of N).
 What follows `--` is for `python -m gate ab`. A comparison with a report is not run again.
@@ -24,7 +24,13 @@ from gate.report.markdown import markdown_box, render
 EQUAL = "equal"
 
 #: The cause that each kind of slowdown is to be given.
-CAUSES = {"host_sleep": "host", "device_sleep": "device", "kernel": "device", "multiple": "padding", "prepare": "preparation"}
+CAUSES = {
+    "host_sleep": "host",
+    "device_sleep": "device",
+    "kernel": "device",
+    "multiple": "padding",
+    "prepare": "preparation",
+}
 
 
 def main() -> int:
@@ -90,12 +96,15 @@ def row(injected: str, report: Mapping[str, Any]) -> dict[str, Any]:
         for word in words:
             what, _, glob = word.partition("@")
             kind = what.partition("=")[0]
-            if kind == "multiple" and collator.endswith("multiple") or fnmatch(f"{backend}-{mode}-{execution}", glob):
+            if (kind == "multiple" and collator.endswith("multiple")) or fnmatch(f"{backend}-{mode}-{execution}", glob):
                 wanted[cell["cell"]] = CAUSES[kind]
     red = {cell["cell"]: cell for cell in report["cells"] if cell["verdict"] == "regressed"}
     wrong = [cell for cell in red if cell not in wanted]
-    changes = [f"{each['change']:+.2%} ({each['low']:+.2%} .. {each['high']:+.2%})" for each in report["cells"]
-               if each["cell"] in wanted and each["change"] is not None]
+    changes = [
+        f"{each['change']:+.2%} ({each['low']:+.2%} .. {each['high']:+.2%})"
+        for each in report["cells"]
+        if each["cell"] in wanted and each["change"] is not None
+    ]
     return {
         "injected": injected,
         "cells": len(report["cells"]),

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gate.ab import judge as ab
+from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict
 
 from gate import records
-from gate.ab import judge as ab
 from gate.baseline import baselines, comparing, report, verdicts
-from gate.baseline.verdicts import CellVerdict, Comparison, Rule, Verdict
 from tests.meta.faults.fault import Faults, everywhere
 
 GATE = Faults("gate")
