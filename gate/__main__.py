@@ -12,8 +12,8 @@ COMMANDS: dict[str, str] = {
     "ab": "gate.live.command",
     "history": "gate.history",
     "promote": "gate.baseline.promote",
-    "record": "gate.recording",
-    "replay": "gate.replay.command",
+    "record": "gate.baseline.recording",
+    "table": "gate.table",
 }
 
 

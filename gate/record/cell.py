@@ -73,7 +73,7 @@ class CellRecord:
     tokens_per_s: float | None = stored(NUMBER, "tokens/s")
     mfu: float | None = stored(NUMBER, "share of matmul_tflops")
     matmul_tflops: float | None = stored(NUMBER, "TFLOP/s")
-    dropout: float | None = stored(NUMBER, "probability")
+    dropout: dict[str, Any] | None = stored(MAPPING, "probability by place")
     gpu_before: dict[str, Any] | None = stored(MAPPING, "clocks, throttling and other processes before the cell")
     gpu_after: dict[str, Any] | None = stored(MAPPING, "the same behind its last step")
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from gate.records import format_ms, no_time_word, step_ms
+from gate.record.cell import CellRecord
+from gate.report.markdown import format_ms, no_time_word
 
 
 class Progress:
@@ -83,10 +84,9 @@ def _entry_result(entry: dict[str, Any]) -> str:
     info = entry["extra_info"]
     if "cell" not in info:
         return f"{format_ms(entry['stats']['median'] * 1e3)} ms"
-    ms = step_ms(info)
-    if ms is None:
-        return no_time_word(info)
-    samples = info.get("device_ms") or info.get("wall_ms")
-    spread = f" ({format_ms(min(samples))}..{format_ms(max(samples))})" if samples else ""
-    peak = info.get("peak_bytes")
-    return f"{format_ms(ms)} ms{spread}" + ("" if peak is None else f", {peak / 1e9:.1f} GB")
+    record = CellRecord.read(info)
+    if record.step_ms is None:
+        return no_time_word(record)
+    spread = f"({format_ms(min(record.times_ms))}..{format_ms(max(record.times_ms))})"
+    peak = "" if record.peak_bytes is None else f", {record.peak_bytes / 1e9:.1f} GB"
+    return f"{format_ms(record.step_ms)} ms {spread}{peak}"

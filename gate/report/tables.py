@@ -1,86 +1,77 @@
-"""Tables of a record: ms a step beside the article's, then what each cell cost. Also as Markdown:
+"""Tables of a record: ms a step beside the article's, then what each cell cost."""
 
-python -m gate.table RECORD.json
-
-Of a baseline's processes each cell shows the one in the middle.
-"""
-
-import argparse
-import io
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from gate.article import article_ms
-from gate.baseline.baselines import Baseline, load
-from gate.records import Record, cell_id, cells, format_ms, load_record, no_time_word, step_ms
+from gate.record.cell import CellRecord
+from gate.record.files import Record
+from gate.report.article import article_ms
+from gate.report.markdown import WIDE, format_ms, markdown_box, no_time_word, render
 
 COLUMNS = (("eval", "eager"), ("eval", "compiled"), ("train", "eager"), ("train", "compiled"))
-WIDE = 10_000
 
-Infos = list[dict[str, Any]]
+#: The costs of a cell: a field, the title of its column, how it is written, and what it is multiplied by.
+COSTS = (
+    ("peak_bytes", "peak GB", "{:.2f}", 1e-9),
+    ("tokens_per_s", "tokens/s", "{:,.0f}", 1),
+    ("mfu", "MFU", "{:.1%}", 1),
+    ("padded_token_share", "padded", "{:.1%}", 1),
+    ("compile_s", "compile s", "{:.1f}", 1),
+    ("compilations", "compilations", "{}", 1),
+    ("graph_breaks", "graph breaks", "{}", 1),
+)
 
 
 def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
-    """Every table of a record as text at most `width` columns wide, or wider where an id needs it."""
-    infos = list(cells(record).values())
-    groups: dict[tuple[Any, ...], Infos] = {}
-    for info in infos:
-        cell = info["cell"]
+    """Return every table of a record as text at most `width` columns wide, or wider where an id needs it."""
+    groups: dict[tuple[Any, ...], list[CellRecord]] = {}
+    for one in record.cells.values():
+        cell = one.cell
         as_article = cell["causal"] == (cell["mode"] == "train")
-        groups.setdefault((cell["workload"], cell["lengths"], cell["dtype"], as_article), []).append(info)
+        groups.setdefault((cell["workload"], cell["lengths"], cell["dtype"], as_article), []).append(one)
     blocks = []
     for (workload, lengths, dtype, as_article), group in groups.items():
         masks = "eval without, train with" if as_article else "eval with, train without"
         title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, {masks} a causal mask"
         legend = "ms a step, * the best of its column"
-        if any(article_ms(info["cell"]) is not None for info in group):
+        if any(article_ms(one.cell) is not None for one in group):
             legend += "; in brackets the article's ms, and ours as a multiple of it"
         blocks.append("\n\n".join([title, render(_step_table(group), width), f"{legend}. {_work(group)}".strip()]))
-    if infos:
-        blocks.append(f"{_machine(record)}\n\n{render(_cost_table(infos), width)}")
-    others = _other_benchmarks(record)
-    if others:
-        blocks.append("Other benchmarks, median ms:\n" + "\n".join(others))
+    if blocks:
+        blocks.append(f"{_machine(record.machine)}\n\n{render(_cost_table(record), width)}")
     return "\n\n".join(blocks)
 
 
-def markdown_table(record: Record) -> str:
-    """The tables of a record as Markdown."""
-    return tables(record, heading="### ") + "\n"
+def typical(processes: Sequence[Record]) -> Record:
+    """Return a record of each cell's process in the middle of its times; the cells by their ids.
 
-
-def typical(baseline: Baseline) -> Record:
-    """A record with what the process in the middle of each cell's times holds of it; the cells by their ids.
-
-    Of an even number the faster one of the middle; of those without a time the last, where no process has one.
+    Of an even number the faster one of the middle; where no process has a time of a cell, the last that has the cell.
     """
-    entries = []
-    for cell in sorted(baseline.cell_ids):
-        infos = [info for _, info in baseline.infos(cell)]
-        timed = sorted((ms, place) for place, info in enumerate(infos) if (ms := step_ms(info)) is not None)
-        place = timed[(len(timed) - 1) // 2][1] if timed else -1
-        entries.append({"extra_info": infos[place]})
-    return {"machine_info": baseline.newest.machine, "benchmarks": entries}
+    chosen = {}
+    for cell in sorted({cell for process in processes for cell in process.cells}):
+        found = [process.cells[cell] for process in processes if cell in process.cells]
+        timed = sorted((one for one in found if one.step_ms is not None), key=lambda one: one.step_ms or 0.0)
+        chosen[cell] = timed[(len(timed) - 1) // 2] if timed else found[-1]
+    newest = max(processes, key=lambda process: process.at)
+    return Record(newest.at, newest.machine, newest.commit, chosen)
 
 
-def _step_table(group: Infos) -> Table:
+def _step_table(group: Sequence[CellRecord]) -> Table:
     table = markdown_box("backend", "collator")
     for mode, execution in COLUMNS:
         table.add_column(f"{mode} {execution}", justify="right")
-    rows: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
-    for info in group:
-        cell = info["cell"]
-        rows.setdefault((cell["backend"], cell["collator"]), {})[cell["mode"], cell["execution"]] = info
+    rows: dict[tuple[str, str], dict[tuple[str, str], CellRecord]] = {}
+    for one in group:
+        cell = one.cell
+        rows.setdefault((cell["backend"], cell["collator"]), {})[cell["mode"], cell["execution"]] = one
     best = {
-        column: min((ms for row in rows.values() if (ms := step_ms(row.get(column, {}))) is not None), default=None)
+        column: min((ms for row in rows.values() if column in row and (ms := row[column].step_ms)), default=None)
         for column in COLUMNS
     }
     for (backend, collator), row in rows.items():
-        any_cell = next(iter(row.values()))["cell"]
+        any_cell = next(iter(row.values())).cell
         texts = []
         for mode, execution in COLUMNS:
             # Within one table the mask follows from the mode, also for a cell that did not run.
@@ -91,121 +82,44 @@ def _step_table(group: Infos) -> Table:
     return table
 
 
-def _step_text(info: dict[str, Any] | None, article: float | str | None, best: float | None) -> str:
+def _step_text(one: CellRecord | None, article: float | str | None, best: float | None) -> str:
     """`31.0* (51, 0.61x)`: ours, a star if it is the best of its column, the article's, ours / article's."""
-    ms = None if info is None else step_ms(info)
-    if ms is not None:
-        text = format_ms(ms) + ("*" if ms == best else "")
+    if one is None:
+        ms, text = None, "-"
+    elif (ms := one.step_ms) is None:
+        text = no_time_word(one)
     else:
-        text = "-" if info is None else no_time_word(info)
+        text = format_ms(ms) + ("*" if ms == best else "")
     if article is None:
         return text
     if isinstance(article, str):
         return f"{text} (article: {article})"
-    return f"{text} ({article:g})" if ms is None else f"{text} ({article:g}, {ms / article:.2f}x)"
+    return f"{text} ({article:g}, {ms / article:.2f}x)" if ms else f"{text} ({article:g})"
 
 
-def _cost_table(infos: Infos) -> Table:
+def _cost_table(record: Record) -> Table:
     table = markdown_box("cell")
-    for column in (
-        "ms a step",
-        "peak GB",
-        "tokens/s",
-        "MFU",
-        "padded",
-        "compile s",
-        "compilations",
-        "graph breaks",
-    ):
+    for column in ("ms a step", *(title for _, title, _, _ in COSTS)):
         table.add_column(column, justify="right")
-    for info in infos:
-        ms = step_ms(info)
-        table.add_row(
-            cell_id(info["cell"]),
-            no_time_word(info) if ms is None else format_ms(ms),
-            _number(info, "peak_bytes", "{:.2f}", 1e-9),
-            _number(info, "tokens_per_s", "{:,.0f}") if ms is not None else "-",
-            _number(info, "mfu", "{:.1%}") if ms is not None else "-",
-            _number(info, "padded_token_share", "{:.1%}"),
-            _number(info, "compile_s", "{:.1f}"),
-            _number(info, "compilations", "{}"),
-            _number(info, "graph_breaks", "{}"),
-        )
+    for cell, one in record.cells.items():
+        values = [(getattr(one, name), shape, scale) for name, _, shape, scale in COSTS]
+        costs = ("-" if value is None else shape.format(value * scale) for value, shape, scale in values)
+        table.add_row(cell, no_time_word(one) if one.step_ms is None else format_ms(one.step_ms), *costs)
     return table
 
 
-def _number(info: dict[str, Any], key: str, shape: str, scale: float = 1) -> str:
-    value = info.get(key)
-    return "-" if value is None else shape.format(value * scale)
-
-
-def _work(group: Infos) -> str:
-    info = next((info for info in group if info.get("tokens")), None)
-    if info is None:
+def _work(group: Sequence[CellRecord]) -> str:
+    one = next((one for one in group if one.tokens), None)
+    if one is None or not one.tokens:
         return ""
-    tokens = info["tokens"]
-    batches = len(set(info.get("batches") or range(len(tokens))))
-    return f"{batches} batches of {sum(tokens) / len(tokens):,.0f} tokens on average."
+    batches = len(set(one.batches or range(len(one.tokens))))
+    return f"{batches} batches of {sum(one.tokens) / len(one.tokens):,.0f} tokens on average."
 
 
-def _machine(record: Record) -> str:
-    machine = record.get("machine_info", {})
-    versions = [f"{name} {version}" for name, version in machine.get("versions", {}).items() if version]
+def _machine(machine: dict[str, Any]) -> str:
+    versions = [f"{name} {version}" for name, version in (machine.get("versions") or {}).items() if version]
     power = machine.get("power_limit_w")
     limit = [f"{power:g} W"] if isinstance(power, int | float) else []
-    named = {
-        "driver": machine.get("driver"),
-        "CUDA": machine.get("cuda_runtime"),
-        "Python": machine.get("python"),
-    }
-    others = [f"{name} {version}" for name, version in named.items() if version]
+    named = {"driver": "driver", "CUDA": "cuda_runtime", "Python": "python"}
+    others = [f"{name} {machine[key]}" for name, key in named.items() if machine.get(key)]
     return ", ".join([machine.get("device", "unknown device"), *limit, *others, *versions])
-
-
-def _other_benchmarks(record: Record) -> list[str]:
-    entries = [entry for entry in record["benchmarks"] if "cell" not in entry["extra_info"]]
-    return [f"- {entry['name']}: {format_ms(entry['stats']['median'] * 1e3)}" for entry in entries]
-
-
-def markdown_box(*ids: str) -> Table:
-    """A table whose first columns are `ids`, drawn as Markdown."""
-    # The Markdown box reads well in a terminal too, and can be pasted from there.
-    table = Table(box=box.MARKDOWN, header_style="")
-    for name in ids:
-        table.add_column(name)
-    return table
-
-
-def render(table: Table, width: int) -> str:
-    """The table in `width` columns, by wrapping its widest columns; wider where a word would be cut."""
-    texts = [[str(text) for text in (column.header, *column.cells)] for column in table.columns]
-    widths = [max(map(len, column)) for column in texts]
-    least = [max(len(word) for text in column for word in text.split()) for column in texts]
-    # Rich itself would cut words. A column has a blank on both sides and a bar; one bar opens the line.
-    while sum(widths) + 3 * len(widths) + 1 > width and widths != least:
-        slack = [have if have > need else 0 for have, need in zip(widths, least, strict=True)]
-        widths[slack.index(max(slack))] -= 1
-    for column, chosen in zip(table.columns, widths, strict=True):
-        column.width = chosen
-    out = io.StringIO()
-    console = Console(file=out, width=WIDE, markup=False, highlight=False, emoji=False, color_system=None)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
-
-
-def main() -> None:
-    """Print the tables of a record or of a baseline as Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m gate.table", description=main.__doc__)
-    parser.add_argument("record", type=Path, metavar="RECORD.json")
-    try:
-        path = parser.parse_args().record
-        found = load(path)
-        if found.committed:
-            print(f"{found}: of each cell the process in the middle.\n")
-        print(markdown_table(typical(found) if found.committed else load_record(path)), end="")
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

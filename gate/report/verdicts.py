@@ -10,7 +10,9 @@ from gate.report.markdown import WIDE, format_ms, markdown_box, render
 FEW = 4
 
 
-def verdict_lines(verdicts: Sequence[CellVerdict], *, strict: bool, width: int = WIDE, every: bool = False) -> list[str]:
+def verdict_lines(
+    verdicts: Sequence[CellVerdict], *, strict: bool, width: int = WIDE, every: bool = False
+) -> list[str]:
     """Return the table and the counts, the counts last; `every` lists cells that are the same too."""
     listed = [one for one in verdicts if every or one.verdict != Verdict.SAME or one.told]
     same = [one for one in verdicts if one not in listed]
