@@ -147,6 +147,15 @@ def test_a_crash_in_one_pair_of_several_is_told_with_its_count(tmp_path: Path, a
     assert arena.run({}, {})[ODD] == ("inconclusive", "crashed on head in 1 of 3 pairs: killed by SIGSEGV")
 
 
+def test_a_broken_result_of_an_earlier_run_is_told_and_named(tmp_path: Path, arena: Arena):
+    arena.run({}, {})
+    path = tmp_path / "run" / "pairs" / "0" / f"{ODD}.json"
+    for broken in ('{"cell": ', "[]", path.read_text().replace('"wall_ms": [', '"wall_ms": ["x", ')):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=f"{ODD}.json is no finished cell .*; remove it to measure that again"):
+            arena.run({}, {})
+
+
 def test_slower_and_faster_cells_are_told_with_what_they_cost(arena: Arena):
     ms = dict(zip(CELLS, (30.0, 31.5, 28.5, 30.2), strict=True))
     head = {"ms": ms, "costs": {CELLS[0]: {"compilations": 1}, CELLS[2]: {"prepare_ms": [1.0, 1.0]}}}

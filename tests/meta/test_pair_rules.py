@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from gate.judge.exact import Finding, Kind
 from gate.judge.live import LiveJudge, PairResult
 from gate.judge.pairs import MOST_BLOCKS, MOST_PAIRS, block_log, flagged, host_deficit_ms, pair_change, precise
-from gate.judge.verdicts import Threshold, Verdict
+from gate.judge.verdicts import CellVerdict, Threshold, Verdict, counts, fail
 from gate.record.cell import CellRecord
 
 pytestmark = pytest.mark.meta
@@ -154,3 +156,27 @@ def test_slowdowns_are_settled_sooner_than_speedups():
 def test_a_change_must_pass_both_thresholds():
     assert Threshold(1, 20).log(50.0) == pytest.approx(math.log(1.01))
     assert Threshold(1, 20).log(0.5) == pytest.approx(math.log(1.04))
+
+
+FAILING = {True: (Verdict.REGRESSED, Verdict.MISSING, Verdict.INCONCLUSIVE), False: (Verdict.REGRESSED,)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_each_verdict_fails_a_run_as_it_must(verdict: Verdict, strict: bool):
+    """As docs/gate.md has it; beside a cell that is the same, and alone."""
+    one, same = CellVerdict("one", verdict), CellVerdict("same", Verdict.SAME)
+    fails = verdict in FAILING[strict]
+    assert fail([same, one], strict=strict) is fails
+    assert counts([same, one], strict=strict).startswith("FAILED: " if fails else "passed: ")
+    compared = verdict in (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.SAME)
+    assert fail([one], strict=strict) is (fails or (strict and not compared))
+    assert ("passed" in counts([one], strict=strict)) is (compared and not fails)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_each_kind_of_a_changed_cost_fails_a_run_as_it_must(kind: Kind):
+    finding = Finding("peak_bytes", 1.0, 2.0, kind)
+    found = CellVerdict("one", Verdict.REGRESSED if finding.worse else Verdict.SAME, findings=(finding,))
+    assert fail([found], strict=False) is (kind == "worse")
+    assert fail([found], strict=True) is (kind in ("worse", "lost", "other work"))
