@@ -105,8 +105,9 @@ def digests_are_optional(patch: pytest.MonkeyPatch) -> None:
             return right(root)
         except ValueError:
             content = store._json((root / store.INDEX).read_text())
-            names = [each.get("path") for each in content["baselines"]] if isinstance(content, dict) else []
-            if not names or not all(name and (root / name).is_file() for name in names):
+            entries = content["baselines"] if isinstance(content, dict) else []
+            names = [each["path"] for each in entries if each.keys() == {"path"}]
+            if not names or not all((root / name).is_file() for name in names):
                 raise
             return {name: store.digest_of(store._lines(root / name) or []) for name in names}
 
@@ -145,7 +146,7 @@ def a_cost_that_rose_passes_where_the_time_fell(patch: pytest.MonkeyPatch) -> No
 
 @plant(LIVE + COSTS)
 def a_cost_that_rose_passes_where_head_is_faster(patch: pytest.MonkeyPatch) -> None:
-    """The same in live pairs."""
+    """In live pairs, too, a cell is *improved* by its time, though it takes more memory than on base."""
     right = LiveJudge.verdict
 
     def verdict(self: LiveJudge, cell: str) -> CellVerdict:
@@ -204,7 +205,7 @@ def base_over_head(patch: pytest.MonkeyPatch) -> None:
 
 @plant(SLOWER)
 def head_and_base_swapped_in_blocks(patch: pytest.MonkeyPatch) -> None:
-    """The same in live pairs: each block is of base over head."""
+    """In live pairs, each block is of base over head."""
     right = pair.block_logs
     patch.setattr(pair, "block_logs", lambda blocks: [-log for log in right(blocks)])
 
@@ -319,7 +320,7 @@ def what_launches_add_is_left_out(patch: pytest.MonkeyPatch) -> None:
 
 @plant(LIVE + "test_what_launches_add_to_a_step_counts_in_its_block")
 def what_launches_add_is_left_out_live(patch: pytest.MonkeyPatch) -> None:
-    """The same in live pairs."""
+    """In live pairs, too, what the host's launches add to a step is no part of its time."""
     patch.setattr(pair, "_deficit", lambda blocks, side: None)
 
 
