@@ -12,6 +12,7 @@ pytestmark = pytest.mark.meta
 
 SLUG = MACHINE["device_slug"]
 ARTICLE = ("article", "uniform")
+INDEXED = f"{SLUG}/article.json"
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ HARMS = {
     "index of another kind": (lambda path: (path.parents[1] / INDEX).write_text("[]"), "is not a readable index"),
     "index of another schema": (lambda path: index_edited(path, schema=9), "is not a readable index"),
     "no path in the index": (lambda path: index_edited(path, baselines=[{"sha256": "x"}]), "KeyError: 'path'"),
-    "no digest in the index": (lambda path: index_edited(path, baselines=[{"path": "x"}]), "KeyError: 'sha256'"),
+    "no digest in the index": (lambda path: index_edited(path, baselines=[{"path": INDEXED}]), "KeyError: 'sha256'"),
     "an empty digest": (lambda path: index_edited(path, baselines=[{"path": "x", "sha256": ""}]), "sha256 ''"),
 }
 

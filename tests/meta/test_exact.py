@@ -80,6 +80,8 @@ def test_other_batches_are_no_ground_to_compare_costs() -> None:
         "other batches: 1 of 1 sizes of head are not those of base, and 2 of base's 2 are not run on head, "
         "so no exact cost is compared"
     )
+    (finding,) = compare(timed(tokens=[15_839], peak_bytes=1), timed())
+    assert finding.kind == "other work", "head leaves out the largest batch"
 
 
 def test_a_cell_without_a_time_has_a_verdict_that_says_more() -> None:

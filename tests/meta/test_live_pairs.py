@@ -14,6 +14,7 @@ import pytest
 
 from gate.judge.live import FITS
 from gate.live.comparison import Comparison, Found, Request
+from gate.live.pair import Block, block_logs
 from gate.live.workers import ROOT, Side
 
 pytestmark = pytest.mark.meta
@@ -165,6 +166,17 @@ def test_slower_and_faster_cells_are_told_with_what_they_cost(arena: Arena):
         CELLS[2]: ("improved", "faster in 2 fresh pairs"),
         CELLS[3]: ("same", "slower, by less than the threshold"),
     }
+    assert arena.found.pairs == 3
+    assert len((arena.folder / "pids").read_text().split()) == 2 * 3, "every pair has workers of its own"
+
+
+def test_what_launches_add_to_a_step_counts_in_its_block():
+    # 15 ms ahead of the device, and so many left when two steps are launched.
+    both = {"base": 15.0, "head": 13.0}
+    replies = {
+        side: {"device_ms": [10.0] * 2, "lead_ms": [left_ms], "ahead_ms": 15.0} for side, left_ms in both.items()
+    }
+    assert block_logs([Block([0, 1], replies)]) == [pytest.approx(math.log(1.1))]
 
 
 COSTS = {"compilations": 2, "padded_token_share": 0.25}

@@ -190,6 +190,20 @@ def test_costs_are_judged_beside_a_live_verdict_and_not_under_other_packages_or_
     assert judged(throttled, base).verdict == Verdict.REGRESSED, "a throttled device asks for no more memory"
 
 
+def test_costs_are_those_of_the_newest_process():
+    old, new = timed(peak_bytes=2), timed(peak_bytes=1)
+    assert judged(new, old, new).verdict == Verdict.SAME
+    assert judged(old, old, new).verdict == Verdict.REGRESSED
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_each_verdict_fails_a_run_as_it_must(verdict):
+    found = [CellVerdict(CELL, verdict), CellVerdict("another", Verdict.SAME)]
+    fails = verdict == Verdict.REGRESSED
+    assert fail(found, strict=False) == fails
+    assert fail(found, strict=True) == (fails or verdict in (Verdict.MISSING, Verdict.INCONCLUSIVE))
+
+
 def test_the_worst_comes_first():
     heads = tuple(timed(ms, cell=key(name)) for name, ms in (("a", 100.0), ("b", 103.0), ("c", 200.0)))
     found = screening(heads, tuple(timed(cell=key(name)) for name in "abc")).verdicts({}, WHY_NOT)
