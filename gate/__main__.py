@@ -5,15 +5,15 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from gate.processes import INTERRUPTED, stoppable
+from gate.live.workers import INTERRUPTED, stoppable
 
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
 COMMANDS: dict[str, str] = {
-    "ab": "gate.ab.command",
+    "ab": "gate.live.command",
     "history": "gate.history",
     "promote": "gate.baseline.promote",
-    "record": "gate.recording",
-    "replay": "gate.replay.command",
+    "record": "gate.baseline.recording",
+    "table": "gate.table",
 }
 
 

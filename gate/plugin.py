@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from gate import environment
-from gate.baseline.comparing import Comparing, add_options
-from gate.progress import Progress
-from gate.records import Journal, Record, load_record, workloads
-from gate.table import WIDE, tables
+from gate.comparing import Comparing, add_options
+from gate.measure import environment
+from gate.record.cell import CellRecord
+from gate.record.files import Journal, Record, load_content
+from gate.report.markdown import WIDE
+from gate.report.progress import Progress
+from gate.report.tables import tables
 
 # Asking for any of these asks for step times.
 TIMING_OPTIONS = ("compare", "save", "autosave", "json", "only")
@@ -31,6 +33,7 @@ class Gate:
     implied_marks: bool
     folders: list[Path] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: dict[str, CellRecord] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
     journal: Journal | None = None
     stock_machine_info: dict[str, Any] | None = None
@@ -50,15 +53,18 @@ class Gate:
             self.folders = [local / slug, self.config.rootpath / "baselines" / slug]
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Keep a finished cell and put it on disk at once."""
+        """Keep a finished cell and put it on disk at once; ValueError if its `extra_info` is none of a cell."""
         name_parameters(entry)
+        if "cell" in entry["extra_info"]:
+            record = CellRecord.read(entry["extra_info"])
+            self.cells[record.id] = record
         self.set_folders()
         self.entries[entry["fullname"]] = entry
         if self.journal is None:
             self.journal = Journal(self.folders[0], self._header())
         self.journal.add(entry)
 
-    def _header(self) -> Record:
+    def _header(self) -> dict[str, Any]:
         from pytest_benchmark import __version__
 
         commit = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
@@ -73,13 +79,8 @@ class Gate:
         return [entry for entry in self.entries.values() if "stats" not in entry]
 
     def record(self) -> Record:
-        """What a save of this session holds, as far as tables and the comparison need it."""
-        return {
-            "machine_info": environment.environment(),
-            "datetime": datetime.now(UTC).isoformat(),
-            "benchmarks": [entry for entry in self.entries.values() if "stats" in entry],
-            "cells_without_time": self.without_time(),
-        }
+        """Return the cells that this session has run, as tables and the comparison take them."""
+        return Record(datetime.now(UTC), environment.environment(), {}, dict(self.cells))
 
 
 GATE = pytest.StashKey[Gate]()
@@ -246,7 +247,7 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_json(config: pytest.Config, output_json: Record) -> None:
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Adds the cells without a time, and notes what a save holds."""
     gate = config.stash[GATE]
     for entry in output_json["benchmarks"]:
@@ -285,17 +286,17 @@ def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
 
     record = gate.record()
     try:
-        gate.comparing.check_named(workloads(record))
+        gate.comparing.check_named(record.workloads)
     except ValueError as error:
         gate.comparing.told = [f"ERROR: {error}"]
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
         return
     # Who interrupts a run does not want to wait for more of it.
     gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
-    comparison = gate.comparing.comparison
-    if comparison is not None and not (compared := comparison.baseline).committed:
-        by_name = {entry["fullname"]: entry for entry in load_record(compared.path)["benchmarks"]}
-        gate.benchmarks.compared_mapping = {Path(compared.path.name): by_name}
+    if (compared := gate.comparing.baseline) is not None and not compared.committed:
+        # For pytest-benchmark's own table, and its --benchmark-compare-fail.
+        entries = load_content(compared.path)["benchmarks"]
+        gate.benchmarks.compared_mapping = {Path(compared.path.name): {each["fullname"]: each for each in entries}}
     if gate.comparing.interrupted:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
     elif gate.comparing.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -311,7 +312,7 @@ def _width(reporter: Any) -> int:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Prints the tables, the comparison and where the journal is."""
     gate = config.stash[GATE]
-    if gate.entries and not config.getoption("benchmark_quiet"):
+    if gate.cells and not config.getoption("benchmark_quiet"):
         terminalreporter.section("step times")
         _write(terminalreporter, tables(gate.record(), _width(terminalreporter)).splitlines())
     if gate.comparing.told:

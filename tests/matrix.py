@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gate.environment import PACKAGES, device_name
-from gate.table import WIDE
+from gate.measure.environment import PACKAGES, device_name
+from gate.report.markdown import WIDE
 from model.attention import EXECUTIONS, MODES, Device, Execution, Mode, default_device, this_machine
 from model.cells import Cell
 from model.decoder import DecoderConfig

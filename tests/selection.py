@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from collators import COLLATORS, collator_named
+from gate.comparing import ASKED
+from gate.live.command import hello_of
+from gate.measure.bench import Selection, timed_cells
 from model.attention import BACKENDS, Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
@@ -128,15 +131,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "property of the decoder apart are run, and the decoder's variants",
     )
     workload = checked_workload(config)
+    config.stash[ASKED] = hello_of(config.option)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
     if not (seconds := config.getoption("cell_seconds")) > 0:
         raise pytest.UsageError(
             f"--cell-seconds {seconds:g}: a cell needs some time; give seconds, or inf for no limit."
         )
     if patterns is not None:
-        ids = [
-            cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *timed_candidates(config, workload))
-        ]
+        every = candidates(config, workload.name, workload.lengths.name, [workload.dtype])
+        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *every)]
         for pattern in patterns.split(","):
             if not fnmatch.filter(ids, pattern):
                 raise pytest.UsageError(
@@ -217,15 +220,8 @@ def candidates(
 
 
 def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
-    """Return the cells to time: those the workload names, or with `--cells` any of its dtype."""
-    every = config.getoption("cells") or config.getoption("compiled") == "all"
-    return [
-        cell
-        for cell in candidates(config, workload.name, workload.lengths.name)
-        if cell.dtype == workload.dtype
-        and (every or workload.has(cell))
-        and (cell.execution == "eager" or config.getoption("compiled") != "none")
-    ]
+    """Return the cells to time, chosen as `python -m gate ab` chooses them."""
+    return timed_cells(workload, Selection(**config.stash[ASKED]["selection"]))
 
 
 def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:

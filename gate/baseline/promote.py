@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gate.baseline import doubts
-from gate.baseline.baselines import Process, file_name, load, write
-from gate.estimates import estimate
+from gate.baseline.store import file_name, load, write
+from gate.judge.compatible import other_processes, reasons_of_machines
+from gate.record.files import Record
 
-#: As many processes as it takes to measure the noise between them.
-ENOUGH = 5
+#: Verdicts of a cell that a baseline may hold without a time: they are of the machine's size, not of a fault.
+NO_FAULT = ("out of memory", "too slow")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines", type=Path, default=Path("baselines"), metavar="FOLDER", help="default: baselines"
     )
-    parser.add_argument("--add", action="store_true", help="keep the processes that the baseline has: another session")
+    parser.add_argument("--add", action="store_true", help="keep the processes that the baseline has")
     parser.add_argument("--allow-dirty", action="store_true", help="take records of uncommitted or unknown code too")
 
 
@@ -42,16 +42,14 @@ def run(args: argparse.Namespace) -> int:
         named, allow_dirty=args.allow_dirty, same_code=lambda one, other: differ_only_below(args.baselines, one, other)
     )
     write(target, args.baselines, [process for _, process in named], workload)
-    sessions = {process.session for _, process in named}
-    print(f"{target}: {len(named)} processes of {len(sessions)} sessions, {len(named[0][1].cells)} cells.")
-    if len(named) < ENOUGH:
-        print(f"Fewer than {ENOUGH} processes do not show the noise between them; defaults stand in (docs/gate.md).")
+    count = f"{len(named)} process{'es' * (len(named) > 1)}"
+    print(f"{target}: {count}, {len(named[0][1].cells)} cells.")
     print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
     return 0
 
 
-def _recorded(path: Path) -> Process:
-    """The process of a record; ValueError for what is none."""
+def _recorded(path: Path) -> Record:
+    """Return what a record holds; ValueError for what is none."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
     if not path.exists():
@@ -63,7 +61,7 @@ def _recorded(path: Path) -> Process:
 
 
 def differ_only_below(folder: Path, one: str, other: str) -> bool:
-    """Whether git knows both commits, and finds no difference but below this folder.
+    """Tell whether git knows both commits, and finds no difference but below this folder.
 
     To commit a baseline is no change of the code: what is recorded after that can be added to it.
     """
@@ -78,7 +76,7 @@ def differ_only_below(folder: Path, one: str, other: str) -> bool:
 
 
 def check(
-    named: Sequence[tuple[str, Process]],
+    named: Sequence[tuple[str, Record]],
     *,
     allow_dirty: bool = False,
     same_code: Callable[[str, str], bool] = lambda _one, _other: False,
@@ -92,8 +90,8 @@ def check(
         if process.at == other.at:
             raise ValueError(f"{name} and {other_name} are of one process; give each once.")
     for name, process in named:
-        if different := doubts.between_processes(process, first):
-            raise ValueError(f"{name} does not fit {first_name}: {different[0]} (now {name}, then {first_name}).")
+        if different := reasons_of_machines(process.machine, first.machine):
+            raise ValueError(f"{name} does not fit {first_name}: {different[0]} (head is {name}, base {first_name}).")
         if process.machine.get("versions") != first.machine.get("versions"):
             raise ValueError(f"{name} has other package versions than {first_name}; a baseline is of one environment.")
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
@@ -111,25 +109,23 @@ def check(
             raise ValueError(
                 f"{name} has other cells than {first_name}: {', '.join(sorted(wrong))}. Record all of them."
             )
-        for cell, info in process.cells.items():
-            if info.get("verdict") in ("timed", "wrong", "crashed", "failed"):
-                time = estimate(info)
-                if isinstance(time, str):
-                    raise ValueError(
-                        f"{name}: {cell} has no valid time ({time}); a baseline holds none but right cells."
-                    )
-            if others := doubts.foreign_processes(info):
+        for cell, record in process.cells.items():
+            if record.no_time and record.verdict not in NO_FAULT:
+                raise ValueError(
+                    f"{name}: {cell} has no valid time ({record.no_time}); a baseline holds none but right cells."
+                )
+            if others := other_processes(record):
                 raise ValueError(
                     f"{name}: {cell} was timed beside {others} other processes on the GPU; record it again."
                 )
 
 
-def _workload(named: Sequence[tuple[str, Process]]) -> tuple[str, str]:
-    """The one workload that all processes timed."""
+def _workload(named: Sequence[tuple[str, Record]]) -> tuple[str, str]:
+    """Return the one workload that all processes timed."""
     found: dict[tuple[str, str], str] = {}
     for name, process in named:
-        for info in process.cells.values():
-            found.setdefault((info["cell"]["workload"], info["cell"]["lengths"]), name)
+        for workload in process.workloads:
+            found.setdefault(workload, name)
     if len(found) != 1:
         told = ", ".join(f"{'/'.join(pair)} in {name}" for pair, name in found.items()) or "no cell"
         raise ValueError(f"a baseline is of one workload; got {told}.")

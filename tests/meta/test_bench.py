@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from gate.measure.bench import Shared, cell_bench
 from model.cells import Cell, all_cells
 from model.compilation import fresh_compiler
 from model.workloads import workload_named
-from tests.performance.bench import Shared, cell_bench
 
 pytestmark = pytest.mark.meta
 

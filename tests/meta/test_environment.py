@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gate import environment as env
+from gate.measure import environment as env
 
 pytestmark = pytest.mark.meta
 

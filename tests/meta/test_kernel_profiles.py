@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from gate.kernels import KEPT, OTHERS, KernelTime, as_data, device_profile, from_data, moved, short_name, step_profile
-from gate.trace import (
+from gate.measure.kernels import device_profile, step_profile
+from gate.measure.trace import (
     STEP,
     Event,
     busy_us,
@@ -19,6 +19,7 @@ from gate.trace import (
     profiled,
     synchronisations,
 )
+from gate.record.kernels import KEPT, OTHERS, KernelTime, as_data, from_data, moved, short_name
 
 pytestmark = pytest.mark.meta
 

@@ -1,18 +1,48 @@
-"""Which cells and batches a timed run covers, in which order, and what is timed beside them."""
+"""Which cells and batches a timed run covers, and in which order: pytest's and `gate ab`'s options mean the same."""
 
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from collators import collator_named
-from gate.baseline import doubts
+from gate.measure.bench import Selection, Shared, timed_cells
 from model.workloads import workload_named
-from tests.performance.bench import Shared
-from tests.performance.control import control
 from tests.selection import matches, pytest_collection_modifyitems
 
 pytestmark = pytest.mark.meta
+
+SMOKE = workload_named("smoke", "cpu", None)
+
+
+def ids(**chosen) -> set[str]:
+    return {cell.id for cell in timed_cells(SMOKE, Selection(**chosen))}
+
+
+def test_globs_name_any_cell_of_the_workloads_dtype_and_names_narrow_its_own():
+    own, every = ids(), ids(cells="*")
+    assert own < every
+    assert all("-float32-" in cell for cell in every)
+    assert ids(cells="*-train-*,sdpa_loop-packed-*") == {
+        cell for cell in every if "-train-" in cell or cell.startswith("sdpa_loop-packed-")
+    }
+    assert ids(backends=["sdpa_loop"], collators=["packed"]) == {
+        cell for cell in own if cell.startswith("sdpa_loop-packed-")
+    }
+    assert ids(compiled="none") == {cell for cell in own if "-eager-" in cell} < own < ids(compiled="all")
+
+
+def test_pytest_times_the_cells_that_a_live_comparison_would(pytestconfig: pytest.Config):
+    options = ["--workload=smoke", "--backend=sdpa_loop", "--compiled=all"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "-m", "performance", *options]
+    ran = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+    collected = set(re.findall(r"test_a_batch_is_timed\[(\S+)\]", ran.stdout))
+    chosen = timed_cells(SMOKE, Selection(backends=["sdpa_loop"], compiled="all"))
+    declared = {cell.id for cell in chosen if not cell.backend.undeclared_reasons(cell.case("cpu", SMOKE.config))}
+    assert collected == declared != set()
 
 
 def ordered(seed: int | None, names: str) -> str:
@@ -26,22 +56,17 @@ def ordered(seed: int | None, names: str) -> str:
 def test_one_of_several_patterns_is_enough():
     assert matches("a-train-b", None)
     assert matches("a-train-b", "*eval*,*train*")
-    assert matches("a-train-b", "a-train-b")
     assert not matches("a-train-b", "a,*eval*")
-
-
-def test_cells_keep_their_order_without_a_seed():
-    assert ordered(None, "cbad") == "cbad"
 
 
 def test_the_order_follows_from_the_seed_and_the_cells_alone():
     letters = "abcdefghij"
+    assert ordered(None, "cbad") == "cbad"
     orders = {ordered(seed, letters) for seed in range(20)}
     assert len(orders) == 20
     assert all(sorted(order) == list(letters) for order in orders)
     assert ordered(3, letters) == ordered(3, letters[::-1])
-    firsts = {order[0] for order in orders}
-    assert len(firsts) > 5, "no cell has its place"
+    assert len({order[0] for order in orders}) > 5, "no cell has its place"
 
 
 def test_two_cells_keep_their_order_whatever_else_is_run():
@@ -50,16 +75,8 @@ def test_two_cells_keep_their_order_whatever_else_is_run():
 
 
 def test_a_part_of_the_batches_is_the_first_of_them():
-    workload, packed = workload_named("smoke", "cpu"), collator_named("packed")
-    few, all_of_them = Shared(workload, "cpu", 3).batches(packed), Shared(workload, "cpu").batches(packed)
-    assert (len(few), len(all_of_them)) == (3, workload.num_batches)
+    packed = collator_named("packed")
+    few, all_of_them = Shared(SMOKE, "cpu", 3).batches(packed), Shared(SMOKE, "cpu").batches(packed)
+    assert (len(few), len(all_of_them)) == (3, SMOKE.num_batches)
     for one, other in zip(few, all_of_them, strict=False):
         assert torch.equal(one.input_ids, other.input_ids)
-
-
-def test_the_control_times_a_product_and_a_copy():
-    times = control("cpu", torch.float32).queue()()
-    assert {name: len(each) for name, each in times.items()} == dict.fromkeys(doubts.CONTROL, doubts.CONTROL_REPEATS)
-    assert all(ms > 0 for each in times.values() for ms in each)
-    # After each cell: cheap, also on a busy machine.
-    assert sum(map(sum, times.values())) < 500

@@ -1,145 +1,106 @@
-"""The timer gives each batch its own time, and utilisation counts the operations that a step must do."""
+"""Every step has its own time on the device and on the host, and utilisation counts what a step must do."""
 
-import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collators import CollatorOptions, Example, collator_named
-from gate.baseline.doubts import CONTROL_REPEATS
-from gate.timing import StepTimer, matmul_tflops, median
+from gate.measure import timing
+from gate.measure.timing import CYCLES_PER_MS, matmul_tflops, median, timed_steps
 from model.attention import MODES, REFERENCE, Case
 from model.decoder import DecoderConfig, seeded_decoder
 from model.flops import step_flops
 from model.steps import forward
-from tests.performance.control import queued_on_device
 
 pytestmark = pytest.mark.meta
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: events time its steps")
 
-
-def test_on_the_cpu_every_call_is_a_sample() -> None:
+def test_on_the_cpu_every_call_is_a_sample_of_the_wall_clock() -> None:
     seen: list[int] = []
-    timer = StepTimer(seen.append, "cpu")
-    for batch in range(3):
-        timer(batch)
-    warmup = timer.forget()
-    timer(3)
-    assert (seen, warmup.batches, timer.samples.batches) == ([0, 1, 2, 3], [0, 1, 2], [3])
-    assert len(timer.samples.wall_ms) == 1
-    assert timer.samples.device_ms == []
+    samples = timed_steps(lambda ms: (time.sleep(ms / 1e3), seen.append(ms)), [20, 1, 20], "cpu")
+    assert seen == [20, 1, 20]
+    assert len(samples.times_ms) == 3
+    assert min(samples.wall_ms[0], samples.wall_ms[2]) >= 20
+    assert samples.device_ms == samples.host_ms == samples.lead_ms == []
+
+
+class Machine:
+    """A host and a GPU of simulated time, in ms: a step is launched by the one and run by the other."""
+
+    def __init__(self) -> None:
+        self.host, self.device = 0.0, 0.0
+
+    def run(self, ms: float) -> None:
+        self.device = max(self.device, self.host) + ms
+
+    def step(self, launch_and_run_ms: tuple[float, float]) -> None:
+        self.host += launch_and_run_ms[0]
+        self.run(launch_and_run_ms[1])
+
+    def wait(self, until: float | None = None) -> None:
+        self.host = max(self.host, self.device if until is None else until)
 
 
 @pytest.fixture
-def device(monkeypatch):
-    """A GPU that takes the milliseconds it is given one after the other; `waits` are the ends queued at each wait."""
-
-    class Simulated:
-        def __init__(self) -> None:
-            self.at_ms, self.ends, self.waits = 0.0, 0, []
-
-        def work(self, ms: float) -> None:
-            self.at_ms += ms
-
-    simulated = Simulated()
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
 
     class Event:
         def __init__(self, *, enable_timing: bool) -> None:
-            self.at_ms = math.nan
+            assert enable_timing
 
         def record(self) -> None:
-            self.at_ms, simulated.ends = simulated.at_ms, simulated.ends + 1
+            made.run(0.0)
+            self.at = made.device
 
         def synchronize(self) -> None:
-            simulated.waits.append(simulated.ends)
+            made.wait(self.at)
 
         def elapsed_time(self, later: "Event") -> float:
-            return later.at_ms - self.at_ms
+            return later.at - self.at
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    return simulated
+    monkeypatch.setattr(torch.cuda, "synchronize", made.wait)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: made.run(cycles / CYCLES_PER_MS))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: made.host / 1e3))
+    return made
 
 
-def test_the_control_of_a_gpu_is_queued_before_anything_waits(device) -> None:
-    product, copied = (queued_on_device(lambda ms=ms: device.work(ms), 2) for ms in (0.2, 0.1))
-    assert device.waits == []
-    assert product() == pytest.approx([0.2] * CONTROL_REPEATS)
-    assert copied() == pytest.approx([0.1] * CONTROL_REPEATS)
-    assert device.at_ms == pytest.approx(0.3 * (CONTROL_REPEATS + 2))
+def test_a_host_that_is_faster_runs_three_steps_ahead_of_the_device(machine: Machine) -> None:
+    samples = timed_steps(machine.step, [(1.0, 10.0)] * 6, "cuda")
+    # The device waits for the first launch alone, and the host before the fifth launch for the end of the first step.
+    assert samples.device_ms == pytest.approx([11.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    assert samples.host_ms == pytest.approx([1.0] * 6)
+    assert samples.wall_ms == pytest.approx([1.0, 1.0, 1.0, 1.0, 8.0, 10.0])
+    assert samples.lead_ms == pytest.approx([10.0, 19.0, 28.0, 37.0, 39.0, 39.0])
+    assert samples.times_ms is samples.device_ms
+    assert machine.host == machine.device, "the device is idle afterwards"
 
 
-def test_steps_of_a_gpu_are_timed_a_few_calls_later(device) -> None:
-    timer = StepTimer(device.work, "cuda")
-    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
-        timer(batch)
-    # The first has no step before it.
-    assert timer.forget().batches == [2.0]
-    assert device.waits == [4, 5]
-    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
-        timer(batch)
-    samples = timer.finish()
-    assert samples.batches == samples.device_ms == [5.0, 1.0, 2.0, 3.0, 4.0]
-    assert len(samples.lead_ms) == len(samples.host_ms) == len(samples.wall_ms) == 5
-    assert device.waits[:7] == [4, 5, 6, 7, 8, 9, 10]
+def test_a_device_that_waits_for_the_host_takes_as_long_as_launching_and_has_little_left(machine: Machine) -> None:
+    samples = timed_steps(machine.step, [(10.0, 1.0)] * 4, "cuda")
+    assert samples.device_ms == pytest.approx([11.0, 10.0, 10.0, 10.0])
+    assert samples.host_ms == samples.wall_ms == pytest.approx([10.0] * 4)
+    assert samples.lead_ms == pytest.approx([1.0] * 4)
 
 
-def test_a_step_that_settles_on_a_gpu_begins_the_next_one(device) -> None:
-    timer = StepTimer(device.work, "cuda")
-    for batch in (1.0, 2.0, 3.0, 4.0, 5.0):
-        if batch == 4.0:
-            device.work(100.0)
-            timer.settle(9.0)
-        timer(batch)
-    assert timer.finish().device_ms == [2.0, 3.0, 4.0]
+def test_steps_that_are_launched_ahead_of_the_device_show_no_launch(machine: Machine) -> None:
+    samples = timed_steps(machine.step, [(4.0, 5.0), (4.0, 6.0)], "cuda", ahead_ms=15.0)
+    assert samples.ahead_ms == pytest.approx(15.0)
+    assert samples.device_ms == pytest.approx([5.0, 6.0])
+    assert samples.lead_ms == pytest.approx([16.0, 18.0])
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_few_steps_on_a_gpu_are_timed_too(device, steps) -> None:
-    timer = StepTimer(device.work, "cuda")
-    for batch in (7.0, 8.0):
-        timer(batch)
-    timer.forget()
-    for batch in range(steps):
-        timer(float(batch))
-    assert timer.finish().batches == [8.0, *map(float, range(steps - 1))]
-
-
-@needs_cuda
-def test_on_a_gpu_the_host_queues_steps_as_fast_as_they_end() -> None:
-    timer = StepTimer(lambda _: torch.cuda._sleep(50_000_000), "cuda")
-    for batch in range(20):
-        timer(batch)
-    samples = timer.finish()
-    assert median(samples.wall_ms) == pytest.approx(median(samples.device_ms), rel=0.2)
-
-
-def test_what_the_host_takes_between_two_steps_is_wall_time(device) -> None:
-    timer = StepTimer(lambda _: device.work(0.0), "cuda")
-    for batch in range(8):
-        time.sleep(0.01)
-        timer(batch)
-    samples = timer.finish()
-    assert samples.batches == [1, 2, 3, 4, 5, 6]
-    assert min(samples.wall_ms) >= 10
-
-
-@needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: events time its steps")
 def test_on_a_gpu_a_step_is_timed_from_the_end_of_the_one_before() -> None:
-    cycles = {"short": 20_000_000, "long": 200_000_000}
-    timer = StepTimer(lambda batch: torch.cuda._sleep(cycles[batch]), "cuda")
-    for batch in ("short", "short", "long"):
-        timer(batch)
-    timer.forget()
-    for batch in ("short", "short", "long"):
-        timer(batch)
-    samples = timer.finish()
-    assert samples.batches == ["long", "short", "short"]
-    assert samples.device_ms[0] > 5 * samples.device_ms[1]
-    # Queueing a sleep is quick: the host does not wait for it.
-    assert max(samples.host_ms) < samples.device_ms[0]
+    cycles = [20_000_000, 200_000_000, 20_000_000]
+    samples = timed_steps(torch.cuda._sleep, cycles, "cuda")
+    assert samples.device_ms[1] > 5 * max(samples.device_ms[0], samples.device_ms[2])
+    # To launch a sleep is quick: the host does not wait for it.
+    assert max(samples.host_ms) < samples.device_ms[1]
 
 
 def test_no_samples_have_no_median() -> None:

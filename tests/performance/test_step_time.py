@@ -7,20 +7,43 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from collators.batch import Batch
-from gate.environment import gpu_state
+from gate.measure.bench import Shared, cell_bench, release_memory, synchronize, too_slow, warm_up
+from gate.measure.costs import no_collection
+from gate.measure.environment import gpu_state
+from model.attention import Device, Mode
 from model.attention.backend import first_line
 from model.cells import Cell
 from model.compilation import fresh_compiler
-from tests.performance.bench import Shared, cell_bench, release_memory, too_slow, warm_up
-from tests.performance.pace import PASSES, pace_of
 from tests.selection import required_backends
 
 pytestmark = pytest.mark.performance
 
+#: How often every batch is timed: what holds a step up for a moment is more of a short one.
+PASSES: dict[Device, dict[Mode, int]] = {"cuda": {"eval": 3, "train": 1}, "cpu": {"eval": 3, "train": 3}}
+
+
+class StepClock:
+    """A clock that finished steps alone move: pytest-benchmark reads it around each of its rounds.
+
+    On a GPU steps run ahead of the host, so that each has its time only when all have ended. The clock hands these
+    times on: a round is a step, and all that pytest-benchmark tells is of the times that the gate compares.
+    """
+
+    now_s = 0.0
+
+    @classmethod
+    def read(cls) -> float:
+        """Return the seconds that steps have taken so far."""
+        return cls.now_s
+
+    @classmethod
+    def move(cls, step_ms: float) -> None:
+        """Let a step have taken so long."""
+        cls.now_s += step_ms / 1e3
+
 
 @pytest.mark.cells
-@pytest.mark.benchmark(disable_gc=True)
+@pytest.mark.benchmark(timer=StepClock.read)
 def test_a_batch_is_timed(
     cell: Cell,
     shared: Shared,
@@ -37,45 +60,27 @@ def test_a_batch_is_timed(
                 record_cell({**info, "verdict": "wrong", "reason": str(wrong[0])})
                 pytest.fail(f"{cell.id} is not timed: its first batch differs from the reference: {wrong[0]}")
             release_memory(shared.device)
-            timer = bench.timer()
-            batches = bench.batches
-            warming = warm_up(batches, cell)
-            order = [*range(len(batches))] * PASSES[shared.device][cell.mode]
-            if slow := too_slow(
-                bench.first_step_s(timer, warming[0]),
-                len(warming) + len(order),
-                request.config.getoption("cell_seconds"),
-            ):
+            warming = warm_up(bench.batches, cell)
+            order = [*range(len(bench.batches))] * PASSES[shared.device][cell.mode]
+            first_s, limit_s = bench.first_step_s(warming[0]), request.config.getoption("cell_seconds")
+            if slow := too_slow(first_s, len(warming) + len(order), limit_s):
                 record_cell({**info, "verdict": "too slow", "reason": slow})
                 if cell.backend.name in required_backends(request.config):
                     pytest.fail(f"{cell.id} is too slow: {slow}")
                 pytest.skip(f"too slow: {slow}")
             for batch in warming:
-                timer(batch)
-            info["warmup_ms"] = timer.forget().wall_ms
-            rounds = iter(order)
-            pace = pace_of(shared.device)
-
-            def setup() -> tuple[tuple[Batch], dict[str, Any]]:
-                batch = batches[next(rounds)]
-                if pace.tick():
-                    timer.settle(batch)
-                return (batch,), {}
-
-            benchmark.pedantic(timer, setup=setup, rounds=len(order))
-            # Behind the last steps, which are still queued where the device is slower than the host.
-            control_times = shared.control.queue()
-            pace.tick()
-            # Before it is idle: clocks are those under load.
+                bench.step(batch)
+            synchronize(shared.device)
+            with no_collection():
+                samples = bench.timed(order)
+            # Before the device cools down: clocks are those under load.
             info["gpu_after"] = gpu_state()
-            samples, info["control"] = timer.finish(), control_times()
-            info |= pace.steps()
-            # By the order in which they are timed: on a GPU the first one is the last of the warm-up.
-            info["batches"] = order
-            costs = bench.costs(samples)
+            times = iter(samples.times_ms)
+            benchmark.pedantic(StepClock.move, setup=lambda: ((next(times),), {}), rounds=len(order))
+            info |= {"verdict": "timed", "prepare_ms": bench.prepare_ms(), **bench.rates(samples, order)}
             if not request.config.getoption("no_exact_costs"):
-                costs |= bench.exact_costs(timer, kernels=request.config.getoption("profile_kernels"))
-            benchmark.extra_info.update(info | {"verdict": "timed"} | costs)
+                info |= bench.exact_costs(kernels=request.config.getoption("profile_kernels"))
+            benchmark.extra_info.update(info)
     except torch.OutOfMemoryError as error:
         record_cell({**info, "verdict": "out of memory", "reason": first_line(error)})
         if cell.backend.name in required_backends(request.config):

@@ -1,1 +1,0 @@
-"""`python -m gate ab`: two commits or environments in turn, by pairs of fresh processes."""

@@ -1,0 +1,282 @@
+"""What a run is compared with: a committed baseline of several processes, or one saved record.
+
+A baseline is `baselines/<device>/<workload>[-lengths].json`, written by `python -m gate promote`. It holds one JSON
+line for itself, then one for each process, then one for each cell of each process. `baselines/index.json` names it with
+its digest, so that one that was lost or edited is seen. A saved record is a baseline of one process.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gate.record.cell import CellRecord
+from gate.record.files import Record, cells_of, load_record, reason, time_of
+
+KIND = "varlen-gate baseline"
+INDEX_KIND = "varlen-gate index of baselines"
+SCHEMA = 2
+INDEX_SCHEMA = 1
+INDEX = "index.json"
+
+#: Digits behind the point that a baseline keeps of a time in ms: clocks tick no finer.
+DIGITS = 4
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a run is compared with; `processes` are at least one, the oldest first, and of one device model."""
+
+    path: Path
+    processes: tuple[Record, ...]
+    committed: bool
+
+    @property
+    def newest(self) -> Record:
+        """The process that stands for all where one is shown: machine, versions, exact costs."""
+        return self.processes[-1]
+
+    @property
+    def at(self) -> datetime:
+        """When its newest process ran."""
+        return self.newest.at
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is of a run that was narrowed or did not get to its end."""
+        return self.newest.partial
+
+    @property
+    def doubts(self) -> str:
+        """Why nothing should pass that is as this record, "" where nothing speaks against it."""
+        if regressed := len(self.newest.regressed):
+            return f"{_plural(regressed, 'cell was', 'cells were')} slower than before when it was saved"
+        if unjudged := len(self.newest.unjudged):
+            cells = _plural(unjudged, "cell was", "cells were")
+            return f"{cells} missing, or seemed slower and could not be judged, when it was saved"
+        return ""
+
+    @property
+    def workloads(self) -> set[tuple[str, str]]:
+        """The pairs (workload, lengths) it holds cells of."""
+        return set().union(*(process.workloads for process in self.processes))
+
+    @property
+    def cell_ids(self) -> list[str]:
+        """Every cell of any process, in the order they were run."""
+        return list(dict.fromkeys(cell for process in self.processes for cell in process.cells))
+
+    def records(self, cell: str) -> list[CellRecord]:
+        """Return what each process that ran the cell measured, the oldest first; empty for a cell it does not hold."""
+        return [process.cells[cell] for process in self.processes if cell in process.cells]
+
+    def __str__(self) -> str:
+        kind = "baseline" if self.committed else "record"
+        count = _plural(len(self.processes), "process", "processes")
+        return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({count})"
+
+
+def load(path: Path) -> Baseline:
+    """Read a baseline or a record; ValueError, one line that names the file and what to do, if it is neither."""
+    lines = _lines(path)
+    if lines is None:
+        return Baseline(path, (load_record(path),), committed=False)
+    try:
+        processes = _processes(lines[1:])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable baseline ({reason(error)}). {_restore(path)}") from None
+    if not processes:
+        raise ValueError(f"{path} holds no process. {_restore(path)}")
+    return Baseline(path, processes, committed=True)
+
+
+def _lines(path: Path) -> list[Line] | None:
+    """Return the lines of a baseline, None for what is none; ValueError if it cannot be read or has another schema."""
+    try:
+        text = path.read_text(encoding="utf8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a readable benchmark record ({reason(error)}). Restore it, or move it out of its folder."
+        ) from None
+    first, *others = text.splitlines() or [""]
+    # Until schema 1 a baseline was one value over many lines, as a record of pytest-benchmark is.
+    head = _json(first) or _json(text)
+    if not isinstance(head, dict) or head.get("kind") != KIND:
+        return None
+    if head.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {head.get('schema')!r}, this version of the gate reads {SCHEMA}. "
+            f"Make it anew: python -m gate record, then {again(path)}"
+        )
+    lines = [_json(line) for line in others]
+    if not text.endswith("\n") or not all(isinstance(line, dict) for line in lines):
+        raise ValueError(f"{path} is not a readable baseline: a line was edited, or cut short. {_restore(path)}")
+    return [head, *lines]
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _processes(lines: Sequence[Line]) -> tuple[Record, ...]:
+    heads = {line["process"]: line for line in lines if "cell" not in line}
+    infos: dict[int, list[Line]] = {number: [] for number in heads}
+    for line in lines:
+        if "cell" in line:
+            infos[line["process"]].append(line)
+    found = []
+    for number, head in heads.items():
+        cells = cells_of(infos[number])
+        if not cells or len(cells) != len(infos[number]):
+            raise ValueError(f"process {number} has {len(infos[number])} lines of {len(cells)} cells")
+        found.append(Record(time_of(head["at"]), dict(head["machine"]), dict(head["commit"]), cells))
+    return tuple(sorted(found, key=lambda process: process.at))
+
+
+def find(folders: Iterable[Path], root: Path) -> list[Baseline]:
+    """Return the baselines and records of the folders, newest first by the time stored in them.
+
+    `root` is the folder of the index, which is checked first. ValueError for a file that cannot be read, that the
+    index names and is gone or was edited, or that is a baseline the index does not name.
+    """
+    indexed = check_index(root)
+    found = [_indexed(path, indexed, root) for folder in folders for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda baseline: baseline.at, reverse=True)
+
+
+def find_file(path: Path, root: Path) -> Baseline:
+    """Return the baseline or record of a path; below `root` it is held to the index as those that `find` finds."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        return load(path)
+    return _indexed(path, check_index(root), root)
+
+
+def _indexed(path: Path, indexed: set[Path], root: Path) -> Baseline:
+    baseline = load(path)
+    if baseline.committed and path.resolve() not in indexed:
+        raise ValueError(f"{path} is not in {root / INDEX}: {again(path)}")
+    return baseline
+
+
+def newest_for(
+    baselines: Sequence[Baseline],
+    wanted: set[tuple[str, str]],
+    needs: Callable[[str, CellRecord], bool] = lambda _cell, _record: True,
+    *,
+    strict: bool = False,
+) -> Baseline | None:
+    """Return the newest that holds cells of one of the workloads and leaves no doubt: `baselines` come newest first.
+
+    A record in doubt is passed over: compared with it, what was slower or missing would be fine in the next run. So is
+    a partial one that lacks cells that the run `needs` (told by id and record), for any that holds more of them.
+    `strict` takes none but committed baselines where there are any.
+    """
+    fit = [baseline for baseline in baselines if baseline.workloads & wanted and not baseline.doubts]
+    committed = [baseline for baseline in fit if baseline.committed]
+    if strict and committed:
+        return committed[0]
+    needed = {cell for one in fit for cell in one.cell_ids if needs(cell, one.records(cell)[-1])}
+
+    def held(baseline: Baseline) -> int:
+        # What a whole run did not hold was not there to be timed.
+        return len(needed.intersection(baseline.cell_ids)) if baseline.partial else len(needed)
+
+    # The first of equals, which is the newest.
+    return max(fit, key=held, default=None)
+
+
+def check_index(root: Path) -> set[Path]:
+    """Return the files that the index of `root` names, each with the digest it names; ValueError otherwise."""
+    named = set()
+    for name, digest in read_index(root).items():
+        path = root / name
+        if not path.is_file():
+            raise ValueError(f"{path} is gone, though {root / INDEX} names it. {_restore(path)}")
+        lines = _lines(path)
+        if lines is None or digest_of(lines) != digest:
+            raise ValueError(f"{path} is not as it was promoted: it was edited, or cut short. {_restore(path)}")
+        named.add(path.resolve())
+    return named
+
+
+def read_index(root: Path) -> dict[str, str]:
+    """Return path below `root` -> digest; empty without an index."""
+    path = root / INDEX
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        if content["kind"] != INDEX_KIND or content["schema"] != INDEX_SCHEMA:
+            raise ValueError(f"kind {content['kind']!r}, schema {content['schema']!r}")
+        entries = [(entry["path"], entry["sha256"]) for entry in content["baselines"]]
+        for entry in entries:
+            if not all(isinstance(value, str) and value for value in entry):
+                raise ValueError(f"an entry has the path {entry[0]!r:.40} and the sha256 {entry[1]!r:.40}")
+        return dict(entries)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a readable index of baselines ({reason(error)}). Restore it: git checkout -- {path}"
+        ) from None
+
+
+def write(path: Path, root: Path, processes: Sequence[Record], workload: tuple[str, str]) -> None:
+    """Write a baseline, and its digest into the index of `root`."""
+    machine = processes[0].machine
+    kind = {"kind": KIND, "schema": SCHEMA, "workload": workload[0], "lengths": workload[1]}
+    lines: list[Line] = [kind | {key: machine.get(key) for key in ("device", "device_slug")}]
+    for number, process in enumerate(processes):
+        about = {"at": process.at.isoformat(), "machine": process.machine, "commit": process.commit}
+        lines.append({"process": number} | about)
+    for number, process in enumerate(processes):
+        lines += [{"process": number} | _rounded(record.written()) for record in process.cells.values()]
+    texts = [json.dumps(line) for line in lines]
+    # As JSON has it: the digest is of what a reader will find.
+    digest = digest_of([json.loads(text) for text in texts])
+    index = read_index(root) | {path.relative_to(root).as_posix(): digest}
+    entries = [{"path": name, "sha256": digest} for name, digest in sorted(index.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, "\n".join(texts))
+    _write(root / INDEX, json.dumps({"kind": INDEX_KIND, "schema": INDEX_SCHEMA, "baselines": entries}, indent=1))
+
+
+def file_name(workload: tuple[str, str]) -> str:
+    """Return `article.json`, or `article-recorded.json` for other lengths than uniform ones."""
+    name, lengths = workload
+    return f"{name}.json" if lengths == "uniform" else f"{name}-{lengths}.json"
+
+
+def digest_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 of a baseline's lines: of their values, not of spaces and line ends, which git may change."""
+    return hashlib.sha256(json.dumps(lines, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def again(path: Path) -> str:
+    """Return how to make a baseline again."""
+    return f"python -m gate promote RECORD... (with the records of {path.stem} on {path.parent.name})"
+
+
+def _restore(path: Path) -> str:
+    return f"Restore it (git checkout -- {path}), or make it anew: {again(path)}"
+
+
+def _rounded(info: Line) -> Line:
+    times = {key: value for key, value in info.items() if key.endswith("_ms") and isinstance(value, list)}
+    return info | {key: [None if ms is None else round(ms, DIGITS) for ms in value] for key, value in times.items()}
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf8")
+    partial.replace(path)
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

@@ -1,0 +1,283 @@
+"""The comparison of a pytest session: what with, which cells, and what it makes of the exit status."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gate.baseline.screen import screen
+from gate.baseline.store import Baseline, find, find_file, newest_for
+from gate.judge.compatible import same_packages
+from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail
+from gate.record.cell import CellRecord, cell_id, cell_of
+from gate.record.files import Record, matches
+from gate.report.verdicts import verdict_lines
+
+#: What the run shall time, in the words of a live pair's worker (`Worker.hello`): the plugin that has options for that
+#: leaves it here.
+ASKED = pytest.StashKey[Mapping[str, Any]]()
+
+#: Options that only a comparison reads, and the values that stand for not given.
+ONLY_COMPARING: dict[str, Any] = {
+    "gate_strict": False,
+    "gate_threshold_percent": None,
+    "gate_threshold_us": None,
+    "gate_no_settle": False,
+}
+
+#: Shown where they differ, and no obstacle to a comparison: the change that is judged may be just that.
+SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_clock_mhz", "max_memory_clock_mhz")
+
+
+def add_options(group: Any) -> None:
+    """Add the options of a comparison to pytest's group."""
+    defaults = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
+    group.addoption(
+        "--gate-strict",
+        action="store_true",
+        default=False,
+        help="Comparing: an inconclusive or missing cell fails too, as does a run that compares no cell.",
+    )
+    group.addoption(
+        "--gate-threshold-percent",
+        type=float,
+        metavar="P",
+        help=f"Comparing: a smaller slowdown is none. Default: {defaults}.",
+    )
+    group.addoption(
+        "--gate-threshold-us",
+        type=float,
+        metavar="US",
+        help=f"Comparing: a smaller slowdown is none. Default: {Threshold.us:g}.",
+    )
+    group.addoption(
+        "--gate-no-settle",
+        action="store_true",
+        default=False,
+        help="Comparing: leave what seems slower inconclusive. Default: run it live beside the record's commit.",
+    )
+
+
+@dataclass
+class Comparing:
+    """A session's comparison; `value` is what --benchmark-compare was given: False, True (the newest) or a name.
+
+    `deselected` tells whether pytest left out timed tests that it had collected, `stopped` whether the run did not get
+    to its end; `interrupted` is set when that happened while suspects were settled.
+    """
+
+    config: pytest.Config
+    value: bool | str
+    baselines: list[Baseline] = field(default_factory=list)
+    baseline: Baseline | None = None
+    verdicts: list[CellVerdict] = field(default_factory=list)
+    suspects: list[str] = field(default_factory=list)
+    deselected: bool = False
+    stopped: bool = False
+    told: list[str] = field(default_factory=list)
+    failed: bool = False
+    interrupted: bool = False
+
+    def check_options(self) -> None:
+        """ValueError for an option that is out of range, or that nothing reads."""
+        given = {name: self.config.getoption(name) for name in ONLY_COMPARING}
+        if not self.value:
+            idle = [name for name, value in given.items() if value != ONLY_COMPARING[name]]
+            if idle:
+                raise ValueError(f"{_flag(idle[0])} judges a comparison; add --benchmark-compare.")
+        for name in ("gate_threshold_percent", "gate_threshold_us"):
+            if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
+                raise ValueError(f"{_flag(name)} {given[name]} is not a number of 0 or more.")
+
+    def find(self, folders: list[Path]) -> None:
+        """Read what can be compared with; ValueError if something of it cannot be read, or is not there."""
+        name = self.value
+        root = self.config.rootpath / "baselines"
+        if isinstance(name, str):
+            path = self.config.invocation_params.dir / name.partition("::")[0]
+            if path.is_file() and path.suffix in (".json", ".jsonl"):
+                self.baselines = [find_file(path, root)]
+                return
+            if path.exists():
+                # argparse took the test path that followed --benchmark-compare for its value.
+                given = self.config.args if self.config.args_source is pytest.Config.ArgsSource.ARGS else []
+                self.config.args = [*given, name]
+                self.config.args_source = pytest.Config.ArgsSource.ARGS
+                self.value = name = True
+        self.baselines = find(folders, root)
+        if isinstance(name, str):
+            self.baselines = [baseline for baseline in self.baselines if matches(baseline.path, name)][:1]
+            if not self.baselines:
+                looked = " or ".join(map(str, folders))
+                raise ValueError(
+                    f"--benchmark-compare={name}: no such record in {looked}, nor a test path; "
+                    "without a value it takes the newest record."
+                )
+
+    def check_named(self, found: Iterable[tuple[str, str]]) -> None:
+        """ValueError if a record was named that holds no cell of the workloads that are run, which are `found`."""
+        found = set(found)
+        if not isinstance(self.value, str) or not found or self.baselines[0].workloads & found:
+            return
+        raise ValueError(
+            f"--benchmark-compare={self.value}: {self.baselines[0].path.name} is of "
+            f"{_named(self.baselines[0].workloads)}, and this run times {_named(found)}; "
+            "name a record of that, or none for the newest."
+        )
+
+    def check_collected(self, ids: Iterable[str]) -> None:
+        """As `check_named`, by the ids of the cells that were collected; others tell nothing before they are run."""
+        keys = {one: cell_of(one) for one in ids if one.count("-") >= 6}
+        self.check_named((key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one)
+
+    def _choose(self, head: Record) -> Baseline | None:
+        """Return what was named, or else the newest that this run can be held to; say what is passed over."""
+        if isinstance(self.value, str):
+            return self.baselines[0]
+
+        def needs(cell: str, record: CellRecord) -> bool:
+            return cell in head.cells or self._asked_for(record, head)
+
+        fit = [one for one in self.baselines if one.workloads & head.workloads]
+        baseline = newest_for(fit, head.workloads, needs, strict=self._strict)
+        if baseline is None or not (self._strict and baseline.committed):
+            newer = fit if baseline is None else fit[: fit.index(baseline)]
+            self.told = [
+                f"Passed over {other.path.name}: {other.doubts or 'it lacks cells, as its run was a part of one'}. "
+                f"To compare with it all the same: --benchmark-compare={other.path.stem}"
+                for other in newer
+            ]
+        return baseline
+
+    def finish(self, head: Record, slug: str, width: int, say: Callable[[str], None] | None) -> None:
+        """Judge what was timed; suspects are settled first, which `say` announces (None: they are not)."""
+        if not head.cells:
+            self.told, self.failed = ["Nothing was timed, so nothing is compared."], self._strict
+            return
+        self.baseline = self._choose(head)
+        if self.baseline is None:
+            advice = "make one: pytest -m performance --benchmark-save=NAME"
+            self.told.append(f"No record of {_named(head.workloads)} on {slug} yet; {advice}")
+            self.failed = self._strict
+            return
+        base = self.baseline.newest
+        scope = [cell for cell in self.baseline.cell_ids if self._asked_for(self.baseline.records(cell)[-1], head)]
+        percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
+        percent = PERCENT["cpu" if slug.startswith("cpu-") else "cuda"] if percent is None else percent
+        threshold = Threshold(percent, Threshold.us if us is None else us)
+        screening = screen(head, self.baseline, scope, threshold)
+        self.suspects = screening.suspects
+        settled, why_not = self._settle(base, head, threshold, say)
+        self.verdicts = screening.verdicts(settled, why_not)
+        self.failed = fail(self.verdicts, strict=self._strict)
+        self.told += [f"Against {self.baseline}.", *changes(head.machine, base.machine)]
+        self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
+
+    def _settle(
+        self, base: Record, head: Record, threshold: Threshold, say: Callable[[str], None] | None
+    ) -> tuple[dict[str, CellVerdict], str]:
+        """Return what the suspects are, run live beside the record's commit, and why others of them are not settled."""
+        if not self.suspects:
+            return {}, ""
+        if self.config.getoption("gate_no_settle"):
+            return {}, "--gate-no-settle"
+        if say is None:
+            return {}, "the run did not get to its end"
+        # Not at the top: only a slowdown needs it.
+        from gate.live.settle import settle
+
+        seem = "1 cell seems" if len(self.suspects) == 1 else f"{len(self.suspects)} cells seem"
+        say(f"{seem} slower; running live beside the commit of {self.baseline} ...")
+        folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
+        try:
+            return settle(
+                commit=base.commit,
+                machines={"base": base.machine, "head": head.machine},
+                head=self.config.rootpath,
+                ids=self.suspects,
+                hello=self.config.stash[ASKED],
+                folder=folder,
+                threshold=threshold,
+                say=say,
+            )
+        except KeyboardInterrupt:
+            # What was timed before is judged and saved all the same.
+            self.interrupted = True
+            return {}, "interrupted"
+
+    @property
+    def _strict(self) -> bool:
+        return bool(self.config.getoption("gate_strict"))
+
+    @property
+    def _selection(self) -> Mapping[str, Any]:
+        """What narrows the run: `cells` (globs between commas), `backends`, `collators`, `compiled`."""
+        selection: Mapping[str, Any] = self.config.stash.get(ASKED, {}).get("selection", {})
+        return selection
+
+    def _asked_for(self, base: CellRecord, head: Record) -> bool:
+        """Tell whether this run should have timed a cell of the baseline: no option left it out on purpose."""
+        chosen, cell = self._selection, base.cell
+        if self._picked:
+            return False
+        return (
+            (cell["workload"], cell["lengths"]) in head.workloads
+            and any(fnmatch(base.id, glob) for glob in (chosen.get("cells") or "*").split(","))
+            and cell["backend"] in (chosen.get("backends") or [cell["backend"]])
+            and cell["collator"] in (chosen.get("collators") or [cell["collator"]])
+            and not (chosen.get("compiled") == "none" and cell["execution"] == "compiled")
+        )
+
+    @property
+    def partial(self) -> bool:
+        """Whether this run was narrowed, or stopped, so that cells may be lacking that are there."""
+        chosen = self._selection
+        narrowed = any(chosen.get(name) for name in ("cells", "backends", "collators"))
+        return self.stopped or narrowed or chosen.get("compiled") == "none" or self._picked
+
+    @property
+    def _picked(self) -> bool:
+        """Whether single tests were chosen or left out, by options that do not tell of cells."""
+        return self.deselected or any("::" in str(arg) for arg in self.config.args)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a saved record tells of its run and its comparison; empty for a whole run without one.
+
+        `unjudged` are the cells that are missing, or seemed slower and are inconclusive.
+        """
+        found: dict[str, Any] = {"partial": True} if self.partial else {}
+        if self.baseline is None:
+            return found
+        of: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
+        for one in self.verdicts:
+            of[one.verdict].append(one.cell)
+        unclear = [cell for cell in of[Verdict.INCONCLUSIVE] if cell in self.suspects]
+        return found | {
+            "compared_with": self.baseline.path.name,
+            "regressed": of[Verdict.REGRESSED],
+            "unjudged": of[Verdict.MISSING] + unclear,
+        }
+
+
+def changes(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Say what differs between two machines besides the code, a line each."""
+    new, old = head.get("versions") or {}, base.get("versions") or {}
+    pairs = [(key, new.get(key), old.get(key)) for key in {**new, **old}]
+    pairs += [(key, head.get(key), base.get(key)) for key in SHOWN]
+    told = [f"changed: {key} is {now} on head, {then} on base" for key, now, then in pairs if now != then]
+    if not same_packages(head, base):
+        told.append("Other versions have other exact costs (memory, launches, compilations): only times are judged.")
+    return told
+
+
+def _named(found: Iterable[tuple[str, str]]) -> str:
+    return ", ".join("/".join(pair) for pair in sorted(found)) or "no cell"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

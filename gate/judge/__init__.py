@@ -1,0 +1,1 @@
+"""Judges measured cells: change, interval, verdict and cause. No torch."""

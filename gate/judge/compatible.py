@@ -1,0 +1,91 @@
+"""Why base and head cannot be compared: what differs between two runs that is not the code, a sentence each."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gate.record.cell import CellRecord, is_number
+
+#: The packages that a step runs: with others of these it has other exact costs.
+STEP_PACKAGES = ("torch", "triton", "flash-attn", "xformers", "transformers")
+
+#: Fewer timed steps than these have no location worth comparing.
+FEWEST_STEPS = 5
+
+#: Reasons for which a GPU runs below its clocks only when something is wrong with it or its cooling. Its power cap is
+#: none of them: a GPU under load touches it all the time, and only its height matters (`SETTINGS`).
+THROTTLED = frozenset(
+    ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sync_boost")
+)
+
+#: What is set on a device, not measured: two runs with different settings are of two devices.
+SETTINGS = {
+    "power_limit_w": "power limit (W)",
+    "max_sm_clock_mhz": "highest SM clock (MHz)",
+    "max_memory_clock_mhz": "highest memory clock (MHz)",
+    "memory_total_bytes": "memory (bytes)",
+}
+
+#: SM clocks after a cell, read once each: they wander by this much (log ratio) under a power cap that nobody moved.
+CLOCK_WANDERS = 0.2
+
+
+def reasons_of_machines(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Return what speaks against comparing any time of two `machine_info`s: another device, or one set otherwise."""
+    found = []
+    if head.get("device") != base.get("device"):
+        found.append(f"another device: {head.get('device')} on head, {base.get('device')} on base")
+    for key, name in SETTINGS.items():
+        new, old = head.get(key), base.get(key)
+        if is_number(new) and is_number(old) and new != old:
+            found.append(f"{name} is {new:g} on head, {old:g} on base")
+    return found
+
+
+def reasons_of_cells(head: CellRecord, base: CellRecord) -> list[str]:
+    """Return what speaks against comparing the times of one cell, of which both sides have some."""
+    found = []
+    new, old = throttled(head), throttled(base)
+    if new != old:
+        found.append(f"throttled in another way: {_list(new)} on head, {_list(old)} on base")
+    for record, side in ((head, "head"), (base, "base")):
+        if others := other_processes(record):
+            found.append(f"{others} other process{'es' * (others > 1)} on the GPU of {side}")
+        if len(record.times_ms) < FEWEST_STEPS:
+            found.append(f"too few steps: {len(record.times_ms)} on {side}, at least {FEWEST_STEPS} are needed")
+    if head.clock != base.clock:
+        found.append(f"other clocks: timed by the {head.clock} on head, by the {base.clock} on base")
+    clocks = [_sm_clock(record) for record in (head, base)]
+    if all(map(is_number, clocks)) and abs(math.log(clocks[0] / clocks[1])) > CLOCK_WANDERS:
+        found.append(f"other clocks: {clocks[0]:g} MHz on head, {clocks[1]:g} MHz on base")
+    if (work := sorted({*(head.tokens or ())})) and (before := sorted({*(base.tokens or ())})) and work != before:
+        found.append(f"other batches: sizes of {sum(work):,} tokens in all on head, of {sum(before):,} on base")
+    return found
+
+
+def same_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Tell whether two `machine_info`s have the same packages, as far as a step runs them."""
+    new, old = (machine.get("versions") or {} for machine in (head, base))
+    return all(new.get(package) == old.get(package) for package in STEP_PACKAGES)
+
+
+def throttled(record: CellRecord) -> set[str]:
+    """Return the reasons of `THROTTLED` that held before or after the cell."""
+    states = [state or {} for state in (record.gpu_before, record.gpu_after)]
+    reasons = [state.get("throttle_reasons") for state in states]
+    return {reason for given in reasons if isinstance(given, list) for reason in given} & THROTTLED
+
+
+def other_processes(record: CellRecord) -> int:
+    """Return the most other processes seen on the GPU before or after the cell; 0 where nobody could tell."""
+    counts = [(state or {}).get("other_processes") for state in (record.gpu_before, record.gpu_after)]
+    return max((count for count in counts if isinstance(count, int)), default=0)
+
+
+def _sm_clock(record: CellRecord) -> Any:
+    # After the cell, not before: a GPU that waited for a model to be built has slowed its clocks down.
+    return (record.gpu_after or {}).get("sm_clock_mhz")
+
+
+def _list(reasons: set[str]) -> str:
+    return ", ".join(sorted(reasons)) or "not"

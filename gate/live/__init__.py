@@ -1,0 +1,1 @@
+"""Live pairs: base and head alive at once, running short blocks of the same batches in turn."""

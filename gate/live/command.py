@@ -1,0 +1,218 @@
+"""Compare two commits or two environments on one machine: both alive, running short blocks of steps in turn."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gate.judge.verdicts import PERCENT, fail
+from gate.live.comparison import Comparison, Request
+from gate.live.pair import SIDES, write_json
+from gate.live.report import write_report
+from gate.live.workers import INTERRUPTED, ROOT, Side
+from gate.live.worktrees import checkout, resolved
+
+SCHEMA = 2
+
+#: The options of a resumed run that may differ from its plan: strict it may become, and it stays so.
+MAY_BE_NEW = ("resume", "minutes", "gate_strict")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for, as `plan.json` keeps it for `--resume`; `commits` and `pythons` are of base and head."""
+
+    commits: tuple[str, str]
+    pythons: tuple[str, str]
+    asked: tuple[str, str]
+    hello: dict[str, Any]
+    percent: float | None
+    us: float
+    alpha: float
+    seed: int
+    stall_s: float
+    cache: str | None
+    strict: bool
+    schema: int = SCHEMA
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m gate ab`."""
+    for side in SIDES:
+        parser.add_argument(f"--{side}", metavar="REF", help=f"{side}: a commit, or a folder with a checkout")
+    for side in SIDES:
+        parser.add_argument(f"--{side}-env", metavar="DIR", help=f"{side}: a virtual environment, or a python in it")
+    timed = parser.add_argument_group("what is timed")
+    timed.add_argument("--workload", metavar="NAME", help="smoke, article, long; this machine's default without it")
+    timed.add_argument("--lengths", metavar="NAME|FILE", help="a length distribution, or a file of lengths")
+    timed.add_argument("--cells", metavar="PATTERN", help="only cells whose id matches one of these globs")
+    timed.add_argument("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
+    timed.add_argument("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
+    timed.add_argument("--compiled", choices=("default", "all", "none"), default="default", help="compiled cells")
+    timed.add_argument("--steps", type=int, metavar="N", help="only the workload's first N batches")
+    timed.add_argument(
+        "--cell-seconds", type=float, default=300.0, metavar="S", help="a cell that would take longer is too slow (300)"
+    )
+    timed.add_argument(
+        "--stall-seconds", type=float, default=300.0, metavar="S", help="a worker silent for so long hangs (300)"
+    )
+    judged = parser.add_argument_group("how it is judged")
+    defaults = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
+    judged.add_argument("--threshold-percent", type=float, metavar="P", help=f"smaller changes pass ({defaults})")
+    judged.add_argument("--threshold-us", type=float, default=20.0, metavar="US", help="and so do these (20)")
+    judged.add_argument("--alpha", type=float, default=0.05, help="the probability of any false slowdown (0.05)")
+    judged.add_argument("--seed", type=int, default=0, help="of the order of cells, and of who runs a block first")
+    judged.add_argument("--minutes", type=float, metavar="M", help="start no cell that would end later than this")
+    judged.add_argument("--gate-strict", action="store_true", help="inconclusive and missing cells fail too")
+    judged.add_argument("--folder", type=Path, metavar="DIR", help="keep all there (.benchmarks/ab/TIME)")
+    judged.add_argument("--cache", type=Path, metavar="DIR", help="compiled code, kept for later runs (FOLDER/cache)")
+    judged.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run, as it was planned")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, judge and report: 0 nothing regressed, 1 something did (strict: or is inconclusive), 130 interrupted."""
+    plan, folder = resumed(args) if args.resume else planned(args)
+    again = f"python -m gate ab --resume {folder}"
+    try:
+        with sides_of(plan, folder) as sides:
+            print(f"{plan.asked[0]} against {plan.asked[1]}; after an interruption, go on with: {again}", flush=True)
+            request = Request(
+                sides, folder, plan.hello, plan.percent, plan.us, plan.alpha, plan.seed, plan.stall_s, args.minutes
+            )
+            found = Comparison(request, lambda line: print(line, flush=True)).run()
+    except KeyboardInterrupt:
+        print(f"interrupted; finished cells are kept, go on with: {again}")
+        return INTERRUPTED
+    print(write_report(found, plan.asked, plan.alpha, folder, strict=plan.strict))
+    return int(fail(found.verdicts, strict=plan.strict))
+
+
+def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
+    """Return the plan of a new run, written to its folder; ValueError for a command that makes no sense."""
+    for pair in (("base", "head"), ("base_env", "head_env")):
+        given = [name for name in pair if getattr(args, name) is not None]
+        if len(given) == 1:
+            missing = next(name for name in pair if name not in given)
+            raise ValueError(f"--{given[0]} needs --{missing} to compare with.".replace("_", "-"))
+    if args.base is None and args.base_env is None:
+        raise ValueError("nothing to compare: give --base and --head, or --base-env and --head-env.")
+    _check_numbers(args)
+    commits = (str(ROOT), str(ROOT)) if args.base is None else (resolved(args.base, ROOT), resolved(args.head, ROOT))
+    asked = [" in ".join(filter(None, (getattr(args, side), getattr(args, f"{side}_env")))) for side in SIDES]
+    plan = Plan(
+        commits=commits,
+        pythons=(_python(args.base_env), _python(args.head_env)),
+        asked=(asked[0], asked[1]),
+        hello=hello_of(args),
+        percent=args.threshold_percent,
+        us=args.threshold_us,
+        alpha=args.alpha,
+        seed=args.seed,
+        stall_s=args.stall_seconds,
+        cache=str(args.cache.absolute()) if args.cache else None,
+        strict=args.gate_strict,
+    )
+    folder = args.folder or Path(".benchmarks") / "ab" / f"{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "plan.json").exists():
+        raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --folder.")
+    write_json(folder / "plan.json", asdict(plan))
+    return plan, folder
+
+
+def hello_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what both workers are told to time."""
+    lengths = args.lengths
+    if lengths is not None:
+        # Workers run in their checkouts.
+        file, colon, column = lengths.partition(":")
+        lengths = f"{Path(file).absolute()}{colon}{column}" if Path(file).is_file() else lengths
+    return {
+        "workload": args.workload,
+        "lengths": lengths,
+        "steps": args.steps,
+        "cell_seconds": args.cell_seconds,
+        "selection": {
+            "cells": args.cells,
+            "backends": args.backend or [],
+            "collators": args.collator or [],
+            "compiled": args.compiled,
+        },
+    }
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    limits = {
+        "threshold_percent": (0, 100),
+        "threshold_us": (0, float("inf")),
+        "alpha": (1e-6, 0.5),
+        "minutes": (0, float("inf")),
+        "steps": (1, float("inf")),
+        "cell_seconds": (1e-3, float("inf")),
+        "stall_seconds": (1, float("inf")),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} {value:g} is not between {low:g} and {high:g}.")
+
+
+def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
+    """Return the plan of an interrupted run; ValueError if it cannot be read or something else is asked for."""
+    path = args.resume / "plan.json"
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    others = [name for name in defaults if name not in MAY_BE_NEW and getattr(args, name) != defaults[name]]
+    if others:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(
+            "--resume goes on with the run as it was planned; only --minutes and --gate-strict may be new, "
+            f"got {told}: leave that out, or start another run."
+        )
+    _check_numbers(args)
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+        if kept.get("schema") != SCHEMA:
+            raise ValueError(f"its schema is {kept.get('schema')}, this gate's is {SCHEMA}")
+        plan = Plan(**kept | {key: tuple(kept[key]) for key in ("commits", "pythons", "asked")})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no plan to go on with ({error}).") from None
+    if args.gate_strict and not plan.strict:
+        plan = replace(plan, strict=True)
+        write_json(path, asdict(plan))
+    return plan, args.resume
+
+
+def _python(environment: str | None) -> str:
+    """Return the Python of an environment; never resolved: a link into a virtual environment is what makes it one."""
+    if environment is None:
+        return sys.executable
+    path = Path(environment).absolute()
+    path = path / "bin" / "python" if path.is_dir() else path
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise ValueError(f"{environment!r} holds no python that can be run; give a virtual environment's folder.")
+    return str(path)
+
+
+@contextmanager
+def sides_of(plan: Plan, folder: Path) -> Iterator[Mapping[str, Side]]:
+    """Have both checkouts, gone afterwards.
+
+    Sides with the same packages share what is compiled: its keys are digests of the code and the versions. Two
+    environments have a cache each: what a package other than torch and triton changes is in no key.
+    """
+    sides = {}
+    cache = Path(plan.cache) if plan.cache else folder / "cache"
+    with ExitStack() as stack:
+        for name, commit, python in zip(SIDES, plan.commits, plan.pythons, strict=True):
+            place = stack.enter_context(checkout(commit, folder / "worktrees" / name, ROOT))
+            key = hashlib.sha256(python.encode()).hexdigest()[:12]
+            sides[name] = Side(name, place, Path(python), cache / key)
+        yield sides

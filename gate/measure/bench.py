@@ -1,0 +1,278 @@
+"""Drives one cell of the `model` and `collators` that are imported: builds it, checks it, runs and times its steps.
+
+The one module of the gate that knows models. A live pair runs it beside another checkout's models: it may only use
+what the models of older commits have too.
+"""
+
+import functools
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+
+from collators import COLLATORS, Collator, Example
+from collators.batch import Batch
+from gate.measure.costs import exact_costs, heaviest, kernel_costs, requested_bytes
+from gate.measure.timing import Samples, matmul_tflops, median, timed_steps
+from model.attention import Device, Mode
+from model.cells import Cell, all_cells
+from model.compilation import Compiler
+from model.equivalence import differences
+from model.flops import step_flops
+from model.huggingface.gpt2 import Gpt2
+from model.models import ALL_BACKENDS, Model, reference_of, seeded_model
+from model.reference import Outcome, outcome, padded_reference
+from model.steps import eval_step, train_step
+from model.tolerance import Mismatch
+from model.workloads import Workload
+
+LEARNING_RATE = 1e-3
+
+#: Steps before those that are timed, in cells where no batch is the first of its kind.
+WARM_UP = 8
+
+#: DEFAULT_MMAP_THRESHOLD_MAX of 64-bit glibc, in bytes.
+GLIBC_LARGEST_THRESHOLD = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which cells of a workload are timed: None and empty leave nothing out. `cells` are globs between commas."""
+
+    cells: str | None = None
+    backends: Sequence[str] = ()
+    collators: Sequence[str] = ()
+    compiled: str = "default"
+
+
+def timed_cells(workload: Workload, chosen: Selection) -> list[Cell]:
+    """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype."""
+    every = chosen.cells is not None or chosen.compiled == "all"
+    return [
+        cell
+        for cell in all_cells(
+            workload.name,
+            workload.lengths.name,
+            dtypes=[workload.dtype],
+            backends=[one for one in ALL_BACKENDS if not chosen.backends or one.name in chosen.backends],
+            collators=[one for one in COLLATORS if not chosen.collators or one.name in chosen.collators],
+        )
+        if (every or workload.has(cell))
+        and (cell.execution == "eager" or chosen.compiled != "none")
+        and (chosen.cells is None or any(fnmatch(cell.id, glob) for glob in chosen.cells.split(",")))
+    ]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What does not depend on the cell; computed on first use and kept for the run.
+
+    Only the first `steps` batches of the workload are run; None means all.
+    """
+
+    workload: Workload
+    device: Device
+    steps: int | None = None
+
+    @functools.cached_property
+    def examples(self) -> list[list[Example]]:
+        """The sequences of every batch that is run."""
+        return self.workload.examples()[: self.steps]
+
+    @functools.cached_property
+    def matmul_tflops(self) -> float:
+        """The rate that model FLOP utilisation is a share of."""
+        return matmul_tflops(self.device, self.workload.dtype)
+
+    @functools.cached_property
+    def _batches(self) -> dict[str, Sequence[Batch]]:
+        return {}
+
+    def batches(self, collator: Collator) -> Sequence[Batch]:
+        """Return the batches of `collator` on the device, made once."""
+        if collator.name not in self._batches:
+            self._batches[collator.name] = self.workload.batches(collator, self.device, self.examples)
+        return self._batches[collator.name]
+
+    @functools.cached_property
+    def _references(self) -> dict[tuple[str, Mode, bool, torch.dtype], tuple[Outcome, Outcome]]:
+        return {}
+
+    def references(self, cell: Cell) -> tuple[Outcome, Outcome]:
+        """Return the first batch's reference in a wider dtype and in the cell's, computed once for all cells."""
+        backend = reference_of(cell.backend)
+        key = (backend.name, cell.mode, cell.causal, cell.dtype)
+        if key not in self._references:
+            case = cell.case(self.device, self.workload.config)
+            wide = torch.float64 if cell.dtype == torch.float32 else torch.float32
+            few = self.workload.reference_sequences
+            outcomes = []
+            for parameters, dtype in ((wide, wide), (torch.float32, cell.dtype)):
+                model = seeded_model(self.workload.config, backend, device=self.device, dtype=parameters)
+                in_dtype = replace(case, dtype=dtype)
+                outcomes.append(padded_reference(model, self.examples[0], in_dtype, sequences=few, backend=backend))
+            self._references[key] = (outcomes[0], outcomes[1])
+        return self._references[key]
+
+
+@dataclass
+class CellBench:
+    """One cell's model and steps, ready to be checked and timed."""
+
+    shared: Shared
+    cell: Cell
+    model: Model
+    base_bytes: int
+    compiler: Compiler
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The batches that every cell of this collator is timed on."""
+        return self.shared.batches(self.cell.collator)
+
+    def mismatches(self) -> list[Mismatch]:
+        """Compare the first batch with the reference, the worst tensor first."""
+        truth, reference = self.shared.references(self.cell)
+        case = self.cell.case(self.shared.device, self.model.config)
+        found = outcome(self.model, self.cell.backend, self.batches[0], case)
+        return differences(
+            found,
+            truth,
+            [reference],
+            dtype=self.cell.dtype,
+            error_factor=self.cell.backend.error_factor,
+            config=self.model.config,
+        )
+
+    @functools.cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step(self, batch: Batch) -> object:
+        """Run a step of this cell's mode."""
+        backend, case = self.cell.backend, self.cell.case(self.shared.device, self.model.config)
+        if self.cell.mode == "eval":
+            self.model.eval()
+            return eval_step(self.model, backend, batch, case)
+        return train_step(self.model, backend, batch, case, self._optimizer)
+
+    def first_step_s(self, batch: Batch) -> float:
+        """Run a step that is not timed, and return the seconds that it took, without those of compilation."""
+        compile_s, begin = self.compiler.seconds, time.perf_counter()
+        self.step(batch)
+        synchronize(self.shared.device)
+        return time.perf_counter() - begin - (self.compiler.seconds - compile_s)
+
+    def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
+        """Time a step on each of the batches of these numbers."""
+        batches = [self.batches[number] for number in order]
+        return timed_steps(self.step, batches, self.shared.device, ahead_ms=ahead_ms)
+
+    def prepare_ms(self) -> list[float]:
+        """Time the preparation of each batch, which its step runs too, in ms."""
+        backend, case = self.cell.backend, self.cell.case(self.shared.device, self.model.config)
+        times = []
+        for batch in self.batches:
+            synchronize(self.shared.device)
+            begin = time.perf_counter()
+            backend.prepared(batch, case)
+            synchronize(self.shared.device)
+            times.append((time.perf_counter() - begin) * 1e3)
+        return times
+
+    def rates(self, samples: Samples, order: Sequence[int]) -> dict[str, Any]:
+        """Return what the timed steps come to, as `CellRecord` has it: throughput, utilisation, compilations."""
+        config, cell, timed = self.shared.workload.config, self.cell, [self.batches[number] for number in order]
+        flops = median([step_flops(config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
+        tokens = [batch.num_tokens for batch in timed]
+        step_ms = median(samples.times_ms)
+        return {
+            "batches": list(order),
+            "tokens": tokens,
+            "device_ms": samples.device_ms or None,
+            "wall_ms": samples.wall_ms,
+            "host_ms": samples.host_ms or None,
+            "lead_ms": samples.lead_ms or None,
+            "tokens_per_s": median(tokens) / step_ms * 1e3,
+            "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
+            "matmul_tflops": self.shared.matmul_tflops,
+            "dropout": self.model.dropout if isinstance(self.model, Gpt2) else None,
+        } | self.compiled()
+
+    def compiled(self) -> dict[str, Any]:
+        """Return what torch.compile did for this cell so far."""
+        return {
+            "compile_s": self.compiler.seconds,
+            "compilations": self.compiler.compilations,
+            "graph_breaks": self.compiler.graph_breaks,
+        }
+
+    def exact_costs(self, *, kernels: bool = False) -> dict[str, Any]:
+        """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
+        device = self.shared.device
+        found = exact_costs(self.step, self.batches, device, self.base_bytes)
+        return found | kernel_costs(self.step, self.batches, device) if kernels else found
+
+
+def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:
+    """Return the batches of the steps before those that are timed.
+
+    After them kernels are chosen, and all memory is allocated, by the heaviest first. Every batch where one may be the
+    first of its kind: cuDNN plans for each shape, and a sequence of one token is compiled apart from longer ones.
+    """
+    every = (cell.backend.plans_by_shape or cell.execution == "compiled") and len(batches) > 1
+    return batches if every else [heaviest(batches), *batches[-WARM_UP + 1 :]]
+
+
+def too_slow(step_s: float, steps: int, limit_s: float) -> str:
+    """Say why a cell is not timed whose `steps` to come, each as long as its first one, would take longer than the
+    limit; "" where they would not."""
+    expected_s = step_s * steps
+    if expected_s <= limit_s:
+        return ""
+    return f"{steps} steps of {step_s:.3g} s would take {expected_s:.0f} s; the limit is --cell-seconds={limit_s:g}"
+
+
+def synchronize(device: Device) -> None:
+    """Wait until the device has done what was launched."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def release_memory(device: Device) -> None:
+    """Give back what a finished cell held, so that the next one's peak is its own."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def settle_allocator() -> None:
+    """Bring glibc's allocator to where it would get in the end, so that every cell finds it there.
+
+    It maps what is larger than its threshold afresh each time, and each page then faults. The threshold grows with the
+    largest mapped block that was freed, up to 32 MiB: a cell that was timed alone took up to 25% longer than the same
+    one after others.
+    """
+    # Made and dropped at once.
+    torch.empty(GLIBC_LARGEST_THRESHOLD - 2**16, dtype=torch.uint8)
+
+
+def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
+    """Build the model of `cell`; every cell starts from the same weights."""
+    # What all cells share stays on the device: made before the base is read, no cell's peak holds it.
+    shared.references(cell)
+    shared.batches(cell.collator)
+    release_memory(shared.device)
+    # What is left is of all cells: hundreds of thousands of objects, not least what compilers import, which three
+    # collections a cell would walk again.
+    gc.freeze()
+    base = requested_bytes(shared.device)
+    model = seeded_model(shared.workload.config, cell.backend, device=shared.device)
+    if cell.execution == "compiled":
+        model.compile_blocks()
+    return CellBench(shared, cell, model, base, compiler)

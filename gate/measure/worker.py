@@ -1,0 +1,161 @@
+"""The worker of one side of a live pair: it holds one cell at a time and runs what the coordinator asks.
+
+The coordinator starts it with `START`, writes one JSON object a line to its standard input, and reads one a line from
+its standard output. What libraries print goes to standard error.
+"""
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+#: Python's `-c` for a worker. `gate` is head's, `model` and `collators` are those of the side: sys.path says first the
+#: one and then the other.
+START = (
+    "import sys; sys.path[0] = sys.argv[1]; import gate.measure.worker as worker; "
+    "sys.path[0] = sys.argv[2]; worker.main()"
+)
+
+Reply = dict[str, Any]
+
+
+class Worker:
+    """Answers the coordinator's requests; `request["do"]` names the method."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def hello(
+        self,
+        workload: str | None,
+        lengths: str | None,
+        steps: int | None,
+        cell_seconds: float,
+        selection: Mapping[str, Any],
+    ) -> Reply:
+        """Import the side's models, and return the machine, and every cell that is selected with its state."""
+        import torch
+
+        from gate.measure import bench
+        from gate.measure.environment import environment
+        from model.attention import default_device
+        from model.workloads import workload_named
+
+        self.device = default_device()
+        if self.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            # With a thread a core, whatever else runs holds up every step: each thread waits for the slowest.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        chosen = workload_named(workload, self.device, lengths)
+        bench.settle_allocator()
+        self.shared = bench.Shared(chosen, self.device, steps)
+        self.cell_seconds = cell_seconds
+        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, bench.Selection(**selection))}
+        found = []
+        for cell in self.cells.values():
+            case = cell.case(self.device, chosen.config)
+            if not cell.backend.undeclared_reasons(case):
+                why = cell.backend.unavailable_reasons(case)
+                found.append({"id": cell.id, "cell": cell.key, "unavailable": "; ".join(why)})
+        return {"machine": environment(), "device": self.device, "batches": len(self.shared.examples), "cells": found}
+
+    def open(self, cell: str) -> Reply:
+        """Build the cell, prove its first batch right and warm it up; `verdict` says what came of it."""
+        import torch
+
+        from gate.measure import bench
+        from gate.measure.environment import gpu_state
+        from model.attention.backend import first_line
+        from model.compilation import fresh_compiler
+
+        self.close()
+        chosen = self.cells[cell]
+        try:
+            compiler = self.stack.enter_context(fresh_compiler())
+            opened = bench.cell_bench(self.shared, chosen, compiler)
+            self.bench, state = opened, gpu_state()
+            if wrong := opened.mismatches():
+                return self._closed("wrong", str(wrong[0]))
+            bench.release_memory(self.device)
+            warming = bench.warm_up(opened.batches, chosen)
+            first_s = opened.first_step_s(warming[0])
+            if slow := bench.too_slow(first_s, len(warming) + len(opened.batches), self.cell_seconds):
+                return self._closed("too slow", slow)
+            for batch in warming:
+                opened.step(batch)
+            bench.synchronize(self.device)
+            # A collection in a timed step would be that of another cell's garbage.
+            gc.collect()
+            gc.disable()
+        except torch.OutOfMemoryError as error:
+            return self._closed("out of memory", first_line(error))
+        except Exception as error:
+            traceback.print_exc()
+            return self._closed("failed", f"{type(error).__name__}: {first_line(error)}")
+        tokens = [batch.num_tokens for batch in opened.batches]
+        return {"verdict": "ready", "gpu": state, "tokens": tokens}
+
+    def _closed(self, verdict: str, reason: str) -> Reply:
+        self.close()
+        return {"verdict": verdict, "reason": reason}
+
+    def block(self, order: list[int], ahead_ms: float) -> Reply:
+        """Time a step on each of these batches, launched `ahead_ms` before the device runs it; return times in ms."""
+        import torch
+
+        from model.attention.backend import first_line
+
+        try:
+            return {"verdict": "timed", **vars(self.bench.timed(order, ahead_ms=ahead_ms))}
+        except torch.OutOfMemoryError as error:
+            return {"verdict": "out of memory", "reason": first_line(error)}
+        except Exception as error:
+            traceback.print_exc()
+            return {"verdict": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
+
+    def state(self) -> Reply:
+        """Return the GPU's clocks, throttling and other processes now."""
+        from gate.measure.environment import gpu_state
+
+        return {"gpu": gpu_state()}
+
+    def costs(self, kernels: bool) -> Reply:
+        """Return compilations, preparation times and the exact costs, and with `kernels` what each kernel took."""
+        try:
+            found = self.bench.compiled() | {"prepare_ms": self.bench.prepare_ms()}
+            return found | self.bench.exact_costs(kernels=kernels)
+        except Exception as error:
+            traceback.print_exc()
+            return {"unmeasured": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+    def close(self) -> Reply:
+        """Give back what the cell held."""
+        from gate.measure import bench
+
+        self.__dict__.pop("bench", None)
+        self.stack.close()
+        gc.enable()
+        bench.release_memory(self.device)
+        return {}
+
+
+def main() -> None:
+    """Answer requests until the coordinator closes its end."""
+    # What is printed by libraries, and by what they start, goes to the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.argv[1:] = []
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(reply), file=answers, flush=True)
+    # To take all modules apart takes seconds.
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""What was measured, as files hold it: no torch, no judgement."""

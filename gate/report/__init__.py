@@ -1,0 +1,1 @@
+"""What people read: tables of records, comparisons, and progress."""

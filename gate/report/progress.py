@@ -1,0 +1,92 @@
+"""Progress of a timed run: which cell runs, and what came of it."""
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import pytest
+
+from gate.record.cell import CellRecord
+from gate.report.markdown import format_ms, no_time_word
+
+
+class Progress:
+    """A line a timed test, in place of pytest's dot: its name when it starts, its result when it ends.
+
+    Marked tests only (`performance`); works through pytest's own way to append to an open line, so that
+    output in between, -v and -q garble nothing.
+    """
+
+    def __init__(self, config: pytest.Config, entries: Mapping[str, dict[str, Any]]) -> None:
+        self.config = config
+        self.entries = entries
+        self.prefixes: dict[str, str] = {}
+        self.live = False
+
+    @property
+    def reporter(self) -> pytest.TerminalReporter | None:
+        reporter: pytest.TerminalReporter | None = self.config.pluginmanager.get_plugin("terminalreporter")
+        return reporter
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        timed = [item for item in session.items if item.get_closest_marker("performance")]
+        for position, item in enumerate(timed, start=1):
+            label = item.callspec.id if hasattr(item, "callspec") else item.name
+            self.prefixes[item.nodeid] = f"[{position}/{len(timed)}] {label}: "
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> Generator[None, None, None]:
+        reporter = self.reporter
+        if reporter is None or nodeid not in self.prefixes:
+            yield
+            return
+        reporter.showfspath = False
+        try:
+            yield
+        finally:
+            reporter.showfspath = None
+        reporter.write_ensure_prefix(self.prefixes[nodeid])
+        reporter.flush()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_teststatus(self) -> Generator[None, Any, Any]:
+        status = yield
+        return (status[0], "", "") if self.live else status
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        self.live = report.nodeid in self.prefixes
+        live = self.live
+        try:
+            yield
+        finally:
+            self.live = False
+        reporter = self.reporter
+        if reporter is not None and live and (report.when == "call" or not report.passed):
+            result = _result(report, self.entries.get(report.nodeid))
+            reporter.write_ensure_prefix(self.prefixes[report.nodeid], result)
+            reporter.flush()
+
+
+def _result(report: pytest.TestReport, entry: dict[str, Any] | None) -> str:
+    """`97.8 ms (97.1..99.0), 41.2 GB`: median, smallest and largest step, peak memory; FAILED before it."""
+    words = []
+    if report.failed:
+        words.append("FAILED" if report.when == "call" else f"ERROR in {report.when}")
+    elif report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected failure"
+        words.append(reason if reason.startswith("Skipped") else f"skipped, {reason}")
+    if entry is not None:
+        words.append(_entry_result(entry))
+    return ", ".join(words) or "passed"
+
+
+def _entry_result(entry: dict[str, Any]) -> str:
+    info = entry["extra_info"]
+    if "cell" not in info:
+        return f"{format_ms(entry['stats']['median'] * 1e3)} ms"
+    record = CellRecord.read(info)
+    if record.step_ms is None:
+        return no_time_word(record)
+    spread = f"({format_ms(min(record.times_ms))}..{format_ms(max(record.times_ms))})"
+    peak = "" if record.peak_bytes is None else f", {record.peak_bytes / 1e9:.1f} GB"
+    return f"{format_ms(record.step_ms)} ms {spread}{peak}"

@@ -1,0 +1,124 @@
+"""A baseline is made on purpose, of valid records of one device, version and workload."""
+
+import json
+import math
+import os
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from gate.__main__ import main
+from gate.baseline.store import INDEX, find
+from tests.meta.gate_cells import MACHINE, content_of, key, record, timed
+
+pytestmark = pytest.mark.meta
+
+SLUG = MACHINE["device_slug"]
+EVAL = key(mode="eval")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "baselines"
+
+
+@pytest.fixture
+def promote(tmp_path, root):
+    """Promotes records that are saved first, and returns the exit status."""
+
+    def run(*records, options=()):
+        paths = [tmp_path / "records" / f"{number}.json" for number in range(len(records))]
+        for path, one in zip(paths, records, strict=True):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content_of(one)))
+        return main(["promote", *map(str, paths), "--baselines", str(root), *options])
+
+    return run
+
+
+def test_records_of_fresh_processes_become_one_baseline_that_more_are_added_to(promote, root, capsys):
+    assert promote(record(timed()), record(timed(), hours=1)) == 0
+    assert promote(record(timed(), hours=5), options=["--add"]) == 0
+    assert "3 processes, 1 cells" in capsys.readouterr().out
+    (found,) = find([root / SLUG], root)
+    assert (found.committed, len(found.processes)) == (True, 3)
+    assert promote(record(timed(cell=key(lengths="recorded")))) == 0
+    assert [entry["path"] for entry in json.loads((root / INDEX).read_text())["baselines"]] == [
+        f"{SLUG}/article-recorded.json",
+        f"{SLUG}/article.json",
+    ]
+
+
+def refused(promote, capsys, *records, options=()):
+    with pytest.raises(SystemExit, match="2"):
+        promote(*records, options=options)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+FIRST = record(timed(), timed(cell=EVAL))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (record(timed(), timed(cell=EVAL)), "are of one process; give each once"),
+        (replace(FIRST, machine=MACHINE | {"device": "NVIDIA A100"}), "another device: NVIDIA A100"),
+        (replace(FIRST, machine=MACHINE | {"power_limit_w": 500.0}), "power limit"),
+        (replace(FIRST, machine=MACHINE | {"versions": {"torch": "2.14.0"}}), "has other package versions than"),
+        (replace(FIRST, commit={"id": "c0ffee", "dirty": True}), "is of uncommitted or unknown code; commit, record"),
+        (replace(FIRST, commit={}), "is of uncommitted or unknown code"),
+        (replace(FIRST, commit={"id": "decaf", "dirty": False}), "is of commit decaf,"),
+        (record(timed()), "has other cells than"),
+        (record(timed(cell=key(workload="long"))), "a baseline is of one workload; got article/uniform in"),
+        (record(timed(), timed(cell=EVAL, verdict="wrong")), "has no valid time (wrong)"),
+        (record(timed(), timed(cell=EVAL, device_ms=[math.nan])), "has no valid time (a step time is nan"),
+        (record(timed(), timed(cell=EVAL, gpu_after={"other_processes": 1})), "timed beside 1 other processes"),
+    ],
+)
+def test_what_does_not_fit_is_not_promoted(promote, root, capsys, other, why):
+    at = other.at.replace(hour=0 if "one process" in why else 1)
+    assert why in refused(promote, capsys, FIRST, replace(other, at=at))
+    assert not root.exists()
+
+
+def test_only_records_are_promoted(promote, root, capsys, tmp_path):
+    assert "promote without it" in refused(promote, capsys, FIRST, options=["--add"])
+    promote(FIRST)
+    for path, why in ((tmp_path / "records", "is a folder"), (tmp_path / "gone", "does not exist")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["promote", str(path), "--baselines", str(root)])
+        assert why in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["promote", str(root / SLUG / "article.json"), "--baselines", str(root)])
+    assert "is a baseline already" in capsys.readouterr().err
+
+
+def test_a_cell_that_is_out_of_memory_and_dirty_code_on_demand_are_promoted(promote):
+    dirty = replace(FIRST, commit={"id": "c0ffee", "dirty": True})
+    assert promote(dirty, options=["--allow-dirty"]) == 0
+    assert promote(record(timed(), timed(cell=EVAL, verdict="out of memory"))) == 0
+
+
+def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(promote, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+    def git(*words):
+        options = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+        done = subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def commit(name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        git("add", name)
+        git("commit", "--quiet", "--message", name)
+        return {"id": git("rev-parse", "HEAD"), "dirty": False}
+
+    git("init", "--quiet")
+    assert promote(replace(FIRST, commit=commit("code.py"))) == 0
+    later = record(*FIRST.cells.values(), hours=5)
+    assert promote(replace(later, commit=commit("baselines/README")), options=["--add"]) == 0
+    other = replace(record(*FIRST.cells.values(), hours=6), commit=commit("more.py"))
+    assert "record at the baseline's commit" in refused(promote, capsys, other, options=["--add"])
