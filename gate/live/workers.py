@@ -110,7 +110,10 @@ class Worker:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Have SIGTERM end what runs as Ctrl-C does: workers are killed, and not left alone."""
+    """Have SIGTERM and SIGINT end what runs as Ctrl-C does: workers are killed, and not left alone.
+
+    SIGINT too, as a shell has what it starts in the background ignore it.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -118,8 +121,9 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
