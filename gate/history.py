@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gate.baseline.store import INDEX, Baseline, load
-from gate.report.markdown import format_ms, markdown_box, render
+from gate.record.cell import format_ms
+from gate.report.markdown import markdown_box, render
 
 #: Device, workload and lengths: what a table is of.
 Kind = tuple[str, str, str]

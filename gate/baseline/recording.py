@@ -1,7 +1,6 @@
 """Record what is timed in several fresh processes, as a baseline needs them; options of pytest come after `--`."""
 
 import argparse
-import json
 import os
 import random
 import re
@@ -17,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gate.record.cell import cell_of
-from gate.record.files import Content, load_content, record_from_journal, record_of
+from gate.record.files import Content, load_content, record_from_journal, record_of, write_json
 
 #: The checkout that this gate belongs to.
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,10 +210,7 @@ def _wait(started: "subprocess.Popen[bytes]", log: Path, stall_s: float) -> int 
 def save(content: Content, storage: Path, name: str) -> Path:
     """Write a record where pytest-benchmark would, under its next number, and return its path."""
     folder = storage / content["machine_info"].get("device_slug", "unknown-device")
-    folder.mkdir(parents=True, exist_ok=True)
     taken = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]_*.json")]
     path = folder / f"{max(taken, default=0) + 1:04}_{name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf8")
-    partial.replace(path)
+    write_json(path, content, indent=1)
     return path

@@ -13,9 +13,9 @@ from functools import cached_property
 from gate.baseline.store import Baseline
 from gate.judge.cause import cause
 from gate.judge.compatible import reasons_of_cells, reasons_of_machines, same_packages
-from gate.judge.exact import FAILS_STRICT, Finding, compare
+from gate.judge.exact import compare
 from gate.judge.pairs import block_log
-from gate.judge.verdicts import CellVerdict, Threshold, Verdict, worst_first
+from gate.judge.verdicts import CellVerdict, Threshold, Verdict, with_costs, worst_first
 from gate.record.cell import CellRecord, Clock
 from gate.record.files import Record
 
@@ -129,10 +129,7 @@ class Screening:
             return self._without_time(cell, head, olds, timed)
         judged = settled or self._by_time(cell, why_not)
         findings = compare(head, timed[-1])
-        if not self.same_packages:
-            # Of other packages other costs are expected: they are told, and only times are judged.
-            return replace(judged, why="; ".join(filter(None, [judged.why, *map(str, findings)])))
-        return _with_costs(judged, findings)
+        return with_costs(judged, findings, same_packages=self.same_packages)
 
     def _without_time(
         self, cell: str, head: CellRecord, olds: Sequence[CellRecord], timed: Sequence[CellRecord]
@@ -164,17 +161,3 @@ class Screening:
         if self._slower(cell):
             return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"{told}; not settled: {why_not}")
         return judged
-
-
-def _with_costs(judged: CellVerdict, findings: Sequence[Finding]) -> CellVerdict:
-    """Return the verdict of a cell by its time and its exact costs; live pairs may have found some too."""
-    verdict, known = judged.verdict, {finding.cost for finding in findings}
-    findings = (*findings, *(finding for finding in judged.findings if finding.cost not in known))
-    passes = verdict in (Verdict.SAME, Verdict.IMPROVED)
-    if any(finding.worse for finding in findings):
-        verdict = Verdict.REGRESSED
-    elif passes and any(finding.kind in FAILS_STRICT for finding in findings):
-        verdict = Verdict.INCONCLUSIVE
-    elif passes and any(finding.kind == "better" for finding in findings):
-        verdict = Verdict.IMPROVED
-    return replace(judged, verdict=verdict, findings=findings)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.record.cell import CellRecord
-from gate.record.files import Record, cells_of, load_record, reason, time_of
+from gate.record.files import Record, cells_of, load_record, reason, time_of, write_whole
 
 KIND = "varlen-gate baseline"
 INDEX_KIND = "varlen-gate index of baselines"
@@ -242,9 +242,10 @@ def write(path: Path, root: Path, processes: Sequence[Record], workload: tuple[s
     digest = digest_of([json.loads(text) for text in texts])
     index = read_index(root) | {path.relative_to(root).as_posix(): digest}
     entries = [{"path": name, "sha256": digest} for name, digest in sorted(index.items())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "\n".join(texts))
-    _write(root / INDEX, json.dumps({"kind": INDEX_KIND, "schema": INDEX_SCHEMA, "baselines": entries}, indent=1))
+    write_whole(path, "\n".join(texts) + "\n")
+    write_whole(
+        root / INDEX, json.dumps({"kind": INDEX_KIND, "schema": INDEX_SCHEMA, "baselines": entries}, indent=1) + "\n"
+    )
 
 
 def file_name(workload: tuple[str, str]) -> str:
@@ -270,12 +271,6 @@ def _restore(path: Path) -> str:
 def _rounded(info: Line) -> Line:
     times = {key: value for key, value in info.items() if key.endswith("_ms") and isinstance(value, list)}
     return info | {key: [None if ms is None else round(ms, DIGITS) for ms in value] for key, value in times.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf8")
-    partial.replace(path)
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gate.record.cell import CellRecord, is_number
+from gate.record.cell import CellRecord, format_ms, is_number
 from gate.record.kernels import from_data, moved
 
 Kind = Literal["recompiled", "padding", "preparation", "device", "host", "unclear"]
@@ -124,9 +124,7 @@ def _was(new: float | None, old: float | None) -> str:
 
 
 def _ms(ms: float | None) -> str:
-    if ms is None:
-        return "unknown"
-    return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
+    return "unknown" if ms is None else format_ms(ms)
 
 
 def _rise(new: float | None, old: float | None) -> tuple[float, float] | None:

@@ -65,8 +65,13 @@ def reasons_of_cells(head: CellRecord, base: CellRecord) -> list[str]:
 
 def same_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
     """Tell whether two `machine_info`s have the same packages, as far as a step runs them."""
-    new, old = (machine.get("versions") or {} for machine in (head, base))
-    return all(new.get(package) == old.get(package) for package in STEP_PACKAGES)
+    return step_versions(head) == step_versions(base)
+
+
+def step_versions(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions, in a `machine_info`, of the packages that a step runs; None for one that is lacking."""
+    versions = machine.get("versions") or {}
+    return {package: versions.get(package) for package in STEP_PACKAGES}
 
 
 def throttled(record: CellRecord) -> set[str]:

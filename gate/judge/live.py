@@ -9,8 +9,8 @@ from typing import Any
 
 from gate.judge import pairs
 from gate.judge.cause import cause
-from gate.judge.exact import FAILS_STRICT, compare
-from gate.judge.verdicts import CellVerdict, Change, Threshold, Verdict
+from gate.judge.exact import compare
+from gate.judge.verdicts import CellVerdict, Change, Threshold, Verdict, with_costs
 from gate.record.cell import CellRecord
 
 #: The verdict of a side that could be opened alone, and was not timed.
@@ -119,18 +119,8 @@ class LiveJudge:
             return _lost(cell, results)
         if note := next((one.note for one in results if one.note), ""):
             return CellVerdict(cell, Verdict.INCONCLUSIVE, note)
-        judged = self._by_time(cell)
-        findings = tuple(compare(results[0].head, results[0].base))
-        if not self.same_versions:
-            return replace(judged, why="; ".join(filter(None, [judged.why, *map(str, findings)])))
-        verdict = judged.verdict
-        if any(finding.worse for finding in findings):
-            verdict = Verdict.REGRESSED
-        elif any(finding.kind in FAILS_STRICT for finding in findings) and verdict != Verdict.REGRESSED:
-            verdict = Verdict.INCONCLUSIVE
-        elif any(finding.kind == "better" for finding in findings) and verdict == Verdict.SAME:
-            verdict = Verdict.IMPROVED
-        return replace(judged, verdict=verdict, findings=findings)
+        findings = compare(results[0].head, results[0].base)
+        return with_costs(self._by_time(cell), findings, same_packages=self.same_versions)
 
     def _by_time(self, cell: str) -> CellVerdict:
         screening, *fresh = self.results[cell]

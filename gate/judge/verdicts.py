@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gate.judge.cause import Cause
@@ -79,6 +79,25 @@ class CellVerdict:
         """Why, what cost changed, and the cause, as one text."""
         said = [self.why, *map(str, self.findings), str(self.cause) if self.cause else ""]
         return "; ".join(filter(None, said))
+
+
+def with_costs(judged: CellVerdict, findings: Sequence[Finding], *, same_packages: bool) -> CellVerdict:
+    """Return the verdict of a cell by its time and its exact costs; `judged` may hold findings already.
+
+    Of other packages other costs are expected: they are told, and only times are judged.
+    """
+    if not same_packages:
+        return replace(judged, why="; ".join(filter(None, [judged.why, *map(str, findings)])))
+    verdict, known = judged.verdict, {finding.cost for finding in findings}
+    findings = (*findings, *(finding for finding in judged.findings if finding.cost not in known))
+    passes = verdict in (Verdict.SAME, Verdict.IMPROVED)
+    if any(finding.worse for finding in findings):
+        verdict = Verdict.REGRESSED
+    elif passes and any(finding.kind in FAILS_STRICT for finding in findings):
+        verdict = Verdict.INCONCLUSIVE
+    elif passes and any(finding.kind == "better" for finding in findings):
+        verdict = Verdict.IMPROVED
+    return replace(judged, verdict=verdict, findings=findings)
 
 
 def worst_first(verdicts: Sequence[CellVerdict]) -> list[CellVerdict]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gate.judge import pairs
+from gate.judge.compatible import same_packages
 from gate.judge.live import LiveJudge, PairResult
 from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, worst_first
-from gate.live.pair import SIDES, LivePair, write_json
+from gate.live.pair import SIDES, LivePair
 from gate.live.workers import Side
-
-#: The packages that a step runs: with others of these it has other exact costs.
-STEP_PACKAGES = ("torch", "triton", "flash-attn", "xformers", "transformers")
+from gate.record.files import write_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Comparison:
         if greeted["base"]["device"] != device:
             raise ValueError(f"base runs on {greeted['base']['device']} and head on {device}: nothing can be compared.")
         percent = PERCENT[device] if self.request.percent is None else self.request.percent
-        same_versions = step_versions(greeted["base"]["machine"]) == step_versions(machine)
+        same_versions = same_packages(machine, greeted["base"]["machine"])
         threshold = Threshold(percent, self.request.us)
         self.judge = LiveJudge(threshold, self.request.alpha, same_versions=same_versions)
         # Why a side cannot run a cell that it has, "" where it can.
@@ -151,11 +150,6 @@ class Comparison:
         if not self.judge.same_versions:
             notes.append("The sides have other packages: exact costs are told, and only times are judged.")
         return notes
-
-
-def step_versions(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions, in a machine_info, of the packages that a step runs."""
-    return {package: (machine.get("versions") or {}).get(package) for package in STEP_PACKAGES}
 
 
 def _finished(path: Path) -> PairResult:

@@ -1,6 +1,5 @@
 """One live pair: a worker of base and one of head, which open the same cell and run blocks of its batches in turn."""
 
-import json
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,11 +240,3 @@ def _times(reply: Reply) -> list[float]:
     """The times of a block's steps, by the device's clock where there is one."""
     times: list[float] = reply["device_ms"] or reply["wall_ms"]
     return times
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a file whole or not at all: a name that is there is a file that is finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value), encoding="utf8")
-    partial.replace(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.live.comparison import Found
-from gate.live.pair import write_json
+from gate.record.files import write_json
 from gate.report.verdicts import verdict_lines
 
 SCHEMA = 2

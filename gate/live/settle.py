@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gate.judge.compatible import step_versions
 from gate.judge.verdicts import CellVerdict, Threshold
-from gate.live.comparison import Comparison, Request, step_versions
+from gate.live.comparison import Comparison, Request
 from gate.live.workers import Side
 from gate.live.worktrees import checkout
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-Verdict = Literal["timed", "out of memory", "too slow", "wrong", "failed", "crashed"]
 Clock = Literal["device", "wall"]
 
 #: What a value of a file must be: the words of the error, and the check.
@@ -166,6 +165,11 @@ def cell_of(cell: str) -> dict[str, Any]:
         raise ValueError(f"{cell!r} is no cell id; one has 7 or 8 words with hyphens between them.")
     key: dict[str, Any] = dict(zip(names, [*parts, "uniform"], strict=False))
     return key | {"causal": key["causal"] == "causal"}
+
+
+def format_ms(ms: float) -> str:
+    """Return a time with three or more digits without noise: 132.4, 31.0, 3.21, 0.045."""
+    return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
 
 
 def _name(cell: object) -> str:

@@ -115,6 +115,19 @@ def reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a name that is there is a file that is finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf8")
+    partial.replace(path)
+
+
+def write_json(path: Path, value: object, indent: int | None = None) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=indent))
+
+
 def matches(path: Path, name: str) -> bool:
     """Tell whether `--benchmark-compare=NAME` means this record.
 

@@ -37,11 +37,6 @@ def render(table: Table, width: int = WIDE) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
-def format_ms(ms: float) -> str:
-    """Return three or more digits without noise: 132.4, 31.0, 3.21, 0.045."""
-    return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
-
-
 def no_time_word(record: CellRecord) -> str:
     """Return what stands in place of a cell's time: "OOM", "wrong"; "no time" where its times are none."""
     return {"timed": "no time", "out of memory": "OOM"}.get(record.verdict, record.verdict)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gate.record.cell import CellRecord
-from gate.report.markdown import format_ms, no_time_word
+from gate.record.cell import CellRecord, format_ms
+from gate.report.markdown import no_time_word
 
 
 class Progress:

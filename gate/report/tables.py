@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from gate.record.cell import CellRecord
+from gate.record.cell import CellRecord, format_ms
 from gate.record.files import Record
 from gate.report.article import article_ms
-from gate.report.markdown import WIDE, format_ms, markdown_box, no_time_word, render
+from gate.report.markdown import WIDE, markdown_box, no_time_word, render
 
 COLUMNS = (("eval", "eager"), ("eval", "compiled"), ("train", "eager"), ("train", "compiled"))
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from gate.judge.verdicts import CellVerdict, Verdict, counts
-from gate.report.markdown import WIDE, format_ms, markdown_box, render
+from gate.record.cell import format_ms
+from gate.report.markdown import WIDE, markdown_box, render
 
 #: Cells that are the same and call for no word are counted, not listed, beyond so many.
 FEW = 4

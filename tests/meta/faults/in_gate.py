@@ -140,8 +140,12 @@ def change(found: CellVerdict) -> float:
 @plant(SCREEN + COSTS)
 def a_cost_that_rose_passes_where_the_time_fell(patch: pytest.MonkeyPatch) -> None:
     """A cell is as its time says, though it takes more memory than before, where it is faster."""
-    right = screen._with_costs
-    patch.setattr(screen, "_with_costs", lambda found, costs: found if change(found) < -0.02 else right(found, costs))
+    right = verdicts.with_costs
+
+    def with_costs(judged: CellVerdict, findings: Sequence[exact.Finding], *, same_packages: bool) -> CellVerdict:
+        return judged if change(judged) < -0.02 else right(judged, findings, same_packages=same_packages)
+
+    everywhere(patch, right, with_costs)
 
 
 @plant(LIVE + COSTS)
@@ -159,13 +163,14 @@ def a_cost_that_rose_passes_where_head_is_faster(patch: pytest.MonkeyPatch) -> N
 @plant(SCREEN + COSTS)
 def a_cost_that_fell_hides_a_slower_step(patch: pytest.MonkeyPatch) -> None:
     """A cell with any exact cost below the baseline's is *improved*, whatever its time."""
-    right = screen._with_costs
+    right = verdicts.with_costs
 
-    def with_costs(judged: CellVerdict, findings: Sequence[exact.Finding]) -> CellVerdict:
+    def with_costs(judged: CellVerdict, findings: Sequence[exact.Finding], *, same_packages: bool) -> CellVerdict:
         better = any(finding.kind == "better" for finding in findings)
-        return replace(right(judged, findings), **{"verdict": Verdict.IMPROVED} if better else {})
+        found = right(judged, findings, same_packages=same_packages)
+        return replace(found, verdict=Verdict.IMPROVED) if better else found
 
-    patch.setattr(screen, "_with_costs", with_costs)
+    everywhere(patch, right, with_costs)
 
 
 @plant(SCREEN + "test_costs_are_those_of_the_newest_process")
