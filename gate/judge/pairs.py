@@ -17,7 +17,7 @@ TRIMMED = 0.2
 
 #: A pair runs at least so many blocks on each side, and more until the standard error of its change is at most this
 #: share of the threshold, up to the most.
-FEWEST_BLOCKS, MOST_BLOCKS = 24, 144
+FEWEST_BLOCKS, MOST_BLOCKS = 12, 144
 PRECISE = 0.25
 
 #: A slowdown in the screening of this share of the threshold is settled by fresh pairs.
@@ -67,10 +67,10 @@ def host_deficit_ms(ahead_ms: Sequence[float], lead_ms: Sequence[float], steps: 
     """Return how much longer a step's launches take than the device's work, in ms; 0 where the device takes longer.
 
     Each block of `steps` was launched ahead of the device by `ahead_ms`, and the host had `lead_ms` left at its end: a
-    loop pays for what it lost. The median over blocks, as a hiccup costs a loop that runs ahead nothing.
+    loop pays for what it lost. The least of all blocks, as another program on the host only ever adds to it.
     """
     lost = np.asarray(ahead_ms, dtype=float) - np.asarray(lead_ms, dtype=float)
-    return max(0.0, float(np.median(lost)) / steps)
+    return max(0.0, float(lost.min()) / steps)
 
 
 def block_log(

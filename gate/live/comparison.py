@@ -81,9 +81,9 @@ class Comparison:
             raise ValueError(f"neither side runs a cell of what was asked for: {why}.")
         both = [cell for cell, why in head.items() if not why and base.get(cell) == ""]
         random.Random(self.request.seed).shuffle(both)
-        if device == "cuda":
-            # A GPU's host has cores to spare: the first fresh pair starts while the screening runs.
-            self._start(1)
+        # A GPU's host has cores to spare: fresh pairs start while others run.
+        ahead = pairs.FEWEST_PAIRS if device == "cuda" else 0
+        self._start(ahead)
         self._measure(0, both)
         if chosen := self.judge.flag():
             self.say(f"to settle by fresh pairs: {', '.join(chosen)}")
@@ -91,6 +91,8 @@ class Comparison:
             chosen = self.judge.unsettled()
             if not chosen or self.stopped:
                 break
+            if ahead:
+                self._start(min(number + 1, pairs.MOST_PAIRS))
             self._measure(number, chosen)
         verdicts = [self.judge.verdict(cell) for cell in both]
         verdicts += _one_sided(Verdict.MISSING, "runs on base, not on head", base, head)
@@ -131,7 +133,9 @@ class Comparison:
             else:
                 began = time.monotonic()
                 rng = random.Random(f"{self.request.seed} {number} {cell}")
-                result = self._pair(number).measure(cell, self.judge.threshold, rng, kernels=number == 1)
+                result = self._pair(number).measure(
+                    cell, self.judge.threshold, rng, costs=number <= pairs.FEWEST_PAIRS, kernels=number == 1
+                )
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
                 write_json(path, result.written())
             self.judge.add(result)

@@ -94,8 +94,10 @@ class LivePair:
             )
         self.greeted[side] = reply
 
-    def measure(self, cell: str, threshold: Threshold, rng: random.Random, *, kernels: bool = False) -> PairResult:
-        """Time the cell on both sides in turn; what has no time says why."""
+    def measure(
+        self, cell: str, threshold: Threshold, rng: random.Random, *, costs: bool = True, kernels: bool = False
+    ) -> PairResult:
+        """Time the cell on both sides in turn, and ask for its exact `costs`; what has no time says why."""
         opened = self._both("open", cell=cell)
         try:
             _all_are("ready", opened)
@@ -110,12 +112,12 @@ class LivePair:
                     base_ms = statistics.median(chain.from_iterable(_times(each.replies["base"]) for each in blocks))
                     if precise(pair_change(block_logs(blocks)), threshold.log(base_ms)):
                         break
-            costs = self._costs(kernels)
+            known = self._costs(costs, kernels)
         except _Ended as ended:
             # With both sides in memory, neither is to be blamed.
             full = any(reply["verdict"] == "out of memory" for reply in ended.replies.values())
             return _without_time(cell, self._alone(cell) if full else ended.replies)
-        base, head = (_record(cell, side, blocks, opened[side], costs[side]) for side in SIDES)
+        base, head = (_record(cell, side, blocks, opened[side], known[side]) for side in SIDES)
         return PairResult(cell, base, head, block_logs(blocks))
 
     def _alone(self, cell: str) -> dict[str, Reply]:
@@ -146,17 +148,18 @@ class LivePair:
         _all_are("timed", replies)
         return Block(order, replies)
 
-    def _costs(self, kernels: bool) -> dict[str, Reply]:
-        """Return the exact costs of both sides: measured at once, or one after the other where kernels are timed."""
+    def _costs(self, costs: bool, kernels: bool) -> dict[str, Reply]:
+        """Return the clocks and exact costs of both sides: measured at once, or in turn where kernels are timed."""
         states = self._both("state")
+        found: dict[str, Reply] = {side: {} for side in SIDES}
         if kernels:
-            costs = {side: self._ask(side, "costs", kernels=True) for side in SIDES}
-        else:
-            costs = self._both("costs", kernels=False)
-        for replies in (states, costs):
+            found = {side: self._ask(side, "costs", kernels=True) for side in SIDES}
+        elif costs:
+            found = self._both("costs", kernels=False)
+        for replies in (states, found):
             if any("verdict" in reply for reply in replies.values()):
                 raise _Ended({side: {"verdict": "ready"} | replies[side] for side in SIDES})
-        return {side: costs[side] | {"gpu_after": states[side]["gpu"] or None} for side in SIDES}
+        return {side: found[side] | {"gpu_after": states[side]["gpu"] or None} for side in SIDES}
 
     def _both(self, do: str, **arguments: Any) -> dict[str, Reply]:
         """Ask both sides at once."""
