@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
+from weakref import WeakKeyDictionary
 
 #: Steps of the warm-up that tell how long a step takes, after the first one, which may compile.
 LOOKED_AT = range(1, 8)
@@ -102,16 +103,17 @@ def install(names: dict[str, Any], text: str) -> None:
 
 
 def _chosen(step: Step, wanted: list[tuple[str, str, str]]) -> Step:
-    made: dict[tuple[int, str], Step] = {}
+    # By model, which is gone before the next cell's is made: a number of it may come again.
+    made: WeakKeyDictionary[Any, dict[str, Step]] = WeakKeyDictionary()
 
     def run(model: Any, backend: Any, batch: Any, case: Any, *rest: Any) -> Any:
         name = f"{backend.name}-{case.mode}-{case.execution}"
         for kind, value, glob in wanted:
             if fnmatch(name, glob):
-                key = (id(model), kind)
-                if key not in made:
-                    made[key] = KINDS[kind](step, value)
-                return made[key](model, backend, batch, case, *rest)
+                of_model = made.setdefault(model, {})
+                if kind not in of_model:
+                    of_model[kind] = KINDS[kind](step, value)
+                return of_model[kind](model, backend, batch, case, *rest)
         return step(model, backend, batch, case, *rest)
 
     return run
