@@ -17,8 +17,8 @@ TRIMMED = 0.2
 
 #: A pair runs at least so many blocks on each side, and more until the standard error of its change is at most this
 #: share of the threshold, up to the most.
-FEWEST_BLOCKS, MOST_BLOCKS = 12, 144
-PRECISE = 0.25
+FEWEST_BLOCKS, MOST_BLOCKS = 12, 60
+PRECISE = 1 / 3
 
 #: A slowdown in the screening of this share of the threshold is settled by fresh pairs.
 FLAG_SHARE = 0.6

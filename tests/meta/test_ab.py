@@ -53,7 +53,7 @@ def test_equal_code_passes_and_finished_cells_are_not_measured_again(
 
 
 def test_slowdowns_fail_and_their_causes_are_named(base: Path, tmp_path: Path):
-    head = copied(tmp_path / "head", "host_sleep=0.5@sdpa_loop-eval-eager,prepare=60@sdpa_document_mask-*")
+    head = copied(tmp_path / "head", "host_sleep=10@sdpa_loop-eval-eager,prepare=60@sdpa_document_mask-*")
     assert ab(base, head, tmp_path / "run", f"--cells={LOOP},{MASK}") == 1
     found = cells(tmp_path / "run")
     assert {cell: (one["verdict"], one["cause"]) for cell, one in found.items()} == {

@@ -61,7 +61,7 @@ def compared(
         for cell in chosen:
             row = drawn[int(cell)]
             enough = (
-                n for n in range(24, MOST_BLOCKS + 1, 24) if precise(pair_change(row[:n]), THRESHOLD.log(STEP_MS))
+                n for n in range(12, MOST_BLOCKS + 1, 12) if precise(pair_change(row[:n]), THRESHOLD.log(STEP_MS))
             )
             judge.add(PairResult(cell, timed, timed, list(row[: next(enough)])))
 

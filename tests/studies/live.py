@@ -1,6 +1,6 @@
 """Live comparisons whose answer is known: of equal code, and with cells made slower on head.
 
-    python -m tests.studies.live FOLDER equal 'device_sleep=0.02@fa2_varlen-train-eager' -- --steps 12
+    python -m tests.studies.live FOLDER equal 'device_sleep=0.9@fa2_varlen-train-eager' -- --steps 12
 
 Each word is a comparison: `equal`, or what tests/studies/injected.py injects (`multiple=N` pads to a multiple of N).
 What follows `--` is for `python -m gate ab`. A comparison with a report is not run again.
@@ -76,14 +76,16 @@ def copied(place: Path, injected: str) -> Path:
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     if injected == EQUAL:
         return place
-    kind, _, value = injected.partition("@")[0].partition("=")
-    if kind == "multiple":
+    words = injected.split(",")
+    for word in [word for word in words if word.startswith("multiple=")]:
         path = place / "model" / "workloads.py"
-        path.write_text(path.read_text().replace("multiple: int = 64", f"multiple: int = {int(value)}"))
+        path.write_text(path.read_text().replace("multiple: int = 64", f"multiple: int = {int(word[9:])}"))
+        words.remove(word)
+    if not words:
         return place
     shutil.copy(Path(__file__).with_name("injected.py"), place / "model" / "injected.py")
     with (place / "model" / "steps.py").open("a") as steps:
-        steps.write(f"\n\nfrom model.injected import install\n\ninstall(globals(), {injected!r})\n")
+        steps.write(f"\n\nfrom model.injected import install\n\ninstall(globals(), {','.join(words)!r})\n")
     return place
 
 
