@@ -54,8 +54,8 @@ class KnownFailure:
 class KnownLeak:
     """A way in which families of transformers compute something else of several sequences than of each one alone.
 
-    The families are those that the record of the installed version (docs/packing) has as wrong in one of the ways of
-    `test`: hundreds, so that they are listed there alone. Strict as well: when one is mended, a new record is due.
+    The record of the installed version (docs/results/packing) lists the families that are wrong in a way of `test`:
+    there are hundreds. Strict as well: when one is mended, a new record is due.
     `reproduction` is a script under docs/reproductions that is called with the family.
     """
 

@@ -76,7 +76,7 @@ def compare(head: CellRecord, base: CellRecord) -> list[Finding]:
 
     Empty where either side was not timed (its verdict says more than its costs), and where a cost is None on both, as
     the GPU's are on a CPU. There is no tolerance: each cost is measured so that one number comes of one version of the
-    code and its packages (docs/gate.md), and a byte more is a byte more.
+    code and its packages (docs/explanation/how-the-gate-decides.md), and a byte more is a byte more.
     """
     if head.verdict != "timed" or base.verdict != "timed":
         return []

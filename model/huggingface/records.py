@@ -14,7 +14,7 @@ from model.huggingface.inputs import LAYOUTS
 from model.huggingface.verdicts import STATES, verdict
 
 #: The records of this repository: <version of transformers>.json.
-FOLDER = Path(__file__).parents[2] / "docs" / "packing"
+FOLDER = Path(__file__).parents[2] / "docs" / "results" / "packing"
 
 Record = dict[str, Any]
 Direction = Literal["better", "worse", "other"]

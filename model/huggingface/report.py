@@ -123,7 +123,7 @@ def report(record: Record) -> str:
     parts = [
         f"# Is it safe to pack? transformers {record['transformers']}",
         heading(record) + ".",
-        "How to read it, and how it was made: [README.md](README.md).",
+        "How to read it, and how it was made: [check a model](../../how-to/check-a-model.md).",
         "## Verdicts on flattened rows",
         by_verdict(record),
         "## What a model is given",

@@ -11,7 +11,7 @@ from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
 
 ALL, CI = "all", "ci"
 
-#: Where a report goes unless it is told: a record in docs/packing is committed on purpose.
+#: Where a report goes unless it is told: a record in docs/results/packing is committed on purpose.
 DEFAULT_FOLDER = "packing-report"
 
 ENTRY = "packing"
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const=DEFAULT_FOLDER,
         metavar="FOLDER",
         help="with -m huggingface: print which families of the installed transformers are safe to pack, and write "
-        f"Markdown and JSON to FOLDER ({DEFAULT_FOLDER}; --packing-report=docs/packing makes it the record)",
+        f"Markdown and JSON to FOLDER ({DEFAULT_FOLDER}; --packing-report=docs/results/packing makes it the record)",
     )
     group.addoption(
         "--packing-families",
@@ -165,7 +165,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(f"better than recorded: {change}")
         if better:
             terminalreporter.write_line(
-                "Record it: pytest -m huggingface --packing-report=docs/packing, and commit the files."
+                "Record it: pytest -m huggingface --packing-report=docs/results/packing, and commit the files."
             )
     folder = config.getoption("packing_report")
     if folder:

@@ -183,13 +183,13 @@ def test_attention_registered_without_its_mask_leaks_and_is_seen_to(model: nn.Mo
     """What one gets who registers transformers' own attention under a name of one's own, and no mask."""
     ids = sequences()
     expected = alone(model, ids)
-    AttentionInterface.register("planted", AttentionInterface._global_mapping["sdpa"])
+    AttentionInterface.register("injected", AttentionInterface._global_mapping["sdpa"])
     try:
-        model.config._attn_implementation = "planted"
+        model.config._attn_implementation = "injected"
         found = computed(model, flattened(ids) | {"use_cache": False})
     finally:
         model.config._attn_implementation = "eager"
-        AttentionInterface._global_mapping.pop("planted")
+        AttentionInterface._global_mapping.pop("injected")
     assert {"logits", "loss"} <= set(differing(found, expected))
 
 

@@ -1,4 +1,4 @@
-"""The checks tell a family that computes each sequence alone from one that does not: planted faults turn them red."""
+"""The checks tell a family that computes each sequence alone from one that does not: injected faults turn them red."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -37,7 +37,9 @@ def test_an_unknown_family_names_others() -> None:
 def test_few_recorded_families_are_not_built() -> None:
     record = recorded("cpu")
     if record is None:
-        pytest.skip("no record of this transformers: pytest -m huggingface --packing-report=docs/packing makes one")
+        pytest.skip(
+            "no record of this transformers: pytest -m huggingface --packing-report=docs/results/packing makes one"
+        )
     families = record["families"]
     missing = {name: entry["cannot_build"] for name, entry in families.items() if "cannot_build" in entry}
     assert families.keys() == {family.name for family in all_families()}

@@ -196,7 +196,7 @@ def test_blocks_that_are_compiled_know_no_number_of_their_own(backend: Gpt2Backe
     assert first
 
 
-def planted_varlen(
+def injected_varlen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -227,14 +227,14 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch) -> Gpt2Backend:
     if old := TOLD.reasons(this_machine()):
         pytest.skip("; ".join(old))
     library = modeling_flash_attention_utils
-    planted = {
+    injected = {
         "_loaded_implementation": "flash_attention_2",
-        "_flash_varlen_fn": planted_varlen,
+        "_flash_varlen_fn": injected_varlen,
         "_pad_fn": library._pad_input,
         "_unpad_fn": library._unpad_input,
-        "_process_flash_kwargs_fn": library._lazy_define_process_function(planted_varlen),
+        "_process_flash_kwargs_fn": library._lazy_define_process_function(injected_varlen),
     }
-    for name, value in planted.items():
+    for name, value in injected.items():
         monkeypatch.setattr(library, name, value)
     backend = next(backend for backend in GPT2_BACKENDS if backend.name == "gpt2_hf_fa2")
     return replace(backend, dtypes={"cpu": HALF}, requires=(), min_capability=None, probe=list)

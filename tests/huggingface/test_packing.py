@@ -102,9 +102,11 @@ def test_a_family_is_no_worse_than_recorded(checked: Result, record_property: Ca
     record_property(ENTRY, (name, entry))
     record = recorded(default_device())
     if record is None:
-        pytest.skip("no record of this transformers: pytest -m huggingface --packing-report=docs/packing makes one")
+        pytest.skip(
+            "no record of this transformers: pytest -m huggingface --packing-report=docs/results/packing makes one"
+        )
     assert name in record["families"], (
-        f"{name} is new: record it with pytest -m huggingface --packing-report=docs/packing"
+        f"{name} is new: record it with pytest -m huggingface --packing-report=docs/results/packing"
     )
     worse = [change for change in family_changes(name, record["families"][name], entry) if change.direction == "worse"]
     assert not worse, "\n".join(map(str, worse))

@@ -1,7 +1,7 @@
 """Runs pytest sessions and keeps what they collected and printed: `run` from a test, `python -m tests.meta.sessions`.
 
 Each session is forked from a process that has imported all, on the CPU, with nothing else in it: importing torch and
-the tests takes longer than most sessions. Where a planted fault is run (tests/meta/faults), this process is one, and
+the tests takes longer than most sessions. Where a injected fault is run (tests/meta/faults), this process is one, and
 the fault is in the sessions too.
 """
 
@@ -101,26 +101,26 @@ def described(item: pytest.Function) -> dict[str, Any]:
     }
 
 
-def _session(options: Sequence[str], plant: str, sender: Connection) -> None:
+def _session(options: Sequence[str], inject: str, sender: Connection) -> None:
     printed, recorder = io.StringIO(), Recorder()
     with (
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
         pytest.MonkeyPatch.context() as patch,
     ):
-        if plant:
+        if inject:
             # What it finds would be tried first wherever the same is drawn, after it.
             patch.setattr(DirectoryBasedExampleDatabase, "save", lambda *args: None)
             patch.setattr(DirectoryBasedExampleDatabase, "fetch", lambda *args: iter(()))
-            getattr(importlib.import_module("tests.meta.planted.reds"), plant)(patch)
+            getattr(importlib.import_module("tests.meta.injected.reds"), inject)(patch)
         code = pytest.main(["-p", "no:cacheprovider", "-n0", *options], plugins=[recorder])
     sender.send((int(code), printed.getvalue(), recorder.items, recorder.ended))
 
 
-def _forked(options: Sequence[str], plant: str = "") -> list[Any]:
+def _forked(options: Sequence[str], inject: str = "") -> list[Any]:
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_session, args=(options, plant, sender))
+    process = context.Process(target=_session, args=(options, inject, sender))
     process.start()
     sender.close()
     try:
@@ -135,15 +135,15 @@ def _ran(code: int, printed: str, items: Sequence[dict[str, Any]], ended: dict[s
 
 
 def run(
-    *sessions: Sequence[str], plants: Sequence[str] = (), profile: str = "ci", folders: Sequence[str] = runner.FOLDERS
+    *sessions: Sequence[str], injects: Sequence[str] = (), profile: str = "ci", folders: Sequence[str] = runner.FOLDERS
 ) -> list[Ran]:
     """Return what came of a session for each list of options, of tests in `folders`, under `profile`.
 
-    `plants` names a function of planted/reds.py for each, which breaks something before it. Under a planted fault
+    `injects` names a function of injected/reds.py for each, which breaks something before it. Under a injected fault
     examples are drawn as there: only what is collected can be asked for.
     """
-    jobs = [[list(options), plant] for options, plant in zip(sessions, plants or [""] * len(sessions), strict=True)]
-    if runner.preloaded and not any(plants):
+    jobs = [[list(options), inject] for options, inject in zip(sessions, injects or [""] * len(sessions), strict=True)]
+    if runner.preloaded and not any(injects):
         return [_ran(*_forked(*job)) for job in jobs]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "CI")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -173,7 +173,9 @@ def main() -> None:
     asked = json.load(sys.stdin)
     runner.preload(asked["profile"], asked["folders"])
     start = time.monotonic()
-    found = [_forked([f"--hypothesis-profile={asked['profile']}", *options], plant) for options, plant in asked["jobs"]]
+    found = [
+        _forked([f"--hypothesis-profile={asked['profile']}", *options], inject) for options, inject in asked["jobs"]
+    ]
     print(f"{len(found)} sessions in {time.monotonic() - start:.1f} s", file=sys.stderr)
     json.dump(found, sys.stdout)
 

@@ -1,4 +1,4 @@
-"""The suite can fail: every planted fault turns red the property that the catalogue names for it."""
+"""The suite can fail: every injected fault turns red the property that the catalogue names for it."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from tests.meta.faults import CATALOGUE, SELECTIONS, Fault, Selection
 from tests.meta.faults.table import PATH, PRODUCED, document
-from tests.meta.faults.upstream import BUGS, NOT_PLANTED
+from tests.meta.faults.upstream import BUGS, NOT_INJECTED
 
 pytestmark = pytest.mark.meta
 
@@ -45,7 +45,7 @@ def verdicts(request: pytest.FixtureRequest) -> Verdicts:
 
 
 @every_fault
-def test_a_planted_fault_turns_its_property_red(verdicts: Verdicts, fault: Fault) -> None:
+def test_an_injected_fault_turns_its_property_red(verdicts: Verdicts, fault: Fault) -> None:
     assert verdicts[fault.name]["right"], verdicts[fault.name]["seen"]
 
 
@@ -61,10 +61,10 @@ def test_a_fault_has_a_name_and_a_summary_of_its_own() -> None:
         assert [value for value, count in Counter(values).items() if count > 1] == []
 
 
-def test_every_upstream_bug_is_planted_or_has_a_reason() -> None:
-    planted = {bug for fault in CATALOGUE for bug in fault.links}
-    assert planted | NOT_PLANTED.keys() == BUGS.keys()
-    assert not planted & NOT_PLANTED.keys()
+def test_every_upstream_bug_is_injected_or_has_a_reason() -> None:
+    injected = {bug for fault in CATALOGUE for bug in fault.links}
+    assert injected | NOT_INJECTED.keys() == BUGS.keys()
+    assert not injected & NOT_INJECTED.keys()
 
 
 def test_the_documented_table_is_that_of_the_catalogue_with_every_fault_caught() -> None:

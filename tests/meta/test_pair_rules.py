@@ -164,7 +164,7 @@ FAILING = {True: (Verdict.REGRESSED, Verdict.MISSING, Verdict.INCONCLUSIVE), Fal
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("verdict", Verdict)
 def test_each_verdict_fails_a_run_as_it_must(verdict: Verdict, strict: bool):
-    """As docs/gate.md has it; beside a cell that is the same, and alone."""
+    """As docs/explanation/how-the-gate-decides.md has it; beside a cell that is the same, and alone."""
     one, same = CellVerdict("one", verdict), CellVerdict("same", Verdict.SAME)
     fails = verdict in FAILING[strict]
     assert fail([same, one], strict=strict) is fails

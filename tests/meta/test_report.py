@@ -116,10 +116,10 @@ def properties() -> dict[str, Item]:
 @pytest.fixture(scope="module")
 def reds(properties: dict[str, Item]) -> dict[str, tuple[Ran, Block | None]]:
     """Every property with something wrong in every batch."""
-    plants = sorted({"leak", *PLANTS.values()})
-    asked = [[item.id for name, item in properties.items() if PLANTS.get(name, "leak") == plant] for plant in plants]
+    injects = sorted({"leak", *PLANTS.values()})
+    asked = [[item.id for name, item in properties.items() if PLANTS.get(name, "leak") == inject] for inject in injects]
     found: dict[str, tuple[Ran, Block | None]] = {}
-    for ran in run(*asked, plants=plants):
+    for ran in run(*asked, injects=injects):
         of = blocks(ran)
         found |= {
             name: (ran, of.get(item.id.rpartition("::")[2]))
@@ -182,11 +182,11 @@ REQUIRED = {"required": "--require=fa2_varlen", "all required": "--require", "no
 
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Ran]:
-    """One cell of equivalence for each plant, and one that is unavailable."""
-    plants = ["bias_off_in_every_third_step", "an_error", *KNOWN]
-    jobs = [*([TRAINING, "-rx"] for _ in plants), *([UNAVAILABLE, option] for option in REQUIRED.values())]
-    found = run(*jobs, plants=[*plants, *([""] * len(REQUIRED))])
-    return dict(zip([*plants, *REQUIRED], found, strict=True))
+    """One cell of equivalence for each inject, and one that is unavailable."""
+    injects = ["bias_off_in_every_third_step", "an_error", *KNOWN]
+    jobs = [*([TRAINING, "-rx"] for _ in injects), *([UNAVAILABLE, option] for option in REQUIRED.values())]
+    found = run(*jobs, injects=[*injects, *([""] * len(REQUIRED))])
+    return dict(zip([*injects, *REQUIRED], found, strict=True))
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -228,9 +228,9 @@ def test_an_error_that_is_no_assertion_says_its_type_and_where(sessions: dict[st
     assert 1 + len(block.lines) <= MOST_LINES
 
 
-@pytest.mark.parametrize(("plant", "outcome"), KNOWN.items())
-def test_only_what_is_known_to_come_and_go_is_excused(sessions: dict[str, Ran], plant: str, outcome: str) -> None:
-    ran = sessions[plant]
+@pytest.mark.parametrize(("inject", "outcome"), KNOWN.items())
+def test_only_what_is_known_to_come_and_go_is_excused(sessions: dict[str, Ran], inject: str, outcome: str) -> None:
+    ran = sessions[inject]
     assert [found for found, _ in ran.ended.values()] == [outcome], ran.printed
 
 
@@ -265,9 +265,9 @@ def repeated() -> dict[str, tuple[Ran, Ran]]:
     found = {}
     for profile in ("ci", "dev"):
         names = [name for name, (of, _) in AGAIN.items() if of == profile]
-        first = run(*[AGAIN[name][1] for name in names], plants=["leak"] * len(names), profile=profile)
+        first = run(*[AGAIN[name][1] for name in names], injects=["leak"] * len(names), profile=profile)
         options = [only(ran).again for ran in first]
-        second = run(*options, plants=["leak"] * len(names), profile=profile)
+        second = run(*options, injects=["leak"] * len(names), profile=profile)
         found |= dict(zip(names, zip(first, second, strict=True), strict=True))
     return found
 

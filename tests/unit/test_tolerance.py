@@ -370,7 +370,7 @@ def test_a_batch_with_any_row_of_any_head_off_by_2_percent_fails(
     others its rounding may be 2 percent of the row. A narrower roundoff leaves fewer out."""
     expected = expected_of(given_input, dtype, True)
     least = 0.4 * torch.finfo(dtype).eps / torch.finfo(torch.bfloat16).eps
-    planted = dict.fromkeys(RESULTS, 0)
+    injected = dict.fromkeys(RESULTS, 0)
     for name in RESULTS:
         truth, noise = expected.truth.values[name], expected.truth.noise[name]
         sizes = truth.norm(dim=-1)
@@ -381,8 +381,8 @@ def test_a_batch_with_any_row_of_any_head_off_by_2_percent_fails(
             wrong[name][token, head] = (truth[token, head] * 1.02).to(dtype)
             found = found_in_attention(given_input, dtype, wrong)
             assert [mismatch.name.split(" of ")[0] for mismatch in found] == [name], (name, token, head)
-            planted[name] += 1
-    for name, count in planted.items():
+            injected[name] += 1
+    for name, count in injected.items():
         assert count > expected.truth.noise[name].numel() / 8, (name, count)
 
 

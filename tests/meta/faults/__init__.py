@@ -1,6 +1,6 @@
-"""The catalogue of planted faults: each must turn its property red, so that green means something.
+"""The catalogue of injected faults: each must turn its property red, so that green means something.
 
-`python -m tests.meta.faults` runs it (see __main__.py); docs/faults.md is what it writes.
+`python -m tests.meta.faults` runs it (see __main__.py); docs/results/injected-faults.md is what it writes.
 """
 
 from tests.meta.faults.fault import Fault, Selection
@@ -17,11 +17,11 @@ from tests.meta.faults.in_windows import WINDOWS
 
 __all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
 
-#: Every planted fault, by room.
+#: Every injected fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
     fault
     for room in (COLLATORS, SAMPLERS, MASKS, WINDOWS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE)
-    for fault in room.planted
+    for fault in room.injected
 )
 
 #: What the faults are run on: without one, all of it is green.

@@ -1,7 +1,7 @@
 """Runs the catalogue and says what was caught: `python -m tests.meta.faults [NAME ...] [--json | --write]`.
 
-Without names it runs every fault, and every selection of tests without one. `--write` writes docs/faults.md. It runs on
-the CPU wherever it is started.
+Without names it runs every fault, and every selection of tests without one. `--write` writes
+docs/results/injected-faults.md. It runs on the CPU wherever it is started.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> int:
     asked = parser.parse_args()
     faults = [fault for fault in CATALOGUE if fault.name in asked.names or not asked.names]
     if unknown := set(asked.names) - {fault.name for fault in faults}:
-        parser.error(f"unknown faults: {', '.join(sorted(unknown))}; see docs/faults.md.")
+        parser.error(f"unknown faults: {', '.join(sorted(unknown))}; see docs/results/injected-faults.md.")
     if asked.write and asked.names:
         parser.error("--write takes no names: the document holds the whole catalogue.")
     chosen = tuple(dict.fromkeys(fault.selection for fault in faults))

@@ -1,4 +1,4 @@
-"""What a planted fault is, and the ways to plant one that pytest's MonkeyPatch takes back."""
+"""What an injected fault is, and the ways to inject one that pytest's MonkeyPatch takes back."""
 
 import functools
 import re
@@ -87,9 +87,9 @@ class Faults:
     """The faults of one room, in the order in which they are written."""
 
     room: Room
-    planted: list[Fault] = field(default_factory=list)
+    injected: list[Fault] = field(default_factory=list)
 
-    def plant(
+    def inject(
         self, test: str, cells: str = "", *, links: tuple[str, ...] = (), errors: tuple[type[BaseException], ...] = ()
     ) -> Callable[[Apply], Apply]:
         """Add a patch: its name is the fault's, its docstring says what is wrong."""
@@ -97,7 +97,7 @@ class Faults:
         def add(apply: Apply) -> Apply:
             summary = " ".join((apply.__doc__ or "").split())
             selection = Selection(test, cells)
-            self.planted.append(Fault(apply.__name__, self.room, summary, apply, selection, links, errors))
+            self.injected.append(Fault(apply.__name__, self.room, summary, apply, selection, links, errors))
             return apply
 
         return add

@@ -33,12 +33,12 @@ from model.huggingface.gpt2 import GPT2_BACKENDS
 from tests.meta.faults.fault import Faults, attends, everywhere, prepares
 
 ADAPTERS = Faults("adapters")
-plant = ADAPTERS.plant
+inject = ADAPTERS.inject
 
 HANDED = "test_adapters.py::test_a_backend_hands_its_kernel_what_gives_each_sequence_alone"
 
 
-@plant(HANDED)
+@inject(HANDED)
 def scale_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     """The adapter of torch's varlen attention takes a scale, and calls the kernel without it."""
     right = inspect.unwrap(torch_varlen.varlen_attn)
@@ -50,14 +50,14 @@ def scale_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch_varlen, "varlen_attn", varlen_attn)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def grouped_heads_not_asked_for(patch: pytest.MonkeyPatch) -> None:
     """The kernel is told of grouped heads by their shape alone, where torch 2.12 wants to be asked."""
     right = inspect.unwrap(torch_varlen.varlen_attn)
     patch.setattr(torch_varlen, "varlen_attn", lambda: (right()[0], {}))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def offsets_of_64_bits(patch: pytest.MonkeyPatch) -> None:
     """Offsets are int64, which the kernel reads as int32."""
     prepares(
@@ -67,7 +67,7 @@ def offsets_of_64_bits(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(HANDED, links=("transformers#35588", "ms-swift#9798"))
+@inject(HANDED, links=("transformers#35588", "ms-swift#9798"))
 def longest_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     """The longest length is a tensor, which every layer waits for."""
     prepares(
@@ -77,19 +77,19 @@ def longest_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(HANDED)
+@inject(HANDED)
 def longest_is_that_of_the_first_sequence(patch: pytest.MonkeyPatch) -> None:
     """The longest length is that of the first sequence: later tokens of longer ones are never computed."""
     prepares(patch, "torch_varlen", lambda right, batch, case: replace(right(batch, case), max_seqlen=batch.lengths[0]))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def longest_is_the_whole_row(patch: pytest.MonkeyPatch) -> None:
     """The longest length is that of the row, which is right, and walks over empty tiles for every sequence."""
     prepares(patch, "fa2_varlen", lambda right, batch, case: replace(right(batch, case), max_seqlen=batch.num_slots))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def causality_inverted(patch: pytest.MonkeyPatch) -> None:
     """The kernel is causal where the case is not, and the other way round."""
     prepares(
@@ -99,19 +99,19 @@ def causality_inverted(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(HANDED)
+@inject(HANDED)
 def nested_causality_lost(patch: pytest.MonkeyPatch) -> None:
     """NestedTensors are never causal; on a CPU, which has no kernel for it, nobody asks."""
     prepares(patch, "sdpa_nested", lambda right, batch, case: right(batch, replace(case, causal=False)))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def operator_left_to_xformers(patch: pytest.MonkeyPatch) -> None:
     """A backend that says which operator it forces leaves the choice to xFormers."""
     patch.setattr(xformers, "_operator_pair", lambda name: None)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def grouped_heads_not_repeated(patch: pytest.MonkeyPatch) -> None:
     """xFormers, whose backward takes no grouped heads, is handed some."""
 
@@ -123,7 +123,7 @@ def grouped_heads_not_repeated(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "xformers_auto", attend)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def kernel_not_forced(patch: pytest.MonkeyPatch) -> None:
     """The backend that says which of SDPA's kernels it forces leaves the choice to torch."""
     attends(
@@ -133,7 +133,7 @@ def kernel_not_forced(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(HANDED)
+@inject(HANDED)
 def grouped_heads_hidden_from_sdpa(patch: pytest.MonkeyPatch) -> None:
     """SDPA is handed fewer heads of keys and not asked for grouped ones."""
 
@@ -145,13 +145,13 @@ def grouped_heads_hidden_from_sdpa(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_padded_cudnn", attend)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def padding_mask_dropped_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     """A kernel of the GPU is handed no mask: queries see the padding."""
     prepares(patch, "sdpa_padded_cudnn", lambda right, batch, case: SdpaContext(None, is_causal=case.causal))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def mask_in_single_precision(patch: pytest.MonkeyPatch) -> None:
     """The mask is float32 whatever the queries are."""
 
@@ -162,7 +162,7 @@ def mask_in_single_precision(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_padded_efficient", prepare)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def cut_tiles_taken_for_full(patch: pytest.MonkeyPatch) -> None:
     """Tiles that two sequences share are handed over as full, where compiled FlexAttention masks nothing."""
 
@@ -182,7 +182,7 @@ def cut_tiles_taken_for_full(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "flex_document_mask", prepare)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def document_mask_of_no_device(patch: pytest.MonkeyPatch) -> None:
     """xFormers is not told where the document mask belongs, and makes it on a device of its own choice."""
 
@@ -196,7 +196,7 @@ def document_mask_of_no_device(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "xformers_auto", prepare)
 
 
-@plant(HANDED, errors=(NotImplementedError, RuntimeError))
+@inject(HANDED, errors=(NotImplementedError, RuntimeError))
 def document_ids_of_no_device(patch: pytest.MonkeyPatch) -> None:
     """What the mask of FlexAttention looks up lies on the CPU, wherever the batch is."""
     everywhere(
@@ -206,20 +206,20 @@ def document_ids_of_no_device(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(HANDED)
+@inject(HANDED)
 def nested_longest_is_that_of_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     """A NestedTensor tells kernels of a GPU that its last row is its longest."""
     right = NestedBatch.rows
     patch.setattr(NestedBatch, "rows", property(lambda batch: replace(right.__get__(batch), longest=batch.lengths[-1])))
 
 
-@plant(HANDED)
+@inject(HANDED)
 def key_alone_in_its_row_claimed(patch: pytest.MonkeyPatch) -> None:
     """The backend of cuDNN takes batches of one column, for which it has no kernel."""
     patch.setitem(vars(backend_named("sdpa_padded_cudnn")), "min_keys", 1)
 
 
-@plant("test_declarations.py::test_a_backend_takes_versions_for_numbers_and_not_for_words")
+@inject("test_declarations.py::test_a_backend_takes_versions_for_numbers_and_not_for_words")
 def versions_compared_as_words(patch: pytest.MonkeyPatch) -> None:
     """Release 2.10 of a package is older than the 2.7.4 that a backend needs, as words are sorted."""
     right = Requirement.reasons
@@ -232,7 +232,7 @@ def versions_compared_as_words(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Requirement, "reasons", reasons)
 
 
-@plant("test_declarations.py::test_a_backend_says_which_compute_capability_it_needs")
+@inject("test_declarations.py::test_a_backend_says_which_compute_capability_it_needs")
 def capabilities_compared_as_words(patch: pytest.MonkeyPatch) -> None:
     """A GPU of compute capability 10.0 is older than the 8.0 that a backend needs, as words are sorted."""
     right = Backend.unavailable_reasons
@@ -245,13 +245,13 @@ def capabilities_compared_as_words(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Backend, "unavailable_reasons", reasons)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def larger_heads_claimed(patch: pytest.MonkeyPatch) -> None:
     """The backend of cuDNN takes heads of 256, for which it has no kernel."""
     patch.setitem(vars(backend_named("sdpa_padded_cudnn")), "max_head_dim", 256)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def tiles_of_64_bits(patch: pytest.MonkeyPatch) -> None:
     """The tiles of FlexAttention's mask are numbered in int64, and its kernels read int32."""
 
@@ -262,14 +262,14 @@ def tiles_of_64_bits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(flex_document_mask, "_ordered", ordered)
 
 
-@plant("test_adapters.py::test_xformers_finds_the_runtime_that_it_links_before_it_is_imported")
+@inject("test_adapters.py::test_xformers_finds_the_runtime_that_it_links_before_it_is_imported")
 def runtime_of_xformers_loaded_for_itself_alone(patch: pytest.MonkeyPatch) -> None:
     """The runtime that xFormers links is loaded without RTLD_GLOBAL, and its extension does not find it."""
     plain = types.SimpleNamespace(CDLL=lambda path, mode: ctypes.CDLL(path), RTLD_GLOBAL=ctypes.RTLD_GLOBAL)
     patch.setattr(xformers_loading, "ctypes", plain)
 
 
-@plant("test_handed_on.py::test_a_flattened_batch_of_gpt2_is_told_its_own_offsets")
+@inject("test_handed_on.py::test_a_flattened_batch_of_gpt2_is_told_its_own_offsets")
 def longest_told_to_gpt2_without_the_filler(patch: pytest.MonkeyPatch) -> None:
     """GPT-2's FlashAttention is told the longest sequence, though the filler is longer."""
     record = next(backend for backend in GPT2_BACKENDS if backend.name == "gpt2_hf_fa2")

@@ -30,32 +30,32 @@ from tests.meta.faults.fault import Faults, attends, everywhere
 from tests.selection import Standing
 
 CHECKS = Faults("checks")
-plant = CHECKS.plant
+inject = CHECKS.inject
 
 TOLERANCE, JUDGE = "test_tolerance.py::", "test_reference_judge.py::"
 SELECTED, RED = "test_selected_cells.py::", "test_red_block.py::"
 EVAL = "sdpa_loop-packed-eval-causal-bfloat16-eager-drawn"
 
 
-@plant("test_declarations.py::test_a_backend_supports_what_is_declared_for_it")
+@inject("test_declarations.py::test_a_backend_supports_what_is_declared_for_it")
 def training_no_longer_claimed(patch: pytest.MonkeyPatch) -> None:
     """A backend stops to declare training, and its training cells are gone."""
     patch.setitem(vars(backend_named("sdpa_document_mask")), "modes", ("eval",))
 
 
-@plant("test_declarations.py::test_a_backend_refuses_what_it_cannot_do")
+@inject("test_declarations.py::test_a_backend_refuses_what_it_cannot_do")
 def grouped_heads_claimed(patch: pytest.MonkeyPatch) -> None:
     """A backend that has no grouped heads declares them."""
     patch.setitem(vars(backend_named("sdpa_nested")), "grouped_query", True)
 
 
-@plant("test_declarations.py::test_a_backend_supports_what_is_declared_for_it")
+@inject("test_declarations.py::test_a_backend_supports_what_is_declared_for_it")
 def short_batches_refused(patch: pytest.MonkeyPatch) -> None:
     """A backend refuses batches narrower than 4 tokens, which it could compute."""
     patch.setitem(vars(backend_named("sdpa_padded")), "min_keys", 4)
 
 
-@plant("test_declarations.py::test_a_backend_with_an_error_factor_of_its_own_says_why")
+@inject("test_declarations.py::test_a_backend_with_an_error_factor_of_its_own_says_why")
 def error_factor_without_a_limit(patch: pytest.MonkeyPatch) -> None:
     """A backend may be 50 times as far off as the reference, and says why."""
     record = vars(backend_named("sdpa_loop"))
@@ -63,7 +63,7 @@ def error_factor_without_a_limit(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(record, "error_reason", "adds in another order")
 
 
-@plant("test_attention.py::test_a_batch_attends_without_gradients_as_each_sequence_alone", EVAL)
+@inject("test_attention.py::test_a_batch_attends_without_gradients_as_each_sequence_alone", EVAL)
 def evaluation_differs_from_training(patch: pytest.MonkeyPatch) -> None:
     """Where no gradient is needed another kernel runs, with an error of 2% in one row."""
 
@@ -76,27 +76,27 @@ def evaluation_differs_from_training(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(TOLERANCE + "test_a_batch_with_any_row_moved_by_2_percent_fails")
+@inject(TOLERANCE + "test_a_batch_with_any_row_moved_by_2_percent_fails")
 def rounding_floor_of_a_percent(patch: pytest.MonkeyPatch) -> None:
     """Rounding is taken to leave 5% in every dtype."""
     patch.setattr(tolerance, "rounding_floor", lambda dtype, reduction_length: 0.05)
 
 
-@plant(TOLERANCE + "test_a_batch_with_one_bad_row_among_10000_fails_at_that_row")
+@inject(TOLERANCE + "test_a_batch_with_one_bad_row_among_10000_fails_at_that_row")
 def errors_averaged(patch: pytest.MonkeyPatch) -> None:
     """Errors of rows are averaged before they are compared."""
     right = tolerance._rows
     patch.setattr(tolerance, "_rows", lambda tensor: right(tensor).mean(0, keepdim=True))
 
 
-@plant(TOLERANCE + "test_a_batch_with_one_number_that_is_not_finite_fails")
+@inject(TOLERANCE + "test_a_batch_with_one_number_that_is_not_finite_fails")
 def what_is_not_finite_counts_as_zero(patch: pytest.MonkeyPatch) -> None:
     """NaN and infinities are made zero before they are compared."""
     right = tolerance._rows
     patch.setattr(tolerance, "_rows", lambda tensor: right(tensor).nan_to_num(0, 0, 0))
 
 
-@plant(TOLERANCE + "test_a_batch_with_one_bad_row_among_10000_fails_at_that_row")
+@inject(TOLERANCE + "test_a_batch_with_one_bad_row_among_10000_fails_at_that_row")
 def worst_row_is_the_mean_row(patch: pytest.MonkeyPatch) -> None:
     """What is held to the bound is the mean of the rows' errors, not the largest."""
     right = Bound.mismatch
@@ -108,13 +108,13 @@ def worst_row_is_the_mean_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Bound, "mismatch", mismatch)
 
 
-@plant(TOLERANCE + "test_a_batch_may_be_twice_as_many_times_off_as_the_error_factor_where_noise_is_not_known")
+@inject(TOLERANCE + "test_a_batch_may_be_twice_as_many_times_off_as_the_error_factor_where_noise_is_not_known")
 def decoder_factor_doubled(patch: pytest.MonkeyPatch) -> None:
     """Through a decoder a cell may be four times as many times off as its factor says, not twice."""
     patch.setattr(tolerance, "DECODER_FACTOR", 4.0)
 
 
-@plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", links=("flash-attention#1023",), errors=(ValueError,))
+@inject(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", links=("flash-attention#1023",), errors=(ValueError,))
 def truth_compared_with_itself(patch: pytest.MonkeyPatch) -> None:
     """The tensor that is compared with the truth is the truth."""
     right = Bound.mismatch
@@ -129,19 +129,19 @@ def not_compared(patch: pytest.MonkeyPatch, left_out: Callable[[str], bool]) -> 
     )
 
 
-@plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
+@inject(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
 def gradients_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Only logits and loss are compared."""
     not_compared(patch, lambda name: name.startswith("gradient"))
 
 
-@plant(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
+@inject(TOLERANCE + "test_a_step_with_one_wrong_tensor_names_it", errors=(ValueError,))
 def loss_not_compared(patch: pytest.MonkeyPatch) -> None:
     """The loss is left out of the comparison."""
     not_compared(patch, lambda name: name == "loss")
 
 
-@plant(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
+@inject(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
 def biases_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Gradients of tensors of one dimension are left out of the comparison."""
     not_compared(patch, lambda name: name.endswith(".bias"))
@@ -153,7 +153,7 @@ def seen_as(patch: pytest.MonkeyPatch, made: Callable[[Bounds, Outcome], Outcome
     patch.setattr(Bounds, "differences", lambda self, actual, factor: right(self, made(self, actual), factor))
 
 
-@plant(TOLERANCE + "test_a_step_with_one_wrong_token_names_its_sequence_and_position", errors=(ValueError,))
+@inject(TOLERANCE + "test_a_step_with_one_wrong_token_names_its_sequence_and_position", errors=(ValueError,))
 def last_sequence_not_compared(patch: pytest.MonkeyPatch) -> None:
     """The logits of the last sequence are left out of the comparison."""
     seen_as(
@@ -161,7 +161,7 @@ def last_sequence_not_compared(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(TOLERANCE + "test_a_step_without_one_gradient_is_refused")
+@inject(TOLERANCE + "test_a_step_without_one_gradient_is_refused")
 def gradients_of_one_side_alone_left_out(patch: pytest.MonkeyPatch) -> None:
     """Only the parameters are compared that the cell and the reference both have."""
 
@@ -174,7 +174,7 @@ def gradients_of_one_side_alone_left_out(patch: pytest.MonkeyPatch) -> None:
     seen_as(patch, common)
 
 
-@plant(JUDGE + "test_a_step_is_compared_in_every_parameter_of_either_side")
+@inject(JUDGE + "test_a_step_is_compared_in_every_parameter_of_either_side")
 def gradients_that_are_none_pass(patch: pytest.MonkeyPatch) -> None:
     """A parameter whose gradient is None is skipped in the comparison."""
 
@@ -188,7 +188,7 @@ def gradients_that_are_none_pass(patch: pytest.MonkeyPatch) -> None:
     seen_as(patch, filled)
 
 
-@plant(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
+@inject(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
 def parameters_that_nothing_reads_have_a_gradient(patch: pytest.MonkeyPatch) -> None:
     """Where no gradient reaches a parameter, in the cell and in the reference, zeros are compared with zeros."""
     right = torch.autograd.grad
@@ -196,7 +196,7 @@ def parameters_that_nothing_reads_have_a_gradient(patch: pytest.MonkeyPatch) -> 
     patch.setattr(torch.autograd, "grad", filled)
 
 
-@plant(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
+@inject(JUDGE + "test_a_parameter_that_gets_no_gradient_is_an_error_and_not_left_out")
 def frozen_parameters_left_out(patch: pytest.MonkeyPatch) -> None:
     """What a step computes has gradients of the parameters that are trained, and of no others."""
     right = Decoder.named_parameters
@@ -207,7 +207,7 @@ def frozen_parameters_left_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Decoder, "named_parameters", named_parameters, raising=False)
 
 
-@plant(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
+@inject(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
 def oracle_is_the_padded_reference(patch: pytest.MonkeyPatch) -> None:
     """What proves the reference is the reference."""
 
@@ -217,13 +217,13 @@ def oracle_is_the_padded_reference(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, reference.solo_oracle, oracle)
 
 
-@plant(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
+@inject(JUDGE + "test_each_sequence_of_the_oracle_is_alone_without_padding_or_mask")
 def oracle_has_the_mask_of_the_reference(patch: pytest.MonkeyPatch) -> None:
     """Each sequence is alone, under a mask that the reference's own code makes."""
     patch.setitem(vars(reference.ORACLE), "prepare", lambda batch, case: REFERENCE.prepare(batch, case))
 
 
-@plant(JUDGE + "test_the_truth_is_float64_from_end_to_end")
+@inject(JUDGE + "test_the_truth_is_float64_from_end_to_end")
 def truth_in_float32(patch: pytest.MonkeyPatch) -> None:
     """The model of the truth has the cell's float32 weights and computes in float32."""
     right = reference.with_backend
@@ -234,14 +234,14 @@ def truth_in_float32(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(JUDGE + "test_the_truth_of_a_cell_is_not_what_the_cell_computes")
+@inject(JUDGE + "test_the_truth_of_a_cell_is_not_what_the_cell_computes")
 def truth_is_the_reference_in_the_dtype_of_the_cell(patch: pytest.MonkeyPatch) -> None:
     """The workbench compares the reference with itself."""
     patch.setattr(Workbench, "reference_model", lambda self, precision, number=0: self.model)
     patch.setattr(Workbench, "reference_case", lambda self, precision: self.case)
 
 
-@plant(JUDGE + "test_the_reference_of_a_dtype_has_the_weights_of_its_cell_and_rounds_as_its_cell")
+@inject(JUDGE + "test_the_reference_of_a_dtype_has_the_weights_of_its_cell_and_rounds_as_its_cell")
 def reference_in_16_bits(patch: pytest.MonkeyPatch) -> None:
     """The reference that sizes the bounds of a float32 cell is autocast to bfloat16."""
     right = Workbench.reference_case
@@ -254,7 +254,7 @@ def reference_in_16_bits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Workbench, "reference_case", reference_case)
 
 
-@plant(JUDGE + "test_a_nudged_decoder_has_weights_that_differ_by_half_a_unit_in_the_last_place")
+@inject(JUDGE + "test_a_nudged_decoder_has_weights_that_differ_by_half_a_unit_in_the_last_place")
 def nudges_of_64_half_units(patch: pytest.MonkeyPatch) -> None:
     """Weights are moved by 64 half units in the last place, which is no rounding, and widens every bound."""
     right = references.nudged
@@ -269,7 +269,7 @@ def nudges_of_64_half_units(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, nudged)
 
 
-@plant(JUDGE + "test_other_roundings_are_of_weights_that_references_nudge_once_each")
+@inject(JUDGE + "test_other_roundings_are_of_weights_that_references_nudge_once_each")
 def nudges_add_up(patch: pytest.MonkeyPatch) -> None:
     """Each rounding starts from the weights of the one before, so that the fourth is three nudges away."""
     right = references.nudged
@@ -282,19 +282,19 @@ def nudges_add_up(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, nudged)
 
 
-@plant(JUDGE + "test_a_batch_is_compared_with_more_roundings_of_the_reference_where_one_is_exact_by_luck")
+@inject(JUDGE + "test_a_batch_is_compared_with_more_roundings_of_the_reference_where_one_is_exact_by_luck")
 def sixteen_roundings(patch: pytest.MonkeyPatch) -> None:
     """A cell is red only where sixteen roundings of the reference are too near: one of so many is far off."""
     patch.setattr(references, "ROUNDINGS", 16)
 
 
-@plant(JUDGE + "test_another_rounding_is_as_far_off_as_it_is_from_the_truth_of_its_own_weights")
+@inject(JUDGE + "test_another_rounding_is_as_far_off_as_it_is_from_the_truth_of_its_own_weights")
 def nudged_reference_compared_with_the_truth_of_other_weights(patch: pytest.MonkeyPatch) -> None:
     """What other weights give counts as a rounding, though it has another truth."""
     everywhere(patch, references.moved_outcome, lambda truth, rounded, wanted: rounded)
 
 
-@plant(JUDGE + "test_the_truth_of_attention_is_that_of_each_sequence_alone")
+@inject(JUDGE + "test_the_truth_of_attention_is_that_of_each_sequence_alone")
 def truth_of_attention_is_the_reference(patch: pytest.MonkeyPatch) -> None:
     """Attention is compared with what the padded reference gives in the cell's dtype."""
     right = attention_bench.expected_of
@@ -307,14 +307,14 @@ def truth_of_attention_is_the_reference(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, expected_of)
 
 
-@plant(JUDGE + "test_attention_is_red_for_every_result_by_its_name")
+@inject(JUDGE + "test_attention_is_red_for_every_result_by_its_name")
 def gradients_of_values_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Attention is compared in its output and in two of three gradients."""
     right = attention_bench.mismatches
     everywhere(patch, right, lambda results, *rest: right({n: t for n, t in results.items() if n != "dv"}, *rest))
 
 
-@plant(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
+@inject(JUDGE + "test_a_workbench_is_red_for_every_tensor_of_an_outcome_by_its_name")
 def gradients_pass_where_logits_are_right(patch: pytest.MonkeyPatch) -> None:
     """Gradients count only where logits or loss are wrong as well."""
     right = Workbench.assert_none
@@ -326,13 +326,13 @@ def gradients_pass_where_logits_are_right(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Workbench, "assert_none", assert_none)
 
 
-@plant(JUDGE + "test_a_batch_that_a_backend_says_it_refuses_must_be_refused")
+@inject(JUDGE + "test_a_batch_that_a_backend_says_it_refuses_must_be_refused")
 def refusals_taken_at_their_word(patch: pytest.MonkeyPatch) -> None:
     """A batch that a backend says it refuses is not handed to it."""
     patch.setattr(AttentionBench, "_check_refused", lambda self, run: None)
 
 
-@plant(SELECTED + "test_a_run_without_names_requires_the_backends_of_every_model")
+@inject(SELECTED + "test_a_run_without_names_requires_the_backends_of_every_model")
 def required_backends_without_gpt2(patch: pytest.MonkeyPatch) -> None:
     """`--require` without names leaves out the backends of GPT-2."""
     patch.setattr(selection, "ALL_BACKENDS", BACKENDS)
@@ -344,7 +344,7 @@ def parametrized(patch: pytest.MonkeyPatch, faulty: Callable[..., Any]) -> None:
     everywhere(patch, right, functools.partial(faulty, right))
 
 
-@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+@inject(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
 def what_is_proved_is_never_required(patch: pytest.MonkeyPatch) -> None:
     """`--require` reaches what is timed alone: a cell that cannot be proved here is skipped, and the run is green."""
 
@@ -355,7 +355,7 @@ def what_is_proved_is_never_required(patch: pytest.MonkeyPatch) -> None:
     parametrized(patch, faulty)
 
 
-@plant(SELECTED + "test_only_the_backends_that_are_required_by_name_are_skipped_nowhere")
+@inject(SELECTED + "test_only_the_backends_that_are_required_by_name_are_skipped_nowhere")
 def one_required_backend_requires_all(patch: pytest.MonkeyPatch) -> None:
     """`--require=NAME` is `--require`."""
     names = {backend.name for backend in selection.ALL_BACKENDS}
@@ -366,7 +366,7 @@ def one_required_backend_requires_all(patch: pytest.MonkeyPatch) -> None:
     parametrized(patch, faulty)
 
 
-@plant(SELECTED + "test_a_known_failure_is_strict_whatever_pytest_is_told")
+@inject(SELECTED + "test_a_known_failure_is_strict_whatever_pytest_is_told")
 def known_failures_may_pass(patch: pytest.MonkeyPatch) -> None:
     """What is known to fail may pass, and nobody hears that it was mended."""
 
@@ -380,7 +380,7 @@ def known_failures_may_pass(patch: pytest.MonkeyPatch) -> None:
     parametrized(patch, faulty)
 
 
-@plant(SELECTED + "test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected")
+@inject(SELECTED + "test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected")
 def failures_that_come_and_go_are_expected(patch: pytest.MonkeyPatch) -> None:
     """A failure that is known in one tensor is an expected failure of the whole test."""
     right = selection.standing
@@ -393,7 +393,7 @@ def failures_that_come_and_go_are_expected(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, standing)
 
 
-@plant(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
+@inject(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
 def what_is_unavailable_is_undeclared(patch: pytest.MonkeyPatch) -> None:
     """A cell that this machine cannot run is no test, so that no option can require it."""
     right = selection.standing
@@ -405,7 +405,7 @@ def what_is_unavailable_is_undeclared(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, standing)
 
 
-@plant(SELECTED + "test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved")
+@inject(SELECTED + "test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved")
 def a_dtype_is_dropped(patch: pytest.MonkeyPatch) -> None:
     """What is proved has no 16-bit cells."""
     right = selection.drawn_candidates
@@ -416,14 +416,14 @@ def a_dtype_is_dropped(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(SELECTED + "test_cells_of_evaluation_are_distinct_where_they_stand_otherwise")
+@inject(SELECTED + "test_cells_of_evaluation_are_distinct_where_they_stand_otherwise")
 def evaluation_that_stands_otherwise_left_out(patch: pytest.MonkeyPatch) -> None:
     """Properties of the decoder are proved in training alone, where some backend cannot train."""
     right = selection.distinct_cells
     everywhere(patch, right, lambda *args: [cell for cell in right(*args) if cell.mode == "train"])
 
 
-@plant(SELECTED + "test_a_run_of_one_collator_loses_no_property")
+@inject(SELECTED + "test_a_run_of_one_collator_loses_no_property")
 def only_representatives_are_proved(patch: pytest.MonkeyPatch) -> None:
     """A property that is proved on one collator of each layout is proved on no other, whatever `--collator` names."""
     patch.setattr(
@@ -433,13 +433,13 @@ def only_representatives_are_proved(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(SELECTED + "test_a_run_of_one_collator_keeps_its_own_tests")
+@inject(SELECTED + "test_a_run_of_one_collator_keeps_its_own_tests")
 def tests_without_cells_left_out(patch: pytest.MonkeyPatch) -> None:
     """`--collator` leaves tests of cells alone, and not those of the collator that it names."""
     patch.setattr(selection, "is_of_a_part", lambda item: False)
 
 
-@plant(SELECTED + "test_a_run_of_one_backend_loses_no_test_of_it")
+@inject(SELECTED + "test_a_run_of_one_backend_loses_no_test_of_it")
 def one_backend_is_proved_on_one_collator(patch: pytest.MonkeyPatch) -> None:
     """A run of one backend proves it on the first collator of each layout."""
     right = selection.candidates
@@ -452,13 +452,13 @@ def one_backend_is_proved_on_one_collator(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(selection, "candidates", candidates)
 
 
-@plant("test_marks.py::test_every_test_has_the_mark_of_its_folder_and_no_other")
+@inject("test_marks.py::test_every_test_has_the_mark_of_its_folder_and_no_other")
 def a_module_without_its_mark(patch: pytest.MonkeyPatch) -> None:
     """A module of tests has no mark, and is run only where none is asked for."""
     patch.delattr(sys.modules["tests.unit.test_lengths"], "pytestmark")
 
 
-@plant("test_marks.py::test_a_run_of_a_mark_has_every_test_of_its_folder")
+@inject("test_marks.py::test_a_run_of_a_mark_has_every_test_of_its_folder")
 def a_folder_is_left_out(patch: pytest.MonkeyPatch) -> None:
     """Where one mark is asked for, its own folder is left out as well."""
 
@@ -468,7 +468,7 @@ def a_folder_is_left_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(selection, "pytest_ignore_collect", ignored)
 
 
-@plant(RED + "test_a_block_says_what_is_worst_how_often_on_what_and_how_to_run_it_again")
+@inject(RED + "test_a_block_says_what_is_worst_how_often_on_what_and_how_to_run_it_again")
 def the_best_tensor_first(patch: pytest.MonkeyPatch) -> None:
     """The first line names the tensor that is least off."""
     right = report.block
@@ -480,7 +480,7 @@ def the_best_tensor_first(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, block)
 
 
-@plant(RED + "test_the_first_batch_that_fails_is_run_five_times_and_every_failure_counted")
+@inject(RED + "test_the_first_batch_that_fails_is_run_five_times_and_every_failure_counted")
 def a_failure_counts_for_every_run(patch: pytest.MonkeyPatch) -> None:
     """Of five runs of which one failed, the report says that five did."""
     right = report.repeated
@@ -492,7 +492,7 @@ def a_failure_counts_for_every_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(report, "repeated", repeated)
 
 
-@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+@inject(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
 def one_known_tensor_excuses_all(patch: pytest.MonkeyPatch) -> None:
     """A batch with an error in a tensor that is known to come and go is excused, whatever else is wrong with it."""
 
@@ -503,32 +503,32 @@ def one_known_tensor_excuses_all(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, report.excused, excused)
 
 
-@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+@inject(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
 def what_repeats_is_excused(patch: pytest.MonkeyPatch) -> None:
     """An error in a tensor that is known to come and go is excused where it stays."""
     right = report.excused
     everywhere(patch, right, lambda failure, known: right(replace(failure, runs=(*failure.runs, None)), known))
 
 
-@plant(RED + "test_a_failure_repeats_where_every_run_fails_alike")
+@inject(RED + "test_a_failure_repeats_where_every_run_fails_alike")
 def an_address_makes_an_error_another(patch: pytest.MonkeyPatch) -> None:
     """Two errors are the same only where all that they say is, addresses of objects included."""
     everywhere(patch, report.fingerprint, lambda error: (type(error), str(error)))
 
 
-@plant(RED + "test_a_failure_repeats_where_every_run_fails_alike")
+@inject(RED + "test_a_failure_repeats_where_every_run_fails_alike")
 def another_error_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """A batch repeats where each run fails, in whatever tensor and by however much."""
     everywhere(patch, report.fingerprint, type)
 
 
-@plant(RED + "test_a_search_ends_with_a_batch_that_is_small")
+@inject(RED + "test_a_search_ends_with_a_batch_that_is_small")
 def no_batch_is_small(patch: pytest.MonkeyPatch) -> None:
     """Hypothesis goes on to look for a smaller batch than one of eight tokens."""
     patch.setattr(report, "SMALL_TOKENS", 0)
 
 
-@plant(RED + "test_the_smallest_batch_that_fails_is_kept_and_run_as_often")
+@inject(RED + "test_the_smallest_batch_that_fails_is_kept_and_run_as_often")
 def the_last_batch_is_reported(patch: pytest.MonkeyPatch) -> None:
     """The report names the last batch that failed, not the smallest."""
     right = report.Hunt._met
@@ -543,14 +543,14 @@ def the_last_batch_is_reported(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(report.Hunt, "_met", met)
 
 
-@plant(RED + "test_a_command_has_every_option_that_the_batch_depends_on")
+@inject(RED + "test_a_command_has_every_option_that_the_batch_depends_on")
 def the_command_has_no_seed(patch: pytest.MonkeyPatch) -> None:
     """What the report says to run draws other batches."""
     right = conftest.again
     everywhere(patch, right, lambda item: right(item).partition(" --hypothesis-seed")[0])
 
 
-@plant(RED + "test_same_is_every_bit")
+@inject(RED + "test_same_is_every_bit")
 def what_is_close_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """Isolation, padding and repeats are compared up to a tolerance."""
 
@@ -561,7 +561,7 @@ def what_is_close_is_the_same(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, report.assert_same, same)
 
 
-@plant(JUDGE + "test_attention_of_any_collator_is_given_little_padding")
+@inject(JUDGE + "test_attention_of_any_collator_is_given_little_padding")
 def attention_padded_to_a_million(patch: pytest.MonkeyPatch) -> None:
     """A collator that pads to a maximum is given one that no sequence has, and a run that names it does not end."""
 
@@ -572,14 +572,14 @@ def attention_padded_to_a_million(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, attention_bench.batch_of, batch_of)
 
 
-@plant(JUDGE + "test_what_is_kept_of_a_batch_is_of_its_tokens_its_targets_and_their_order")
+@inject(JUDGE + "test_what_is_kept_of_a_batch_is_of_its_tokens_its_targets_and_their_order")
 def targets_no_part_of_what_is_kept(patch: pytest.MonkeyPatch) -> None:
     """What was right for a batch is taken for what is right for the same tokens with other targets."""
     right = references.content
     everywhere(patch, right, lambda examples: right([Example(each.input_ids, each.input_ids) for each in examples]))
 
 
-@plant(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
+@inject(RED + "test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone")
 def another_error_beside_a_known_tensor_is_excused(patch: pytest.MonkeyPatch) -> None:
     """A batch that raises in one run is excused where another run is off in a tensor that comes and goes."""
 
@@ -590,14 +590,14 @@ def another_error_beside_a_known_tensor_is_excused(patch: pytest.MonkeyPatch) ->
     everywhere(patch, report.excused, excused)
 
 
-@plant("test_timed_selection.py::test_one_of_several_patterns_is_enough")
+@inject("test_timed_selection.py::test_one_of_several_patterns_is_enough")
 def only_the_first_pattern_counts(patch: pytest.MonkeyPatch) -> None:
     """Of several globs of `--cells` the first alone chooses cells."""
     right = selection.matches
     everywhere(patch, right, lambda cell_id, patterns: right(cell_id, patterns and patterns.partition(",")[0]))
 
 
-@plant("test_known_failures.py::test_a_known_failure_strikes_any_of_several_values_on_its_device_in_its_tests")
+@inject("test_known_failures.py::test_a_known_failure_strikes_any_of_several_values_on_its_device_in_its_tests")
 def a_backend_whose_name_begins_another_is_struck(patch: pytest.MonkeyPatch) -> None:
     """A known failure of one backend strikes those that its name begins with, too, and so they may fail."""
 
@@ -607,14 +607,14 @@ def a_backend_whose_name_begins_another_is_struck(patch: pytest.MonkeyPatch) -> 
     patch.setattr(KnownFailure, "strikes", strikes)
 
 
-@plant("test_forms.py::test_every_form_of_keys_lies_in_memory_in_a_way_of_its_own")
+@inject("test_forms.py::test_every_form_of_keys_lies_in_memory_in_a_way_of_its_own")
 def a_form_is_the_contiguous_one(patch: pytest.MonkeyPatch) -> None:
     """Inputs that are to have their heads first in memory are contiguous, and prove nothing new."""
     right = attention_bench.laid_out
     everywhere(patch, right, lambda tensor, form: tensor if form == "heads_first" else right(tensor, form))
 
 
-@plant("test_reference_judge.py::test_slots_of_no_sequence_hold_large_numbers_and_give_no_gradient")
+@inject("test_reference_judge.py::test_slots_of_no_sequence_hold_large_numbers_and_give_no_gradient")
 def padding_of_attention_holds_zeros(patch: pytest.MonkeyPatch) -> None:
     """Slots of no sequence hold zeros in the place of garbage: who sees them is not found."""
     right = attention_bench.filled

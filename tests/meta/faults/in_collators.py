@@ -21,7 +21,7 @@ from collators.pad_multiple import PadMultiple
 from tests.meta.faults.fault import Faults, everywhere, makes, unchecked
 
 COLLATORS = Faults("collators")
-plant = COLLATORS.plant
+inject = COLLATORS.inject
 
 SEGMENTS = "test_collators.py::test_a_packed_batch_says_where_its_segments_lie"
 POSITIONS = "test_collators.py::test_a_batch_restarts_positions_in_every_sequence"
@@ -48,37 +48,37 @@ def with_offsets(patch: pytest.MonkeyPatch, change: Any) -> None:
     makes(patch, Packed, lambda options, examples, batch: replace(batch, cu_seqlens=change(batch.cu_seqlens)))
 
 
-@plant(SEGMENTS)
+@inject(SEGMENTS)
 def cu_seqlens_off_by_one(patch: pytest.MonkeyPatch) -> None:
     """Every inner offset of `packed` is one token late."""
     with_offsets(patch, lambda offsets: torch.cat([offsets[:1], offsets[1:-1] + 1, offsets[-1:]]))
 
 
-@plant(ISOLATED, PACKED_CELL)
+@inject(ISOLATED, PACKED_CELL)
 def cu_seqlens_one_token_early(patch: pytest.MonkeyPatch) -> None:
     """Every inner offset is one token early: a sequence attends to the last token of the one before."""
     with_offsets(patch, lambda offsets: torch.cat([offsets[:1], offsets[1:-1] - 1, offsets[-1:]]))
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def cu_seqlens_do_not_start_at_0(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is the running sum of the lengths alone."""
     with_offsets(patch, lambda offsets: offsets[1:])
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def cu_seqlens_do_not_end_at_the_tokens(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is where the sequences start, without the end."""
     with_offsets(patch, lambda offsets: offsets[:-1])
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def cu_seqlens_of_int64(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` is int64, which kernels read as pairs of int32."""
     with_offsets(patch, Tensor.long)
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def max_seqlen_too_small(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is that of the mean length, rounded up: tiles past it are not computed."""
     makes(
@@ -88,25 +88,25 @@ def max_seqlen_too_small(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def max_seqlen_without_the_filler(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is that of the sequences, where the filler is longer."""
     makes(patch, PackedMultiple, lambda options, examples, batch: replace(batch, max_seqlen=max(batch.lengths)))
 
 
-@plant(SEGMENTS, links=("transformers#35588",), errors=REFUSED)
+@inject(SEGMENTS, links=("transformers#35588",), errors=REFUSED)
 def max_seqlen_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     """`max_seqlen` is a 0-d tensor, which torch.compile cannot guard on."""
     makes(patch, Packed, lambda options, examples, batch: replace(batch, max_seqlen=batch.cu_seqlens.diff().max()))
 
 
-@plant(POSITIONS)
+@inject(POSITIONS)
 def packed_positions_run_on(patch: pytest.MonkeyPatch) -> None:
     """Positions of `packed` count on over the whole row."""
     patch.setattr("collators.packed.restarting_positions", lambda lengths: torch.arange(sum(lengths)))
 
 
-@plant(POSITIONS, links=("LLaMA-Factory#7754",))
+@inject(POSITIONS, links=("LLaMA-Factory#7754",))
 def positions_of_the_second_document_are_wrong(patch: pytest.MonkeyPatch) -> None:
     """The positions of the second sequence of a row start at 1."""
 
@@ -116,13 +116,13 @@ def positions_of_the_second_document_are_wrong(patch: pytest.MonkeyPatch) -> Non
     patch.setattr("collators.packed.restarting_positions", positions)
 
 
-@plant(POSITIONS)
+@inject(POSITIONS)
 def nested_positions_run_on(patch: pytest.MonkeyPatch) -> None:
     """Positions of `nested` count on over all rows."""
     patch.setattr("collators.nested.restarting_positions", lambda lengths: torch.arange(sum(lengths)))
 
 
-@plant(EQUAL, LEFT_CELL, links=("unsloth-zoo#840",))
+@inject(EQUAL, LEFT_CELL, links=("unsloth-zoo#840",))
 def left_positions_counted_from_the_padding(patch: pytest.MonkeyPatch) -> None:
     """Positions of `pad_left` start at the first column, not at the first token."""
 
@@ -132,7 +132,7 @@ def left_positions_counted_from_the_padding(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PadLeft, columns)
 
 
-@plant(
+@inject(
     "test_reference.py::test_a_batch_padded_for_the_reference_equals_each_sequence_alone",
     links=("unsloth-zoo#840",),
 )
@@ -146,7 +146,7 @@ def reference_positions_depend_on_the_padding(patch: pytest.MonkeyPatch) -> None
     makes(patch, PadLongest, shifted)
 
 
-@plant(TARGETS, links=("torchtune#2613",))
+@inject(TARGETS, links=("torchtune#2613",))
 def last_token_predicts_the_next_document(patch: pytest.MonkeyPatch) -> None:
     """The last token of each sequence is supervised with the first of the next."""
 
@@ -158,19 +158,19 @@ def last_token_predicts_the_next_document(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, crossing)
 
 
-@plant(TARGETS, links=("torchtune#2613",))
+@inject(TARGETS, links=("torchtune#2613",))
 def targets_shifted_after_packing(patch: pytest.MonkeyPatch) -> None:
     """Targets of the whole row are moved by one slot, over boundaries."""
     makes(patch, Packed, lambda options, examples, batch: replace(batch, targets=batch.targets.roll(-1, dims=1)))
 
 
-@plant(TARGETS)
+@inject(TARGETS)
 def num_targets_counts_every_token(patch: pytest.MonkeyPatch) -> None:
     """`num_targets` of `packed` counts targets that are not supervised."""
     makes(patch, Packed, lambda options, examples, batch: replace(batch, num_targets=batch.num_tokens))
 
 
-@plant(TARGETS)
+@inject(TARGETS)
 def padding_is_supervised(patch: pytest.MonkeyPatch) -> None:
     """Targets of padding are the pad id."""
 
@@ -180,13 +180,13 @@ def padding_is_supervised(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PadLongest, supervised)
 
 
-@plant(TARGETS)
+@inject(TARGETS)
 def flat_targets_column_by_column(patch: pytest.MonkeyPatch) -> None:
     """Targets of a padded batch are flattened along the sequences, logits along the slots."""
     patch.setattr(PaddedBatch, "flat_targets", property(lambda batch: batch.targets.T.flatten()))
 
 
-@plant("test_collators.py::test_a_filled_batch_supervises_no_filler")
+@inject("test_collators.py::test_a_filled_batch_supervises_no_filler")
 def filler_is_supervised(patch: pytest.MonkeyPatch) -> None:
     """The filler's last target is the pad id."""
 
@@ -198,7 +198,7 @@ def filler_is_supervised(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PackedMultiple, supervised)
 
 
-@plant(SEGMENTS, errors=REFUSED)
+@inject(SEGMENTS, errors=REFUSED)
 def filler_belongs_to_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     """The filler's tokens lengthen the last segment."""
 
@@ -209,7 +209,7 @@ def filler_belongs_to_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PackedMultiple, merged)
 
 
-@plant("test_collators.py::test_a_filled_batch_reaches_the_next_multiple_of_tokens")
+@inject("test_collators.py::test_a_filled_batch_reaches_the_next_multiple_of_tokens")
 def filler_where_none_is_needed(patch: pytest.MonkeyPatch) -> None:
     """A batch that fits the multiple already is filled by a whole one."""
 
@@ -230,14 +230,14 @@ def filler_where_none_is_needed(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PackedMultiple, filled)
 
 
-@plant(ROUND_TRIP)
+@inject(ROUND_TRIP)
 def outputs_in_reverse_order(patch: pytest.MonkeyPatch) -> None:
     """`split` of a packed batch returns the sequences from the last to the first."""
     right = PackedBatch.split
     patch.setattr(PackedBatch, "split", lambda batch, outputs: right(batch, outputs)[::-1])
 
 
-@plant(ROUND_TRIP)
+@inject(ROUND_TRIP)
 def left_outputs_split_as_right_ones(patch: pytest.MonkeyPatch) -> None:
     """`split` of a batch padded on the left returns the first slots of every row."""
 
@@ -247,7 +247,7 @@ def left_outputs_split_as_right_ones(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PaddedBatch, "split", split)
 
 
-@plant(ROUND_TRIP)
+@inject(ROUND_TRIP)
 def sequences_sorted_by_length(patch: pytest.MonkeyPatch) -> None:
     """`packed` sorts its sequences, the longest first, and tells nobody."""
     right = Packed.__call__
@@ -258,7 +258,9 @@ def sequences_sorted_by_length(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Packed, "__call__", call)
 
 
-@plant("test_permutation.py::test_permuted_sequences_give_permuted_logits_and_the_same_loss_and_gradients", PACKED_CELL)
+@inject(
+    "test_permutation.py::test_permuted_sequences_give_permuted_logits_and_the_same_loss_and_gradients", PACKED_CELL
+)
 def lengths_in_another_order_than_tokens(patch: pytest.MonkeyPatch) -> None:
     """`packed` concatenates sequences sorted by length, with offsets and positions of the order given."""
 
@@ -273,7 +275,7 @@ def lengths_in_another_order_than_tokens(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, by_length)
 
 
-@plant(TOKENS)
+@inject(TOKENS)
 def last_sequence_dropped(patch: pytest.MonkeyPatch) -> None:
     """`packed` drops the last of several sequences, as where they do not fill a block."""
     right = Packed.__call__
@@ -284,7 +286,7 @@ def last_sequence_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Packed, "__call__", call)
 
 
-@plant(BAD_EXAMPLE)
+@inject(BAD_EXAMPLE)
 def long_sequences_truncated(patch: pytest.MonkeyPatch) -> None:
     """A sequence longer than the maximum loses its end in silence."""
     right = Packed.__call__
@@ -300,7 +302,7 @@ def long_sequences_truncated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Packed, "__call__", call)
 
 
-@plant(BAD_EXAMPLE)
+@inject(BAD_EXAMPLE)
 def empty_sequences_left_out(patch: pytest.MonkeyPatch) -> None:
     """`nested` leaves empty sequences out in silence."""
     right = Nested.__call__
@@ -312,7 +314,7 @@ def empty_sequences_left_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Nested, "__call__", call)
 
 
-@plant(
+@inject(
     "test_edges.py::test_a_batch_with_an_empty_sequence_is_refused",
     PACKED_CELL,
     links=("flash-attention#1537", "flash-attention#2562", "flash-attention#1254"),
@@ -328,7 +330,7 @@ def empty_sequences_packed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("collators.packed.checked_lengths", checked)
 
 
-@plant("test_bad_batches.py::test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous")
+@inject("test_bad_batches.py::test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous")
 def pad_id_inside_a_sequence(patch: pytest.MonkeyPatch) -> None:
     """`pad_longest` takes sequences that hold the pad id."""
     right = example.checked_lengths
@@ -339,25 +341,25 @@ def pad_id_inside_a_sequence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("collators.pad_longest.checked_lengths", checked)
 
 
-@plant(MASK)
+@inject(MASK)
 def padding_mask_inverted(patch: pytest.MonkeyPatch) -> None:
     """`attention_mask` of `pad_longest` is True at padding."""
     makes(patch, PadLongest, lambda options, examples, batch: replace(batch, attention_mask=~batch.attention_mask))
 
 
-@plant(MASK)
+@inject(MASK)
 def padding_mask_made_from_ids(patch: pytest.MonkeyPatch) -> None:
     """The mask is True where the id is positive, whatever the pad id is."""
     makes(patch, PadLongest, lambda options, examples, batch: replace(batch, attention_mask=batch.input_ids > 0))
 
 
-@plant(EQUAL, LEFT_CELL)
+@inject(EQUAL, LEFT_CELL)
 def left_mask_on_the_right(patch: pytest.MonkeyPatch) -> None:
     """`attention_mask` of `pad_left` is that of padding on the right."""
     makes(patch, PadLeft, lambda options, examples, batch: replace(batch, attention_mask=batch.attention_mask.flip(1)))
 
 
-@plant("test_collators.py::test_a_batch_of_examples_is_the_same_when_collated_again")
+@inject("test_collators.py::test_a_batch_of_examples_is_the_same_when_collated_again")
 def examples_written_to(patch: pytest.MonkeyPatch) -> None:
     """`packed` marks the last target of each sequence as not supervised, in the caller's tensors."""
     right = Packed.__call__
@@ -370,7 +372,7 @@ def examples_written_to(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Packed, "__call__", call)
 
 
-@plant("test_collators.py::test_a_batch_is_no_view_of_its_examples")
+@inject("test_collators.py::test_a_batch_is_no_view_of_its_examples")
 def batch_shares_storage_with_its_example(patch: pytest.MonkeyPatch) -> None:
     """A packed batch of one sequence is a view of it."""
 
@@ -380,7 +382,7 @@ def batch_shares_storage_with_its_example(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, viewed)
 
 
-@plant("test_collators.py::test_a_batch_from_a_worker_equals_the_one_collated_here")
+@inject("test_collators.py::test_a_batch_from_a_worker_equals_the_one_collated_here")
 def buffer_reused_between_batches(patch: pytest.MonkeyPatch) -> None:
     """`packed` writes its ids into one buffer, over those of the batch before."""
     buffer = torch.zeros(1, 1024, dtype=torch.int64)
@@ -392,7 +394,7 @@ def buffer_reused_between_batches(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, buffered)
 
 
-@plant(MOVED)
+@inject(MOVED)
 def moving_leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
     """`to` leaves `cu_seqlens` where it was."""
     right = PackedBatch._map
@@ -403,47 +405,47 @@ def moving_leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PackedBatch, "_map", mapped)
 
 
-@plant(MOVED, errors=REFUSED)
+@inject(MOVED, errors=REFUSED)
 def moving_drops_the_filler(patch: pytest.MonkeyPatch) -> None:
     """`to` forgets how long the filler is."""
     right = PackedBatch._map
     patch.setattr(PackedBatch, "_map", lambda batch, function: replace(right(batch, function), filler_length=0))
 
 
-@plant(MOVED)
+@inject(MOVED)
 def moving_changes_the_side_of_padding(patch: pytest.MonkeyPatch) -> None:
     """A batch padded on the left is one padded on the right once it is moved."""
     right = PaddedBatch._map
     patch.setattr(PaddedBatch, "_map", lambda batch, function: replace(right(batch, function), padding_side="right"))
 
 
-@plant("test_collators.py::test_a_batch_is_whole_when_every_tensor_of_it_is_moved")
+@inject("test_collators.py::test_a_batch_is_whole_when_every_tensor_of_it_is_moved")
 def moving_waits_for_the_device(patch: pytest.MonkeyPatch) -> None:
     """`to` takes `non_blocking` and moves one tensor after the other all the same."""
     patch.setattr(Batch, "to", lambda batch, device, non_blocking=False: batch._map(lambda tensor: tensor.to(device)))
 
 
-@plant(PINNED, errors=REFUSED)
+@inject(PINNED, errors=REFUSED)
 def pinning_drops_the_filler(patch: pytest.MonkeyPatch) -> None:
     """`pin_memory` of a packed batch forgets how long the filler is."""
     right = PackedBatch.pin_memory
     patch.setattr(PackedBatch, "pin_memory", lambda batch: replace(right(batch), filler_length=0))
 
 
-@plant(PINNED)
+@inject(PINNED)
 def pinning_leaves_offsets_behind(patch: pytest.MonkeyPatch) -> None:
     """`pin_memory` pins what has the shape of the ids."""
     right = NestedBatch.pin_memory
     patch.setattr(NestedBatch, "pin_memory", lambda batch: replace(right(batch), offsets=batch.offsets))
 
 
-@plant(UNEQUAL)
+@inject(UNEQUAL)
 def fields_of_unequal_shapes_accepted(patch: pytest.MonkeyPatch) -> None:
     """A batch is made of whatever its fields hold."""
     unchecked(patch, PaddedBatch, PackedBatch, NestedBatch)
 
 
-@plant(UNEQUAL)
+@inject(UNEQUAL)
 def fields_of_other_dtypes_accepted(patch: pytest.MonkeyPatch) -> None:
     """The fields of a packed batch have the shapes that they must have, and any dtype."""
     right = PackedBatch._check_fields
@@ -454,7 +456,7 @@ def fields_of_other_dtypes_accepted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PackedBatch, "_check_fields", shapes_alone)
 
 
-@plant(TOKENS, links=("LLaMA-Factory#10736",), errors=REFUSED)
+@inject(TOKENS, links=("LLaMA-Factory#10736",), errors=REFUSED)
 def ids_padded_to_a_multiple_alone(patch: pytest.MonkeyPatch) -> None:
     """`pad_multiple` pads ids, targets and the mask; positions end at the longest sequence."""
 
@@ -464,7 +466,7 @@ def ids_padded_to_a_multiple_alone(patch: pytest.MonkeyPatch) -> None:
     makes(patch, PadMultiple, positions_left)
 
 
-@plant(
+@inject(
     "test_collators.py::test_a_batch_of_one_token_keeps_every_dimension",
     links=("pytorch#130196",),
 )
@@ -474,7 +476,7 @@ def nested_batch_dimension_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NestedRows, "nested", lambda rows, values: values if values.numel() == 1 else right(rows, values))
 
 
-@plant("test_collators.py::test_a_nested_batch_has_a_row_of_its_own_length_for_each_sequence")
+@inject("test_collators.py::test_a_nested_batch_has_a_row_of_its_own_length_for_each_sequence")
 def nested_offsets_not_summed(patch: pytest.MonkeyPatch) -> None:
     """Offsets of `nested` are cut at the right number of rows, of equal lengths."""
 
@@ -486,7 +488,7 @@ def nested_offsets_not_summed(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Nested, equal)
 
 
-@plant(
+@inject(
     "test_isolation.py::test_the_loss_of_one_sequence_has_no_gradient_in_others",
     PACKED_CELL,
     links=("flash-linear-attention#838",),
@@ -502,7 +504,7 @@ def offsets_overwritten_by_an_all_ones_mask(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, overwritten)
 
 
-@plant(EQUAL, PACKED_CELL, links=("nanoVLM#201",))
+@inject(EQUAL, PACKED_CELL, links=("nanoVLM#201",))
 def neither_positions_nor_documents(patch: pytest.MonkeyPatch) -> None:
     """Sequences are concatenated, and nothing says where one ends: positions run on, one document."""
     unchecked(patch, PackedBatch)
@@ -518,7 +520,7 @@ def neither_positions_nor_documents(patch: pytest.MonkeyPatch) -> None:
     makes(patch, Packed, one_document)
 
 
-@plant(EQUAL, PACKED_CELL)
+@inject(EQUAL, PACKED_CELL)
 def documents_found_in_neighbouring_positions(patch: pytest.MonkeyPatch) -> None:
     """`cu_seqlens` are rebuilt from where positions fall, so that sequences of one token join the one before."""
     unchecked(patch, PackedBatch)
@@ -531,7 +533,7 @@ def documents_found_in_neighbouring_positions(patch: pytest.MonkeyPatch) -> None
     makes(patch, Packed, rebuilt)
 
 
-@plant("test_bad_batches.py::test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous")
+@inject("test_bad_batches.py::test_a_batch_with_the_pad_id_is_refused_where_padding_makes_it_ambiguous")
 def pad_id_0_taken_for_none(patch: pytest.MonkeyPatch) -> None:
     """A pad id of 0 counts as none: an example that holds it is collated."""
     right = example.checked_lengths
@@ -542,7 +544,7 @@ def pad_id_0_taken_for_none(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, checked)
 
 
-@plant("test_bad_batches.py::test_a_batch_of_empty_sequences_may_be_made_by_hand")
+@inject("test_bad_batches.py::test_a_batch_of_empty_sequences_may_be_made_by_hand")
 def empty_row_padded_on_the_left_is_the_whole_row(patch: pytest.MonkeyPatch) -> None:
     """The last 0 tokens of a row padded on the left are all of it: row[-0:]."""
     right = PaddedBatch.split

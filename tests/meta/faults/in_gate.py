@@ -23,7 +23,7 @@ from gate.record.files import Record
 from tests.meta.faults.fault import Faults, everywhere
 
 GATE = Faults("gate")
-plant = GATE.plant
+inject = GATE.inject
 
 COMPARING, SCREEN, LIVE = "test_comparing.py::", "test_screen.py::", "test_live_pairs.py::"
 PAIRS, STORE = "test_pair_rules.py::", "test_baseline_store.py::"
@@ -35,31 +35,31 @@ HARMED = STORE + "test_a_harmed_baseline_is_an_error_that_says_what_to_do"
 TOO_SLOW = "test_step_verdicts.py::test_the_limit_is_on_all_steps_to_come_and_the_seconds_of_compilation_are_no_step"
 
 
-@plant(COMPARING + "test_a_run_without_a_cell_of_the_record_compares_nothing")
+@inject(COMPARING + "test_a_run_without_a_cell_of_the_record_compares_nothing")
 def new_cells_alone_pass(patch: pytest.MonkeyPatch) -> None:
     """A run that has no cell in common with the record has no cell that fails, and passes."""
     everywhere(patch, verdicts.nothing_judged, lambda found: False)
 
 
-@plant(LIVE + "test_new_cells_alone_are_no_comparison")
+@inject(LIVE + "test_new_cells_alone_are_no_comparison")
 def new_cells_alone_pass_live(patch: pytest.MonkeyPatch) -> None:
     """In live pairs, too, cells that only head can time pass for a comparison."""
     patch.setattr(comparison, "_beside_nothing", lambda found: found)
 
 
-@plant(EACH)
+@inject(EACH)
 def missing_cells_pass_when_strict(patch: pytest.MonkeyPatch) -> None:
     """One of the two verdicts that fail a strict run is dropped from its exit status."""
     patch.setattr(verdicts, "STRICT", (Verdict.INCONCLUSIVE,))
 
 
-@plant(EACH)
+@inject(EACH)
 def inconclusive_cells_pass_when_strict(patch: pytest.MonkeyPatch) -> None:
     """The other one is dropped: a run passes where noise hides what matters."""
     patch.setattr(verdicts, "STRICT", (Verdict.MISSING,))
 
 
-@plant(LEFT)
+@inject(LEFT)
 def compiled_cells_are_never_missing(patch: pytest.MonkeyPatch) -> None:
     """Compiled cells of a baseline that a default run no longer has count as left out on purpose."""
     right = Comparing._asked_for
@@ -70,7 +70,7 @@ def compiled_cells_are_never_missing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Comparing, "_asked_for", asked_for)
 
 
-@plant(LEFT)
+@inject(LEFT)
 def a_narrowed_run_misses_nothing(patch: pytest.MonkeyPatch) -> None:
     """A run of one backend is asked for none of the baseline's cells."""
     right = Comparing._asked_for
@@ -81,21 +81,21 @@ def a_narrowed_run_misses_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Comparing, "_asked_for", asked_for)
 
 
-@plant(LEFT)
+@inject(LEFT)
 def cells_matched_without_their_execution(patch: pytest.MonkeyPatch) -> None:
     """A cell's id lacks whether it is compiled: a compiled one is compared with an eager one."""
     right = cell.cell_id
     patch.setattr(cell, "cell_id", lambda key: right({**key, "execution": "eager"}))
 
 
-@plant(COMPARING + "test_a_part_of_a_run_stands_for_no_whole_one")
+@inject(COMPARING + "test_a_part_of_a_run_stands_for_no_whole_one")
 def a_part_of_a_run_is_saved_as_a_whole_one(patch: pytest.MonkeyPatch) -> None:
     """A record tells nothing of what was left out, so that the next run is held to a part of the cells."""
     right = files.record_of
     everywhere(patch, right, lambda content: replace(right(content), partial=False))
 
 
-@plant(HARMED)
+@inject(HARMED)
 def digests_are_optional(patch: pytest.MonkeyPatch) -> None:
     """A baseline whose entry in the index has no digest is taken as it is."""
     right = store.read_index
@@ -114,20 +114,20 @@ def digests_are_optional(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store, "read_index", read_index)
 
 
-@plant(HARMED)
+@inject(HARMED)
 def an_edited_baseline_is_taken(patch: pytest.MonkeyPatch) -> None:
     """A digest is of a baseline's first line alone: the times below it can be edited."""
     right = store.digest_of
     patch.setattr(store, "digest_of", lambda lines: right(lines[:1]))
 
 
-@plant(STORE + "test_the_newest_is_taken_but_for_one_in_doubt_or_a_part_that_lacks_cells")
+@inject(STORE + "test_the_newest_is_taken_but_for_one_in_doubt_or_a_part_that_lacks_cells")
 def a_run_in_doubt_is_compared_with(patch: pytest.MonkeyPatch) -> None:
     """The record of a run that was slower is the newest: the next run, as slow, passes."""
     patch.setattr(store.Baseline, "doubts", "")
 
 
-@plant("test_promote.py::test_what_does_not_fit_is_not_promoted")
+@inject("test_promote.py::test_what_does_not_fit_is_not_promoted")
 def wrong_cells_are_promoted(patch: pytest.MonkeyPatch) -> None:
     """A baseline may hold a cell whose result was wrong, beside which no run of it can regress."""
     patch.setattr(promote, "NO_FAULT", (*promote.NO_FAULT, "wrong"))
@@ -137,7 +137,7 @@ def change(found: CellVerdict) -> float:
     return 0.0 if found.head_ms is None or found.base_ms is None else math.log(found.head_ms / found.base_ms)
 
 
-@plant(SCREEN + COSTS)
+@inject(SCREEN + COSTS)
 def a_cost_that_rose_passes_where_the_time_fell(patch: pytest.MonkeyPatch) -> None:
     """A cell is as its time says, though it takes more memory than before, where it is faster."""
     right = verdicts.with_costs
@@ -148,7 +148,7 @@ def a_cost_that_rose_passes_where_the_time_fell(patch: pytest.MonkeyPatch) -> No
     everywhere(patch, right, with_costs)
 
 
-@plant(LIVE + COSTS)
+@inject(LIVE + COSTS)
 def a_cost_that_rose_passes_where_head_is_faster(patch: pytest.MonkeyPatch) -> None:
     """In live pairs, too, a cell is *improved* by its time, though it takes more memory than on base."""
     right = LiveJudge.verdict
@@ -160,7 +160,7 @@ def a_cost_that_rose_passes_where_head_is_faster(patch: pytest.MonkeyPatch) -> N
     patch.setattr(LiveJudge, "verdict", verdict)
 
 
-@plant(SCREEN + COSTS)
+@inject(SCREEN + COSTS)
 def a_cost_that_fell_hides_a_slower_step(patch: pytest.MonkeyPatch) -> None:
     """A cell with any exact cost below the baseline's is *improved*, whatever its time."""
     right = verdicts.with_costs
@@ -173,14 +173,14 @@ def a_cost_that_fell_hides_a_slower_step(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, with_costs)
 
 
-@plant(SCREEN + "test_costs_are_those_of_the_newest_process")
+@inject(SCREEN + "test_costs_are_those_of_the_newest_process")
 def costs_of_the_oldest_process(patch: pytest.MonkeyPatch) -> None:
     """A run is held to the exact costs of a baseline's oldest process, not of its newest."""
     right = Screening._timed_bases
     patch.setattr(Screening, "_timed_bases", lambda self, cell: right(self, cell)[::-1])
 
 
-@plant("test_exact.py::test_other_batches_are_no_ground_to_compare_costs")
+@inject("test_exact.py::test_other_batches_are_no_ground_to_compare_costs")
 def fewer_batch_sizes_are_the_same_work(patch: pytest.MonkeyPatch) -> None:
     """Exact costs are compared where head left out some of base's batches, such as the largest."""
     right = exact._other_work
@@ -191,7 +191,7 @@ def fewer_batch_sizes_are_the_same_work(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exact, "_other_work", other_work)
 
 
-@plant(PAIRS + "test_a_change_must_pass_both_thresholds")
+@inject(PAIRS + "test_a_change_must_pass_both_thresholds")
 def one_threshold_is_enough(patch: pytest.MonkeyPatch) -> None:
     """A change counts beyond the smaller of the two thresholds, not beyond both."""
 
@@ -201,21 +201,21 @@ def one_threshold_is_enough(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Threshold, "log", log)
 
 
-@plant(SCREEN + "test_a_change_is_told_and_convicts_by_the_record_alone_only_where_no_noise_explains_it")
+@inject(SCREEN + "test_a_change_is_told_and_convicts_by_the_record_alone_only_where_no_noise_explains_it")
 def base_over_head(patch: pytest.MonkeyPatch) -> None:
     """Ratios are of the baseline's times over those of the run: what is slower is called faster."""
     right = screen.change_of
     patch.setattr(screen, "change_of", lambda head, bases: -right(head, bases))
 
 
-@plant(SLOWER)
+@inject(SLOWER)
 def head_and_base_swapped_in_blocks(patch: pytest.MonkeyPatch) -> None:
     """In live pairs, each block is of base over head."""
     right = pair.block_logs
     patch.setattr(pair, "block_logs", lambda blocks: [-log for log in right(blocks)])
 
 
-@plant(PAIRS + "test_unchanged_code_is_called_slower_in_at_most_5_percent_of_comparisons")
+@inject(PAIRS + "test_unchanged_code_is_called_slower_in_at_most_5_percent_of_comparisons")
 def each_cell_is_a_family_of_its_own(patch: pytest.MonkeyPatch) -> None:
     """Intervals hold for one cell at a time, and a run of many cells has a false alarm in most cases."""
     for name in ("settled", "screened"):
@@ -227,7 +227,7 @@ def each_cell_is_a_family_of_its_own(patch: pytest.MonkeyPatch) -> None:
         )
 
 
-@plant(SLOWER)
+@inject(SLOWER)
 def a_screening_counts_as_a_fresh_pair(patch: pytest.MonkeyPatch) -> None:
     """A flagged cell is judged by the very pair that flagged it, and one of fresh workers."""
     right, right_change = LiveJudge._is_settled, LiveJudge._change
@@ -246,21 +246,21 @@ def a_screening_counts_as_a_fresh_pair(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(SLOWER)
+@inject(SLOWER)
 def fresh_pairs_run_in_the_workers_of_the_screening(patch: pytest.MonkeyPatch) -> None:
     """No pair has fresh workers: all share the memory layout that made a cell seem slower."""
     right = comparison.Comparison._pair
     patch.setattr(comparison.Comparison, "_pair", lambda self, number: right(self, 0))
 
 
-@plant(SCREEN + "test_only_comparable_cells_that_seem_slower_are_suspects_and_the_live_verdict_on_them_holds")
+@inject(SCREEN + "test_only_comparable_cells_that_seem_slower_are_suspects_and_the_live_verdict_on_them_holds")
 def suspects_are_judged_by_the_record(patch: pytest.MonkeyPatch) -> None:
     """Suspects are settled by live pairs, and judged by the times that made them suspects."""
     right = Screening.verdicts
     patch.setattr(Screening, "verdicts", lambda self, settled, why_not: right(self, {}, why_not))
 
 
-@plant(SCREEN + "test_a_time_that_was_lost_regressed_and_why_is_told")
+@inject(SCREEN + "test_a_time_that_was_lost_regressed_and_why_is_told")
 def a_lost_time_passes(patch: pytest.MonkeyPatch) -> None:
     """A cell that had a time and is too slow, wrong or out of memory now is the same as before."""
     right = Screening._without_time
@@ -272,7 +272,7 @@ def a_lost_time_passes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Screening, "_without_time", without_time)
 
 
-@plant(LIVE + "test_a_crash_in_one_pair_of_several_is_told_with_its_count")
+@inject(LIVE + "test_a_crash_in_one_pair_of_several_is_told_with_its_count")
 def one_crash_of_several_pairs_passes(patch: pytest.MonkeyPatch) -> None:
     """A cell that head crashes on in some of its pairs is the same as before."""
     right = live._lost
@@ -284,7 +284,7 @@ def one_crash_of_several_pairs_passes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(live, "_lost", lost)
 
 
-@plant(
+@inject(
     LIVE + "test_a_cell_that_one_side_alone_cannot_open_is_regressed_or_new_and_the_others_go_on", errors=(ValueError,)
 )
 def a_dead_worker_is_asked_again(patch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def a_dead_worker_is_asked_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LivePair, "_start", start)
 
 
-@plant("test_record_files.py::test_a_bad_time_is_read_and_is_no_time")
+@inject("test_record_files.py::test_a_bad_time_is_read_and_is_no_time")
 def a_step_without_a_time_is_dropped(patch: pytest.MonkeyPatch) -> None:
     """Steps whose time is NaN or null are left out as a record is read, and nobody is told."""
     right = CellRecord.read
@@ -316,38 +316,38 @@ def a_step_without_a_time_is_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CellRecord, "read", read)
 
 
-@plant(SCREEN + "test_what_launches_add_counts_where_both_sides_know_it")
+@inject(SCREEN + "test_what_launches_add_counts_where_both_sides_know_it")
 def what_launches_add_is_left_out(patch: pytest.MonkeyPatch) -> None:
     """A step that became host-bound takes as long as the device's work in it, beside a record."""
     right = screen.block_log
     patch.setattr(screen, "block_log", lambda base, head, *deficits: right(base, head))
 
 
-@plant(LIVE + "test_what_launches_add_to_a_step_counts_in_its_block")
+@inject(LIVE + "test_what_launches_add_to_a_step_counts_in_its_block")
 def what_launches_add_is_left_out_live(patch: pytest.MonkeyPatch) -> None:
     """In live pairs, too, what the host's launches add to a step is no part of its time."""
     patch.setattr(pair, "_deficit", lambda blocks, side: None)
 
 
-@plant(SCREEN + "test_another_device_or_setting_is_inconclusive")
+@inject(SCREEN + "test_another_device_or_setting_is_inconclusive")
 def power_limits_are_no_matter(patch: pytest.MonkeyPatch) -> None:
     """Times of a GPU are compared with those of one that may draw more power."""
     patch.delitem(compatible.SETTINGS, "power_limit_w")
 
 
-@plant(SCREEN + "test_a_time_under_other_conditions_is_inconclusive")
+@inject(SCREEN + "test_a_time_under_other_conditions_is_inconclusive")
 def neighbours_on_the_gpu_are_no_matter(patch: pytest.MonkeyPatch) -> None:
     """Times are compared though another process used the GPU."""
     patch.setattr(compatible, "other_processes", lambda record: 0)
 
 
-@plant("test_cause.py::test_the_cause_is_what_explains_half_of_the_slowdown")
+@inject("test_cause.py::test_the_cause_is_what_explains_half_of_the_slowdown")
 def a_cost_that_rose_is_no_cause(patch: pytest.MonkeyPatch) -> None:
     """Neither more compilations nor more padding is what made a cell slower."""
     patch.setattr(cause, "_rise", lambda new, old: None)
 
 
-@plant(TOO_SLOW)
+@inject(TOO_SLOW)
 def compilation_counts_as_a_step(patch: pytest.MonkeyPatch) -> None:
     """The seconds of the first step hold what it compiled: a compiled cell is too slow for its compilation."""
     right = bench.CellBench.first_step_s
@@ -359,7 +359,7 @@ def compilation_counts_as_a_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(bench.CellBench, "first_step_s", first_step_s)
 
 
-@plant(TOO_SLOW)
+@inject(TOO_SLOW)
 def one_step_is_held_to_the_limit(patch: pytest.MonkeyPatch) -> None:
     """A cell is too slow where a single step takes longer than the limit of all of them."""
     right = bench.too_slow

@@ -17,7 +17,7 @@ from model.huggingface.segments import segments_between, told_segments
 from tests.meta.faults.fault import Faults, everywhere
 
 HUGGINGFACE = Faults("huggingface")
-plant = HUGGINGFACE.plant
+inject = HUGGINGFACE.inject
 
 TOLD = "test_segments.py::test_a_row_is_the_same_however_it_is_told"
 TOLD_WRONGLY = "test_segments.py::test_a_row_that_is_told_wrongly_is_refused_in_a_line"
@@ -92,37 +92,37 @@ def compares(patch: pytest.MonkeyPatch, left_out: Callable[[str, Outcome, Outcom
     everywhere(patch, right, faulty)
 
 
-@plant(TOLD, errors=(ValueError,))
+@inject(TOLD, errors=(ValueError,))
 def told_offsets_of_int64(patch: pytest.MonkeyPatch) -> None:
     """Offsets that a model is told become int64, which kernels read as pairs of int32."""
     between(patch, lambda batch: replace(batch, cu_seqlens=batch.cu_seqlens.long()))
 
 
-@plant(TOLD)
+@inject(TOLD)
 def told_offsets_of_other_strides(patch: pytest.MonkeyPatch) -> None:
     """Offsets that a model is told keep the strides of what they were cut from."""
     between(patch, lambda batch: replace(batch, cu_seqlens=torch.stack([batch.cu_seqlens] * 2, dim=-1)[..., 0]))
 
 
-@plant(TOLD, errors=(ValueError,))
+@inject(TOLD, errors=(ValueError,))
 def told_longest_is_a_tensor(patch: pytest.MonkeyPatch) -> None:
     """The longest length that a model is told is a 0-d tensor, which every layer waits for."""
     between(patch, lambda batch: replace(batch, max_seqlen=batch.cu_seqlens.diff().max()))  # type: ignore[arg-type]
 
 
-@plant(TOLD)
+@inject(TOLD)
 def told_lengths_are_a_list(patch: pytest.MonkeyPatch) -> None:
     """The lengths that a model is told are a list, by which no plan can be looked up."""
     between(patch, lambda batch: replace(batch, lengths=list(batch.lengths)))  # type: ignore[arg-type]
 
 
-@plant(TOLD)
+@inject(TOLD)
 def numbers_read_as_positions(patch: pytest.MonkeyPatch) -> None:
     """`seq_idx` is read as positions: every token of a sequence begins one."""
     told(patch, lambda arguments: {"position_ids": arguments.pop("seq_idx", None)} | arguments)
 
 
-@plant(TOLD_WRONGLY)
+@inject(TOLD_WRONGLY)
 def positions_of_three_planes_read_by_the_first(patch: pytest.MonkeyPatch) -> None:
     """Of positions of time, height and width the first plane is read as those of a packed row."""
 
@@ -134,25 +134,25 @@ def positions_of_three_planes_read_by_the_first(patch: pytest.MonkeyPatch) -> No
     told(patch, first)
 
 
-@plant(TOLD_WRONGLY)
+@inject(TOLD_WRONGLY)
 def told_numbers_of_any_dtype(patch: pytest.MonkeyPatch) -> None:
     """What tells the segments may be of any dtype and on any device: floats are rounded, 8 bits run over."""
     patch.setattr(segments, "_refuse_unless_integers", lambda name, values, device: None)
 
 
-@plant(OTHER_KEYS)
+@inject(OTHER_KEYS)
 def other_offsets_of_keys_ignored(patch: pytest.MonkeyPatch) -> None:
     """`cu_seq_lens_k` that differ from those of queries are ignored."""
     patch.setattr(segments, "_refuse_other_keys", lambda queries, keys, device: None)
 
 
-@plant(MASK_OF_OTHER_KEYS)
+@inject(MASK_OF_OTHER_KEYS)
 def more_keys_than_queries_masked(patch: pytest.MonkeyPatch) -> None:
     """A mask for more keys than queries is made as one of the keys alone."""
     masks(patch, lambda keys, options: options | {"q_length": keys, "cache_position": None, "q_offset": 0})
 
 
-@plant(MASK_OF_OTHER_SHAPE)
+@inject(MASK_OF_OTHER_SHAPE)
 def wide_attention_mask_cut(patch: pytest.MonkeyPatch) -> None:
     """An attention mask that is wider than the ids is cut in silence."""
 
@@ -163,7 +163,7 @@ def wide_attention_mask_cut(patch: pytest.MonkeyPatch) -> None:
     masks(patch, cut)
 
 
-@plant(PADDED_MASK)
+@inject(PADDED_MASK)
 def padding_of_gpt2_seen(patch: pytest.MonkeyPatch) -> None:
     """GPT-2 is told that a padded batch has no padding."""
 
@@ -173,7 +173,7 @@ def padding_of_gpt2_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(vars(GPT2_REFERENCE), "prepare", prepare)
 
 
-@plant(LAYER_OF_OTHER_SHAPE)
+@inject(LAYER_OF_OTHER_SHAPE)
 def more_keys_than_queries_cut(patch: pytest.MonkeyPatch) -> None:
     """A layer with more keys than queries attends to the last of them."""
 
@@ -184,13 +184,13 @@ def more_keys_than_queries_cut(patch: pytest.MonkeyPatch) -> None:
     asks(patch, cut)
 
 
-@plant(SCALE)
+@inject(SCALE)
 def scale_of_a_layer_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter never passes the scale that a layer asks for."""
     asks(patch, lambda asked: asked | {"scaling": None})
 
 
-@plant(HEADS)
+@inject(HEADS)
 def layers_attend_in_another_dtype(patch: pytest.MonkeyPatch) -> None:
     """The adapter hands queries on in the dtype that they come in, not in that of autocast."""
     right = Attention.mask
@@ -201,13 +201,13 @@ def layers_attend_in_another_dtype(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attention, "mask", mask)
 
 
-@plant(ASKS_FOR_MORE)
+@inject(ASKS_FOR_MORE)
 def soft_cap_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter takes a soft cap of scores for something without effect."""
     patch.setattr(attention, "WITHOUT_EFFECT", attention.WITHOUT_EFFECT | {"softcap"})
 
 
-@plant(ASKS_FOR_MORE)
+@inject(ASKS_FOR_MORE)
 def unknown_arguments_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter drops what it does not know of what a layer asks for."""
     known = {*attention.NEEDS, *attention.WITHOUT_EFFECT}
@@ -215,63 +215,65 @@ def unknown_arguments_dropped(patch: pytest.MonkeyPatch) -> None:
     asks(patch, lambda asked: {name: value for name, value in asked.items() if name in known | given})
 
 
-@plant(DROPOUT)
+@inject(DROPOUT)
 def dropout_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter drops a layer's dropout."""
     asks(patch, lambda asked: asked | {"dropout": 0.0})
 
 
-@plant(WINDOW)
+@inject(WINDOW)
 def window_of_a_layer_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter drops a layer's sliding window."""
     asks(patch, lambda asked: asked | {"sliding_window": None})
 
 
-@plant(WINDOW)
+@inject(WINDOW)
 def window_of_a_mask_dropped(patch: pytest.MonkeyPatch) -> None:
     """The adapter drops the sliding window that a mask is asked for with."""
     masks(patch, lambda keys, options: options | {"local_size": None})
 
 
-@plant(KEPT_WINDOW)
+@inject(KEPT_WINDOW)
 def window_of_every_implementation_ignored(patch: pytest.MonkeyPatch) -> None:
     """transformers leaves the window out of every mask: each implementation agrees with each other one."""
     overlays(patch, lambda window: 10**6)
 
 
-@plant(KEPT_WINDOW, links=("transformers#39408",))
+@inject(KEPT_WINDOW, links=("transformers#39408",))
 def window_of_every_implementation_one_too_long(patch: pytest.MonkeyPatch) -> None:
     """transformers makes every window one token longer than its config has it."""
     overlays(patch, lambda window: window + 1)
 
 
-@plant(GRADIENT)
+@inject(GRADIENT)
 def gradients_of_biases_not_compared(patch: pytest.MonkeyPatch) -> None:
     """The check of a family compares no gradients of biases."""
     compares(patch, lambda name, actual, truth: name.endswith("bias"))
 
 
-@plant(NO_GRADIENT)
+@inject(NO_GRADIENT)
 def gradients_that_are_missing_not_compared(patch: pytest.MonkeyPatch) -> None:
     """The check of a family skips a parameter that has no gradient in one of the two."""
     compares(patch, lambda name, actual, truth: not (name in actual.gradients and name in truth.gradients))
 
 
-@plant(MIXED)
+@inject(MIXED)
 def other_sequences_not_exchanged(patch: pytest.MonkeyPatch) -> None:
     """The check of a family exchanges other sequences for themselves, which moves nothing."""
     right = checks.token_ids
     patch.setattr(checks, "token_ids", lambda lengths, seed: right(lengths, 1))
 
 
-@plant("test_attention_interface.py::test_what_is_made_of_a_row_lies_where_the_row_does", errors=(NotImplementedError,))
+@inject(
+    "test_attention_interface.py::test_what_is_made_of_a_row_lies_where_the_row_does", errors=(NotImplementedError,)
+)
 def offsets_of_no_device(patch: pytest.MonkeyPatch) -> None:
     """Offsets of a row are made on the CPU, wherever the row lies."""
     right = segments_between
     everywhere(patch, right, lambda offsets, length: right(torch.tensor(offsets.tolist(), dtype=torch.int32), length))
 
 
-@plant("test_attention_interface.py::test_positions_that_are_given_by_place_tell_the_segments")
+@inject("test_attention_interface.py::test_positions_that_are_given_by_place_tell_the_segments")
 def positions_given_by_place_not_read(patch: pytest.MonkeyPatch) -> None:
     """Positions that a model is called with by place, without their name, tell nothing: the row is one segment."""
     right = attention._told_by

@@ -13,7 +13,7 @@ from model.attention.sdpa_loop import LoopContext
 from tests.meta.faults.fault import Fault, Faults, Selection, attends, prepares
 
 KERNELS = Faults("attention")
-plant = KERNELS.plant
+inject = KERNELS.inject
 
 ALONE = "test_attention.py::test_a_batch_attends_as_each_sequence_alone"
 GROUPED = "test_heads.py::test_a_batch_with_grouped_heads_equals_repeated_heads"
@@ -69,12 +69,12 @@ def marked(out: Tensor, token: int, head: int, value: float) -> Tensor:
 
 
 def row_off_by_2_percent(patch: pytest.MonkeyPatch) -> None:
-    """Plant an error of 2% in the last token's first head."""
+    """Inject an error of 2% in the last token's first head."""
     on_loop(patch, lambda out, context: out + (out * marked(out, -1, 0, 0.02)).detach())
 
 
 def gradient_off_by_2_percent(patch: pytest.MonkeyPatch) -> None:
-    """Plant an error of 2% in the gradient of the last key of the first head."""
+    """Inject an error of 2% in the gradient of the last key of the first head."""
 
     def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: Scale) -> Tensor:
         return right(q, with_gradient(k, lambda dk: dk + dk * marked(dk, -1, 0, 0.02)), v, context, scale=scale)
@@ -86,22 +86,22 @@ for _dtype in ("float64", "float32", "bfloat16", "float16"):
     for _apply, _what in ((row_off_by_2_percent, "output"), (gradient_off_by_2_percent, "keys' gradient")):
         _summary = f"One row of one head of the {_dtype} {_what} is 2% too large."
         _selection = Selection(ALONE, LOOP.replace("float32", _dtype))
-        KERNELS.planted.append(Fault(f"{_apply.__name__}_in_{_dtype}", "attention", _summary, _apply, _selection))
+        KERNELS.injected.append(Fault(f"{_apply.__name__}_in_{_dtype}", "attention", _summary, _apply, _selection))
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def token_zeroed(patch: pytest.MonkeyPatch) -> None:
     """The output of the last token is zero."""
     on_loop(patch, lambda out, context: torch.cat([out[:, :-1], 0 * out[:, -1:]], dim=1))
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def output_rounded_to_bfloat16(patch: pytest.MonkeyPatch) -> None:
     """A float32 output went through bfloat16."""
     on_loop(patch, lambda out, context: out.to(torch.bfloat16).to(out.dtype))
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def inputs_rounded_to_float16(patch: pytest.MonkeyPatch) -> None:
     """float32 keys went through float16."""
 
@@ -111,13 +111,13 @@ def inputs_rounded_to_float16(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def outputs_of_sequences_in_another_order(patch: pytest.MonkeyPatch) -> None:
     """Outputs of the sequences are concatenated from the last to the first."""
     on_loop(patch, lambda out, context: torch.cat(out.split(list(context.lengths), dim=1)[::-1], dim=1))
 
 
-@plant(ALONE, MASKED)
+@inject(ALONE, MASKED)
 def heads_and_tokens_not_transposed_back(patch: pytest.MonkeyPatch) -> None:
     """The output is viewed as (tokens, heads) where its storage is (heads, tokens)."""
 
@@ -127,7 +127,7 @@ def heads_and_tokens_not_transposed_back(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant("test_heads.py::test_a_batch_may_have_an_odd_number_of_heads", MASKED)
+@inject("test_heads.py::test_a_batch_may_have_an_odd_number_of_heads", MASKED)
 def last_odd_head_left_out(patch: pytest.MonkeyPatch) -> None:
     """Heads are computed in pairs, and the last of an odd number has the output of the first."""
 
@@ -138,7 +138,7 @@ def last_odd_head_left_out(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant("test_heads.py::test_a_batch_may_have_heads_of_64_and_128", MASKED)
+@inject("test_heads.py::test_a_batch_may_have_heads_of_64_and_128", MASKED)
 def heads_of_128_cut_to_64(patch: pytest.MonkeyPatch) -> None:
     """Scores of heads of 128 are those of their first 64 numbers."""
 
@@ -159,13 +159,13 @@ def repeated_wrongly(patch: pytest.MonkeyPatch, repeat: Callable[[Tensor, int], 
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(GROUPED, LOOP, links=("xformers#952",))
+@inject(GROUPED, LOOP, links=("xformers#952",))
 def key_heads_interleaved(patch: pytest.MonkeyPatch) -> None:
     """Query head h uses key head h mod H_kv, where heads of a group are neighbours."""
     repeated_wrongly(patch, lambda tensor, groups: tensor.repeat(1, 1, groups, 1))
 
 
-@plant(GROUPED, LOOP, links=("pytorch#116301",))
+@inject(GROUPED, LOOP, links=("pytorch#116301",))
 def gradient_of_one_head_of_a_group(patch: pytest.MonkeyPatch) -> None:
     """Gradients of shared keys and values are those of one query head, not the sum over its group."""
 
@@ -176,13 +176,13 @@ def gradient_of_one_head_of_a_group(patch: pytest.MonkeyPatch) -> None:
     repeated_wrongly(patch, repeat)
 
 
-@plant("test_heads.py::test_a_batch_honours_a_scale_of_its_own", LOOP)
+@inject("test_heads.py::test_a_batch_honours_a_scale_of_its_own", LOOP)
 def scale_lost(patch: pytest.MonkeyPatch) -> None:
     """A scale of the caller's own is not passed on."""
     attends(patch, "sdpa_loop", lambda right, q, k, v, context, scale: right(q, k, v, context))
 
 
-@plant("test_heads.py::test_a_batch_honours_a_scale_of_its_own", MASKED)
+@inject("test_heads.py::test_a_batch_honours_a_scale_of_its_own", MASKED)
 def scale_applied_twice(patch: pytest.MonkeyPatch) -> None:
     """Queries are scaled, and so are the scores."""
 
@@ -192,7 +192,7 @@ def scale_applied_twice(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def scale_of_another_dimension(patch: pytest.MonkeyPatch) -> None:
     """The default scale is that of the hidden size, not of a head."""
 
@@ -203,19 +203,19 @@ def scale_of_another_dimension(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def gradient_of_queries_lost(patch: pytest.MonkeyPatch) -> None:
     """dq is zero."""
     attends(patch, "sdpa_loop", lambda right, q, k, v, context, scale: right(lost(q), k, v, context, scale=scale))
 
 
-@plant(ALONE, NESTED, links=("pytorch#128349",))
+@inject(ALONE, NESTED, links=("pytorch#128349",))
 def gradient_of_nested_keys_lost(patch: pytest.MonkeyPatch) -> None:
     """dk of NestedTensors is zero."""
     attends(patch, "sdpa_nested", lambda right, q, k, v, context, scale: right(q, lost(k), v, context, scale=scale))
 
 
-@plant("test_equivalence.py::test_a_batch_equals_the_padded_reference", MASKED)
+@inject("test_equivalence.py::test_a_batch_equals_the_padded_reference", MASKED)
 def gradient_of_values_detached(patch: pytest.MonkeyPatch) -> None:
     """Values are detached: the projection learns from queries and keys alone."""
     attends(
@@ -225,7 +225,7 @@ def gradient_of_values_detached(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(ALONE, LOOP)
+@inject(ALONE, LOOP)
 def gradient_of_the_last_sequence_lost(patch: pytest.MonkeyPatch) -> None:
     """No gradient goes back from the last sequence of a batch."""
     on_loop(
@@ -241,7 +241,7 @@ class _Filled(LoopContext):
     filler: int
 
 
-@plant(ALONE, FILLED, links=("TransformerEngine#2186",))
+@inject(ALONE, FILLED, links=("TransformerEngine#2186",))
 def gradient_wrong_beside_padding(patch: pytest.MonkeyPatch) -> None:
     """dk and dv of the last sequence's first token are zero where padding follows in its tile."""
 
@@ -274,13 +274,13 @@ def nan_in_query_gradients(patch: pytest.MonkeyPatch, strikes: Callable[[int], b
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(ALONE, LOOP, links=("flash-attention#443",))
+@inject(ALONE, LOOP, links=("flash-attention#443",))
 def nan_gradient_of_very_short_sequences(patch: pytest.MonkeyPatch) -> None:
     """dq is NaN in sequences of one token."""
     nan_in_query_gradients(patch, lambda length: length == 1)
 
 
-@plant(
+@inject(
     "test_edges.py::test_a_batch_may_end_at_either_side_of_a_tile",
     LOOP,
     links=("pytorch#153799",),
@@ -290,7 +290,9 @@ def nan_gradient_past_a_tile(patch: pytest.MonkeyPatch) -> None:
     nan_in_query_gradients(patch, lambda length: length > 128 and length % 128 != 0)
 
 
-@plant("test_reference.py::test_a_batch_padded_for_the_reference_equals_each_sequence_alone", links=("pytorch#196678",))
+@inject(
+    "test_reference.py::test_a_batch_padded_for_the_reference_equals_each_sequence_alone", links=("pytorch#196678",)
+)
 def nan_gradient_of_the_reference(patch: pytest.MonkeyPatch) -> None:
     """dq of the padded reference is NaN where its mask hides keys and their number is 32 n + 1."""
 
@@ -302,13 +304,13 @@ def nan_gradient_of_the_reference(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_padded_math", attend)
 
 
-@plant("test_edges.py::test_a_batch_may_be_one_token", LOOP)
+@inject("test_edges.py::test_a_batch_may_be_one_token", LOOP)
 def row_of_one_token_left_out(patch: pytest.MonkeyPatch) -> None:
     """Where a row has but one token nothing is computed."""
     on_loop(patch, lambda out, context: 0 * out if out.shape[1] == 1 else out)
 
 
-@plant("test_edges.py::test_a_batch_may_hold_thousands_of_sequences", LOOP_CAUSAL)
+@inject("test_edges.py::test_a_batch_may_hold_thousands_of_sequences", LOOP_CAUSAL)
 def sequences_past_the_1024th_left_out(patch: pytest.MonkeyPatch) -> None:
     """A grid of 1,024 blocks, one a sequence: outputs of later ones are zero."""
 
@@ -319,7 +321,7 @@ def sequences_past_the_1024th_left_out(patch: pytest.MonkeyPatch) -> None:
     on_loop(patch, cut)
 
 
-@plant("test_edges.py::test_a_batch_may_hold_one_long_sequence_among_short_ones", LOOP)
+@inject("test_edges.py::test_a_batch_may_hold_one_long_sequence_among_short_ones", LOOP)
 def keys_past_the_256th_left_out(patch: pytest.MonkeyPatch) -> None:
     """A buffer of 256 scores a query: values of later keys count as zero."""
 
@@ -330,7 +332,7 @@ def keys_past_the_256th_left_out(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(COPIES, LOOP, links=("pytorch#190857", "flash-linear-attention#1080"))
+@inject(COPIES, LOOP, links=("pytorch#190857", "flash-linear-attention#1080"))
 def addresses_wrap_around(patch: pytest.MonkeyPatch) -> None:
     """Keys are read at addresses modulo 2^10 elements, as 32 bits count modulo 2^32."""
 
@@ -342,7 +344,7 @@ def addresses_wrap_around(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant("test_edges.py::test_a_batch_may_hold_single_tokens_only", MASKED)
+@inject("test_edges.py::test_a_batch_may_hold_single_tokens_only", MASKED)
 def lengths_of_one_squeezed(patch: pytest.MonkeyPatch) -> None:
     """Where all sequences have one token, they are taken for one sequence."""
 
@@ -355,7 +357,7 @@ def lengths_of_one_squeezed(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", prepare)
 
 
-@plant("test_inputs.py::test_a_batch_never_reads_what_lies_beside_it", LOOP_CAUSAL.replace("causal", "full"))
+@inject("test_inputs.py::test_a_batch_never_reads_what_lies_beside_it", LOOP_CAUSAL.replace("causal", "full"))
 def nan_past_the_end_hidden(patch: pytest.MonkeyPatch) -> None:
     """One key past the end of the row is read, and nan_to_num makes a number of what was there."""
 
@@ -377,7 +379,7 @@ def nan_past_the_end_hidden(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant("test_inputs.py::test_a_batch_takes_a_part_of_a_longer_upstream_gradient", LOOP)
+@inject("test_inputs.py::test_a_batch_takes_a_part_of_a_longer_upstream_gradient", LOOP)
 def gradient_read_from_the_start_of_its_storage(patch: pytest.MonkeyPatch) -> None:
     """The backward reads the upstream gradient without its storage offset."""
     on_loop(
@@ -386,7 +388,7 @@ def gradient_read_from_the_start_of_its_storage(patch: pytest.MonkeyPatch) -> No
     )
 
 
-@plant("test_inputs.py::test_a_batch_takes_upstream_gradients_of_any_strides", LOOP)
+@inject("test_inputs.py::test_a_batch_takes_upstream_gradients_of_any_strides", LOOP)
 def gradient_taken_for_contiguous(patch: pytest.MonkeyPatch) -> None:
     """The backward reads the upstream gradient as if heads and tokens were in its order."""
 
@@ -401,7 +403,7 @@ def gradient_taken_for_contiguous(patch: pytest.MonkeyPatch) -> None:
     on_loop(patch, lambda out, context: with_gradient(out, contiguous))
 
 
-@plant("test_inputs.py::test_a_batch_may_be_made_of_slices_and_transposed_storage", LOOP)
+@inject("test_inputs.py::test_a_batch_may_be_made_of_slices_and_transposed_storage", LOOP)
 def input_taken_for_contiguous(patch: pytest.MonkeyPatch) -> None:
     """Values are read as if they were contiguous."""
 
@@ -413,7 +415,7 @@ def input_taken_for_contiguous(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(
+@inject(
     "test_inputs.py::test_a_batch_may_share_keys_and_values_between_heads",
     LOOP,
     links=("pytorch#191937",),
@@ -432,7 +434,7 @@ def expanded_keys_of_33_wrong(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant("test_inputs.py::test_a_batch_may_repeat_one_sequence_without_a_copy", "sdpa_padded-pad_longest-train-full-*")
+@inject("test_inputs.py::test_a_batch_may_repeat_one_sequence_without_a_copy", "sdpa_padded-pad_longest-train-full-*")
 def repeated_sequences_read_past(patch: pytest.MonkeyPatch) -> None:
     """Where sequences share their storage, each but the first reads zeros."""
 
@@ -444,19 +446,19 @@ def repeated_sequences_read_past(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_padded", attend)
 
 
-@plant(REPEATED, LOOP_CAUSAL)
+@inject(REPEATED, LOOP_CAUSAL)
 def sums_in_any_order(patch: pytest.MonkeyPatch) -> None:
     """The output moves by a unit in the last place from run to run."""
     on_loop(patch, lambda out, context: out * (1 + torch.finfo(out.dtype).eps * torch.randint(0, 2, out.shape)))
 
 
-@plant(REPEATED, LOOP_CAUSAL)
+@inject(REPEATED, LOOP_CAUSAL)
 def dropout_left_on(patch: pytest.MonkeyPatch) -> None:
     """Attention drops one number in a thousand."""
     on_loop(patch, lambda out, context: torch.nn.functional.dropout(out, 0.001))
 
 
-@plant(REPEATED, LOOP_CAUSAL)
+@inject(REPEATED, LOOP_CAUSAL)
 def gradients_added_in_any_order(patch: pytest.MonkeyPatch) -> None:
     """dq moves by a unit in the last place from run to run; the output does not."""
 
@@ -469,7 +471,7 @@ def gradients_added_in_any_order(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(
+@inject(
     "test_kernels.py::test_a_batch_runs_the_declared_kernel", "sdpa_padded_math-pad_longest-eval-full-float32-eager-*"
 )
 def another_kernel_runs_in_silence(patch: pytest.MonkeyPatch) -> None:
@@ -481,7 +483,7 @@ def another_kernel_runs_in_silence(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant("test_kernels.py::test_a_batch_runs_the_declared_kernel", LOOP.replace("train", "eval"))
+@inject("test_kernels.py::test_a_batch_runs_the_declared_kernel", LOOP.replace("train", "eval"))
 def attention_without_a_kernel(patch: pytest.MonkeyPatch) -> None:
     """A backend that names SDPA computes the softmax by hand."""
 
@@ -508,7 +510,7 @@ class _Counted:
     many: str
 
 
-@plant(
+@inject(
     "test_compilation.py::test_ragged_batches_after_a_warm_up_are_not_compiled_again",
     COMPILED,
     links=("ms-swift#9798", "pytorch#136196", "pytorch#141486"),
@@ -528,7 +530,7 @@ def compiled_again_for_a_number_of_sequences(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant(
+@inject(
     "test_compilation.py::test_a_compiled_batch_equals_the_padded_reference",
     COMPILED,
     links=("flash-linear-attention#909",),
@@ -544,7 +546,7 @@ def graph_break_in_every_layer(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant("test_compilation.py::test_a_compiled_batch_equals_the_padded_reference", COMPILED)
+@inject("test_compilation.py::test_a_compiled_batch_equals_the_padded_reference", COMPILED)
 def compiled_code_differs(patch: pytest.MonkeyPatch) -> None:
     """Only where it is compiled, attention is 1% too large."""
 
@@ -555,7 +557,7 @@ def compiled_code_differs(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
+@inject("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
 def keys_are_scratch_memory(patch: pytest.MonkeyPatch) -> None:
     """Outputs and gradients are right, and then the caller's keys are zeros."""
 
@@ -567,7 +569,7 @@ def keys_are_scratch_memory(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
+@inject("test_memory.py::test_a_batch_leaves_all_other_memory_as_it_was", LOOP_CAUSAL)
 def writes_behind_its_queries(patch: pytest.MonkeyPatch) -> None:
     """16 numbers behind the queries are zeros, where the storage goes on."""
 
@@ -581,7 +583,7 @@ def writes_behind_its_queries(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(
+@inject(
     "test_recomputation.py::test_a_batch_gives_the_same_when_attended_again_on_its_context",
     "sdpa_loop-packed-train-causal-float32-eager-drawn",
 )
@@ -596,7 +598,7 @@ def context_good_for_one_call(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_loop", attend)
 
 
-@plant(
+@inject(
     "test_recomputation.py::test_a_batch_whose_blocks_are_computed_again_equals_the_padded_reference",
     "sdpa_document_mask-packed-train-full-float32-eager-drawn",
 )
@@ -613,7 +615,7 @@ def context_good_for_each_layer_once(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant(
+@inject(
     "test_compilation.py::test_compiled_attention_takes_inputs_of_any_strides",
     "sdpa_document_mask-packed-train-causal-float32-compiled-drawn",
 )
@@ -629,7 +631,7 @@ def strides_of_transposed_storage_forgotten_when_compiled(patch: pytest.MonkeyPa
     attends(patch, "sdpa_document_mask", attend)
 
 
-@plant(
+@inject(
     "test_edges.py::test_a_batch_may_be_as_wide_as_a_tile_beside_shorter_sequences",
     "sdpa_padded-pad_longest-train-full-float32-eager-drawn",
 )

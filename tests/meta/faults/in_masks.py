@@ -15,7 +15,7 @@ from model.attention.sdpa_document_mask import document_ids
 from tests.meta.faults.fault import Faults, attends, prepares, unchecked
 
 MASKS = Faults("attention")
-plant = MASKS.plant
+inject = MASKS.inject
 
 ISOLATED = "test_isolation.py::test_tokens_of_one_sequence_do_not_change_the_outputs_of_others"
 ISOLATED_GRADIENTS = "test_isolation.py::test_the_loss_of_one_sequence_has_no_gradient_in_others"
@@ -64,19 +64,19 @@ def self_too(pairs: Tensor) -> Tensor:
     return pairs | torch.eye(len(pairs), dtype=torch.bool)
 
 
-@plant(ISOLATED, FULL, links=("axolotl#3796",))
+@inject(ISOLATED, FULL, links=("axolotl#3796",))
 def document_mask_dropped(patch: pytest.MonkeyPatch) -> None:
     """Every token of a packed row sees every other."""
     with_pairs(patch, lambda documents, causal: everything(documents))
 
 
-@plant(ISOLATED, CAUSAL_CELL, links=("transformers#46634",))
+@inject(ISOLATED, CAUSAL_CELL, links=("transformers#46634",))
 def document_mask_dropped_for_a_causal_one(patch: pytest.MonkeyPatch) -> None:
     """Packed rows are not detected: a causal mask over the whole row stands in for the document mask."""
     with_pairs(patch, lambda documents, causal: everything(documents).tril())
 
 
-@plant(ISOLATED_GRADIENTS, "sdpa_loop-packed-train-causal-float32-eager-drawn")
+@inject(ISOLATED_GRADIENTS, "sdpa_loop-packed-train-causal-float32-eager-drawn")
 def row_taken_for_one_sequence(patch: pytest.MonkeyPatch) -> None:
     """A backend that loops over sequences is told of one that is as long as the row."""
     prepares(
@@ -86,25 +86,25 @@ def row_taken_for_one_sequence(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(ISOLATED, FULL)
+@inject(ISOLATED, FULL)
 def document_mask_inverted(patch: pytest.MonkeyPatch) -> None:
     """A token sees all sequences but its own."""
     with_pairs(patch, lambda documents, causal: self_too(~same(documents)))
 
 
-@plant(CAUSAL, CAUSAL_CELL)
+@inject(CAUSAL, CAUSAL_CELL)
 def document_mask_transposed(patch: pytest.MonkeyPatch) -> None:
     """Keys and queries of the mask are exchanged: a token sees later ones only."""
     with_pairs(patch, lambda documents, causal: same(documents).triu())
 
 
-@plant(ISOLATED, FULL)
+@inject(ISOLATED, FULL)
 def mask_added_as_zeros_and_ones(patch: pytest.MonkeyPatch) -> None:
     """The boolean mask is cast to the dtype of the scores and added: what is hidden loses 1, not infinity."""
     patch.setattr("model.attention.sdpa_document_mask.additive", lambda allowed, dtype: allowed.to(dtype))
 
 
-@plant(ALONE, LEFT)
+@inject(ALONE, LEFT)
 def mask_of_minus_10000(patch: pytest.MonkeyPatch) -> None:
     """What is hidden loses 10,000, which large scores outweigh."""
 
@@ -114,7 +114,7 @@ def mask_of_minus_10000(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("model.attention.sdpa.additive", weak)
 
 
-@plant(ISOLATED, FULL)
+@inject(ISOLATED, FULL)
 def documents_of_equal_length_joined(patch: pytest.MonkeyPatch) -> None:
     """Segments are told apart by their length."""
 
@@ -124,13 +124,13 @@ def documents_of_equal_length_joined(patch: pytest.MonkeyPatch) -> None:
     with_pairs(patch, by_length)
 
 
-@plant(CAUSAL, CAUSAL_CELL)
+@inject(CAUSAL, CAUSAL_CELL)
 def causal_mask_one_token_late(patch: pytest.MonkeyPatch) -> None:
     """A token sees the next one of its sequence."""
     with_pairs(patch, lambda documents, causal: same(documents) & everything(documents).tril(1))
 
 
-@plant(ALONE, CAUSAL_CELL)
+@inject(ALONE, CAUSAL_CELL)
 def causal_mask_one_token_early(patch: pytest.MonkeyPatch) -> None:
     """A token does not see itself, the first of a sequence excepted."""
 
@@ -142,19 +142,19 @@ def causal_mask_one_token_early(patch: pytest.MonkeyPatch) -> None:
     with_pairs(patch, earlier)
 
 
-@plant(CAUSAL_GRADIENTS, "sdpa_loop-packed-train-causal-float32-eager-drawn")
+@inject(CAUSAL_GRADIENTS, "sdpa_loop-packed-train-causal-float32-eager-drawn")
 def causality_dropped(patch: pytest.MonkeyPatch) -> None:
     """A causal cell looks both ways."""
     prepares(patch, "sdpa_loop", lambda right, batch, case: right(batch, replace(case, causal=False)))
 
 
-@plant(CAUSAL, "sdpa_loop-packed-train-full-float32-eager-drawn")
+@inject(CAUSAL, "sdpa_loop-packed-train-full-float32-eager-drawn")
 def causal_where_it_is_not_asked_for(patch: pytest.MonkeyPatch) -> None:
     """A cell that looks both ways is causal."""
     prepares(patch, "sdpa_loop", lambda right, batch, case: right(batch, replace(case, causal=True)))
 
 
-@plant(EQUAL, LEFT_CAUSAL)
+@inject(EQUAL, LEFT_CAUSAL)
 def left_padding_seen_under_causality(patch: pytest.MonkeyPatch) -> None:
     """No mask is built where attention is causal, on whichever side the padding is."""
 
@@ -164,7 +164,7 @@ def left_padding_seen_under_causality(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_padded", unmasked)
 
 
-@plant(ALONE, LEFT)
+@inject(ALONE, LEFT)
 def padding_mask_inverted_in_the_backend(patch: pytest.MonkeyPatch) -> None:
     """Queries see padding, and no real token but themselves."""
 
@@ -180,7 +180,7 @@ def self_too_padded(keys: Tensor) -> Tensor:
     return keys | torch.eye(keys.shape[-1], dtype=torch.bool)
 
 
-@plant(ANY_CONTENT, RIGHT)
+@inject(ANY_CONTENT, RIGHT)
 def padding_mask_on_queries_only(patch: pytest.MonkeyPatch) -> None:
     """The padding mask is laid over the queries: every real token sees all padding."""
 
@@ -191,7 +191,7 @@ def padding_mask_on_queries_only(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_padded", of_queries)
 
 
-@plant(ANY_AMOUNT, RIGHT)
+@inject(ANY_AMOUNT, RIGHT)
 def one_padded_key_seen(patch: pytest.MonkeyPatch) -> None:
     """Lengths are one too large where there is padding: its first key is seen."""
 
@@ -203,7 +203,7 @@ def one_padded_key_seen(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_padded", one_more)
 
 
-@plant(EMPTY_ROWS, LEFT_CAUSAL, links=("pytorch#103749",))
+@inject(EMPTY_ROWS, LEFT_CAUSAL, links=("pytorch#103749",))
 def nan_in_rows_that_see_nothing(patch: pytest.MonkeyPatch) -> None:
     """A query of padding sees no key, and its softmax over nothing is NaN."""
 
@@ -217,7 +217,7 @@ def nan_in_rows_that_see_nothing(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_padded", attend)
 
 
-@plant(ANY_CONTENT, FILLED)
+@inject(ANY_CONTENT, FILLED)
 def filler_seen_by_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     """The filler has the segment id of the last sequence."""
     unchecked(patch, PackedBatch)
@@ -231,7 +231,7 @@ def filler_seen_by_the_last_sequence(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", joined)
 
 
-@plant(EQUAL, FULL)
+@inject(EQUAL, FULL)
 def stale_cu_seqlens(patch: pytest.MonkeyPatch) -> None:
     """Offsets are those of the batch before, cut to the tokens of this one."""
     unchecked(patch, PackedBatch)
@@ -245,7 +245,7 @@ def stale_cu_seqlens(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", stale)
 
 
-@plant(PERMUTED, FULL)
+@inject(PERMUTED, FULL)
 def mask_kept_for_batches_of_as_many_tokens(patch: pytest.MonkeyPatch) -> None:
     """Contexts are cached by the number of tokens, whatever sequences they belong to."""
     kept: dict[int, SdpaContext] = {}
@@ -256,7 +256,7 @@ def mask_kept_for_batches_of_as_many_tokens(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", cached)
 
 
-@plant(EQUAL, LEFT)
+@inject(EQUAL, LEFT)
 def mask_kept_for_batches_of_one_shape(patch: pytest.MonkeyPatch) -> None:
     """Padding masks are cached by the shape of the batch."""
     kept: dict[Any, SdpaContext] = {}
@@ -267,7 +267,7 @@ def mask_kept_for_batches_of_one_shape(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_padded", cached)
 
 
-@plant(
+@inject(
     "test_positions.py::test_shifted_positions_are_those_that_the_reference_takes",
     FULL,
     links=("transformers#39814",),
@@ -282,13 +282,13 @@ def documents_start_where_positions_are_0(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", prepare)
 
 
-@plant("test_reference.py::test_a_batch_padded_for_the_reference_equals_each_sequence_alone")
+@inject("test_reference.py::test_a_batch_padded_for_the_reference_equals_each_sequence_alone")
 def reference_without_a_mask(patch: pytest.MonkeyPatch) -> None:
     """The padded reference, with which everything is compared, sees padding."""
     prepares(patch, "sdpa_padded_math", lambda right, batch, case: SdpaContext(None, is_causal=case.causal))
 
 
-@plant(ANY_AMOUNT, LEFT_CAUSAL)
+@inject(ANY_AMOUNT, LEFT_CAUSAL)
 def real_tokens_counted_from_the_left(patch: pytest.MonkeyPatch) -> None:
     """The mask is built from lengths as if padding were on the right."""
 

@@ -14,7 +14,7 @@ from collators.token_budget import TokenBudgetBatchSampler
 from tests.meta.faults.fault import Faults
 
 SAMPLERS = Faults("samplers")
-plant = SAMPLERS.plant
+inject = SAMPLERS.inject
 
 WHOLE = "test_samplers.py::test_an_epoch_has_every_index_once_and_as_many_batches_a_rank"
 DEALT = "test_prepared_loaders.py::test_an_epoch_has_every_index_once_and_as_many_batches_a_process"
@@ -33,7 +33,7 @@ def planned(patch: pytest.MonkeyPatch, sampler: type[EpochBatchSampler], change:
     patch.setattr(sampler, "_plan", plan)
 
 
-@plant(WHOLE)
+@inject(WHOLE)
 def index_given_twice(patch: pytest.MonkeyPatch) -> None:
     """The first index of an epoch comes in its first batch twice."""
     planned(
@@ -43,7 +43,7 @@ def index_given_twice(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(WHOLE)
+@inject(WHOLE)
 def index_dropped(patch: pytest.MonkeyPatch) -> None:
     """The last index of an epoch's last batch is dropped, and not named in `dropped`."""
     planned(
@@ -53,19 +53,19 @@ def index_dropped(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant("test_samplers.py::test_drop_last_drops_what_it_says_and_nothing_else")
+@inject("test_samplers.py::test_drop_last_drops_what_it_says_and_nothing_else")
 def dropped_indices_not_named(patch: pytest.MonkeyPatch) -> None:
     """`dropped` is empty whatever was dropped."""
     planned(patch, TokenBudgetBatchSampler, lambda self, plan: replace(plan, dropped=()))
 
 
-@plant(WHOLE)
+@inject(WHOLE)
 def ranks_with_unequal_batches(patch: pytest.MonkeyPatch) -> None:
     """Batches are not cut for an equal number on every rank."""
     patch.setattr("collators.token_budget.split_to_multiple", lambda batches, lengths, multiple: tuple(batches))
 
 
-@plant("test_samplers.py::test_a_batch_never_passes_its_token_budget")
+@inject("test_samplers.py::test_a_batch_never_passes_its_token_budget")
 def budget_without_padding(patch: pytest.MonkeyPatch) -> None:
     """The cost of a padded batch is the sum of its lengths."""
     right = TokenBudgetBatchSampler._filled
@@ -80,13 +80,13 @@ def budget_without_padding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TokenBudgetBatchSampler, "_filled", filled)
 
 
-@plant("test_samplers.py::test_a_batch_stays_within_one_bucket")
+@inject("test_samplers.py::test_a_batch_stays_within_one_bucket")
 def bucket_edges_ignored(patch: pytest.MonkeyPatch) -> None:
     """All lengths are in one bucket."""
     patch.setattr("collators.length_buckets.bisect_left", lambda edges, length: 0)
 
 
-@plant("test_samplers.py::test_order_follows_from_the_pair_of_seed_and_epoch")
+@inject("test_samplers.py::test_order_follows_from_the_pair_of_seed_and_epoch")
 def epoch_added_to_the_seed(patch: pytest.MonkeyPatch) -> None:
     """Epoch 1 of seed 0 has the order of epoch 0 of seed 1."""
     right = np.random.PCG64
@@ -95,7 +95,7 @@ def epoch_added_to_the_seed(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant("test_samplers.py::test_order_follows_from_the_pair_of_seed_and_epoch")
+@inject("test_samplers.py::test_order_follows_from_the_pair_of_seed_and_epoch")
 def every_epoch_in_one_order(patch: pytest.MonkeyPatch) -> None:
     """Every epoch has the order of the first."""
     right = EpochBatchSampler._epoch_plan
@@ -110,7 +110,7 @@ def every_epoch_in_one_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EpochBatchSampler, "_epoch_plan", first)
 
 
-@plant(EPOCHS)
+@inject(EPOCHS)
 def epoch_planned_once(patch: pytest.MonkeyPatch) -> None:
     """The plan of the first epoch asked for is kept for all."""
     right = EpochBatchSampler._epoch_plan
@@ -121,7 +121,7 @@ def epoch_planned_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EpochBatchSampler, "_epoch_plan", kept)
 
 
-@plant(EPOCHS)
+@inject(EPOCHS)
 def ranks_plan_apart(patch: pytest.MonkeyPatch) -> None:
     """Every rank shuffles with a seed of its own, and takes its share of another order."""
     right = EpochBatchSampler._epoch_plan
@@ -136,26 +136,26 @@ def ranks_plan_apart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EpochBatchSampler, "_epoch_plan", apart)
 
 
-@plant(DEALT)
+@inject(DEALT)
 def loader_leaves_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """Accelerate finds no `sampler` whose epoch to set: every epoch of its loader is the first."""
     patch.delattr(EpochBatchSampler, "sampler")
 
 
-@plant(RESUMED, links=("accelerate#4071",))
+@inject(RESUMED, links=("accelerate#4071",))
 def resumed_epoch_in_the_order_of_the_first(patch: pytest.MonkeyPatch) -> None:
     """A loader's `set_epoch` reaches a copy of the sampler: an epoch that is resumed has the order of epoch 0."""
     right = EpochBatchSampler.sampler
     patch.setattr(EpochBatchSampler, "sampler", property(lambda self: copy.copy(right.fget(self))))
 
 
-@plant("test_prepared_loaders.py::test_batches_of_one_rank_are_not_dealt_again")
+@inject("test_prepared_loaders.py::test_batches_of_one_rank_are_not_dealt_again")
 def batches_dealt_twice(patch: pytest.MonkeyPatch) -> None:
     """Batches of one rank are taken for those of all, and dealt out again: of two ranks' half are lost."""
     patch.delattr(EpochBatchSampler, "batch_size")
 
 
-@plant(DEALT)
+@inject(DEALT)
 def processes_with_unequal_batches(patch: pytest.MonkeyPatch) -> None:
     """The batches of all ranks are as many as fill up, whatever the number of processes that they are dealt to."""
     right = split_to_multiple
@@ -166,13 +166,13 @@ def processes_with_unequal_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("collators.token_budget.split_to_multiple", split)
 
 
-@plant(DEALT)
+@inject(DEALT)
 def batch_size_told_of_batches_that_differ(patch: pytest.MonkeyPatch) -> None:
     """Buckets tell how many examples a batch has at most, and accelerate leaves out the steps of shorter ones."""
     patch.setattr(LengthBucketBatchSampler, "batch_size", property(lambda self: self.most_examples))
 
 
-@plant("test_samplers.py::test_the_batches_of_all_ranks_come_in_turn")
+@inject("test_samplers.py::test_the_batches_of_all_ranks_come_in_turn")
 def batches_of_all_ranks_one_rank_after_the_other(patch: pytest.MonkeyPatch) -> None:
     """The batches of all ranks begin with all of rank 0: dealt out in turn, each rank gets those of others."""
     right = EpochBatchSampler.__iter__
@@ -186,7 +186,7 @@ def batches_of_all_ranks_one_rank_after_the_other(patch: pytest.MonkeyPatch) -> 
     patch.setattr(EpochBatchSampler, "__iter__", in_order)
 
 
-@plant("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
+@inject("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
 def copy_starts_again_at_epoch_0(patch: pytest.MonkeyPatch) -> None:
     """A copy of a sampler, as in a worker or a checkpoint, forgets the epoch."""
     patch.setattr(
@@ -197,7 +197,7 @@ def copy_starts_again_at_epoch_0(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
+@inject("test_samplers.py::test_a_copy_goes_on_in_the_epoch_and_has_its_own")
 def copy_keeps_the_plan_that_was_made(patch: pytest.MonkeyPatch) -> None:
     """A copy gives the batches that were planned when it was made, whatever epoch it is set to."""
 
@@ -208,13 +208,13 @@ def copy_keeps_the_plan_that_was_made(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EpochBatchSampler, "__getstate__", state, raising=False)
 
 
-@plant(PARQUET)
+@inject(PARQUET)
 def first_row_group_read_alone(patch: pytest.MonkeyPatch) -> None:
     """Of a Parquet file the first row group gives the lengths."""
     patch.setattr("pyarrow.parquet.ParquetFile.read", lambda self, columns: self.read_row_group(0, columns=columns))
 
 
-@plant("test_lengths.py::test_a_bad_column_is_refused")
+@inject("test_lengths.py::test_a_bad_column_is_refused")
 def rows_without_a_length_dropped(patch: pytest.MonkeyPatch) -> None:
     """Rows of a Parquet file that hold no length are left out in silence."""
     from pyarrow.parquet import ParquetFile
@@ -223,14 +223,14 @@ def rows_without_a_length_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ParquetFile, "read", lambda self, columns: right(self, columns=columns).drop_null())
 
 
-@plant(PARQUET)
+@inject(PARQUET)
 def first_integer_column_whatever_is_named(patch: pytest.MonkeyPatch) -> None:
     """The column that is named is not looked for: lengths in words are taken for tokens."""
     right = length_file._from_parquet
     patch.setattr("collators.length_file._from_parquet", lambda path, file, column: right(path, file, None))
 
 
-@plant("test_lengths.py::test_an_npy_file_gives_its_integers_however_they_are_written")
+@inject("test_lengths.py::test_an_npy_file_gives_its_integers_however_they_are_written")
 def bytes_of_another_order_read_as_they_stand(patch: pytest.MonkeyPatch) -> None:
     """An array of big-endian integers is read as if they were this machine's."""
     right = np.lib.format.read_array

@@ -28,7 +28,7 @@ EQUAL = "test_equivalence.py::test_a_batch_equals_the_padded_reference"
 MOVED = "test_optimizer_step.py::test_three_steps_move_every_parameter_as_the_reference_does"
 
 
-@MODEL.plant("test_positions.py::test_positions_in_reverse_change_the_outputs", REFERENCE)
+@MODEL.inject("test_positions.py::test_positions_in_reverse_change_the_outputs", REFERENCE)
 def positions_ignored(patch: pytest.MonkeyPatch) -> None:
     """Every slot has the learned position of its column, whatever the batch says."""
     right = Decoder.forward
@@ -45,7 +45,7 @@ def at_positions(batch: Any, positions: Tensor) -> Any:
     return type(batch)(**{**vars(batch), "position_ids": positions})
 
 
-@MODEL.plant(ROTARY, REFERENCE)
+@MODEL.inject(ROTARY, REFERENCE)
 def rotary_positions_of_queries_only(patch: pytest.MonkeyPatch) -> None:
     """Keys are not rotated."""
     right = decoder.rotated
@@ -58,7 +58,7 @@ def rotary_positions_of_queries_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decoder, "rotated", rotated)
 
 
-@MODEL.plant("test_isolation.py::test_tokens_of_one_sequence_do_not_change_the_outputs_of_others", PACKED)
+@MODEL.inject("test_isolation.py::test_tokens_of_one_sequence_do_not_change_the_outputs_of_others", PACKED)
 def logits_centred_over_the_row(patch: pytest.MonkeyPatch) -> None:
     """A statistic over all slots of the batch moves every logit a little."""
     right = Decoder.forward
@@ -70,7 +70,7 @@ def logits_centred_over_the_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Decoder, "forward", forward)
 
 
-@MODEL.plant("test_causality.py::test_later_tokens_change_earlier_outputs_only_where_attention_is_not_causal", PADDED)
+@MODEL.inject("test_causality.py::test_later_tokens_change_earlier_outputs_only_where_attention_is_not_causal", PADDED)
 def next_token_mixed_in(patch: pytest.MonkeyPatch) -> None:
     """A token shift before the blocks' norms runs the wrong way."""
     right = Block.forward
@@ -81,7 +81,7 @@ def next_token_mixed_in(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Block, "forward", forward)
 
 
-@MODEL.plant("test_padding.py::test_ids_and_embeddings_of_padding_change_nothing", PADDED.replace("causal", "full"))
+@MODEL.inject("test_padding.py::test_ids_and_embeddings_of_padding_change_nothing", PADDED.replace("causal", "full"))
 def mean_over_padding_too(patch: pytest.MonkeyPatch) -> None:
     """The mean of a sequence's embeddings, padding included, is added to each."""
     right = Block.forward
@@ -107,7 +107,7 @@ def total(batch: Batch, flat: Tensor) -> Tensor:
     return cross_entropy(flat, batch.flat_targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-@STEPS.plant(SPLIT, PACKED, links=("transformers#34191",))
+@STEPS.inject(SPLIT, PACKED, links=("transformers#34191",))
 def mean_of_means(patch: pytest.MonkeyPatch) -> None:
     """Every micro-batch counts by its tokens, whether they are supervised or not."""
 
@@ -118,37 +118,37 @@ def mean_of_means(patch: pytest.MonkeyPatch) -> None:
     with_loss(patch, loss)
 
 
-@STEPS.plant(ALONE, PADDED, links=("Liger-Kernel#802",))
+@STEPS.inject(ALONE, PADDED, links=("Liger-Kernel#802",))
 def num_targets_of_all_micro_batches_ignored(patch: pytest.MonkeyPatch) -> None:
     """Every micro-batch is divided by its own targets."""
     with_loss(patch, lambda batch, flat, num_targets: total(batch, flat) / max(batch.num_targets, 1))
 
 
-@STEPS.plant(EQUAL, PACKED)
+@STEPS.inject(EQUAL, PACKED)
 def denominator_counts_padding(patch: pytest.MonkeyPatch) -> None:
     """The loss is divided by all slots, padding included."""
     with_loss(patch, lambda batch, flat, num_targets: total(batch, flat) / (num_targets or batch.num_slots))
 
 
-@STEPS.plant(SPLIT, PACKED)
+@STEPS.inject(SPLIT, PACKED)
 def denominator_counts_unsupervised_tokens(patch: pytest.MonkeyPatch) -> None:
     """The loss is divided by all tokens, supervised or not."""
     with_loss(patch, lambda batch, flat, num_targets: total(batch, flat) / (num_targets or batch.num_tokens))
 
 
-@STEPS.plant(LOSS)
+@STEPS.inject(LOSS)
 def loss_is_a_sum(patch: pytest.MonkeyPatch) -> None:
     """The loss is not divided at all."""
     with_loss(patch, lambda batch, flat, num_targets: total(batch, flat))
 
 
-@STEPS.plant(LOSS)
+@STEPS.inject(LOSS)
 def loss_twice_as_large(patch: pytest.MonkeyPatch) -> None:
     """The loss is twice the mean over targets, in the cells and in the reference."""
     with_loss(patch, lambda batch, flat, num_targets: 2 * total(batch, flat) / max(num_targets or batch.num_targets, 1))
 
 
-@STEPS.plant("test_splitting.py::test_no_supervised_target_gives_no_loss_and_no_gradient", PACKED)
+@STEPS.inject("test_splitting.py::test_no_supervised_target_gives_no_loss_and_no_gradient", PACKED)
 def nothing_divided_by_nothing(patch: pytest.MonkeyPatch) -> None:
     """Without a supervised target the loss is 0 / 0."""
     with_loss(
@@ -159,7 +159,7 @@ def nothing_divided_by_nothing(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@STEPS.plant("test_splitting.py::test_no_supervised_target_gives_no_loss_and_no_gradient", PADDED)
+@STEPS.inject("test_splitting.py::test_no_supervised_target_gives_no_loss_and_no_gradient", PADDED)
 def unsupervised_tokens_predict_0(patch: pytest.MonkeyPatch) -> None:
     """Targets of -100 are taken for class 0."""
 
@@ -170,7 +170,7 @@ def unsupervised_tokens_predict_0(patch: pytest.MonkeyPatch) -> None:
     with_loss(patch, loss)
 
 
-@STEPS.plant(FLOAT32)
+@STEPS.inject(FLOAT32)
 def float32_autocast_to_bfloat16(patch: pytest.MonkeyPatch) -> None:
     """Steps of float32 cells run under bfloat16 autocast, those of the reference too."""
     right = steps.autocast
@@ -197,13 +197,13 @@ def with_step(patch: pytest.MonkeyPatch, change: Any) -> None:
     everywhere(patch, steps.train_step, train_step)
 
 
-@STEPS.plant(MOVED, PACKED)
+@STEPS.inject(MOVED, PACKED)
 def parameter_never_moved(patch: pytest.MonkeyPatch) -> None:
     """The bias of the head gets no gradient."""
     with_step(patch, lambda model: setattr(model.head.bias, "grad", None))
 
 
-@STEPS.plant(MOVED, PACKED)
+@STEPS.inject(MOVED, PACKED)
 def step_uphill(patch: pytest.MonkeyPatch) -> None:
     """Gradients have the wrong sign."""
 
@@ -215,13 +215,13 @@ def step_uphill(patch: pytest.MonkeyPatch) -> None:
     with_step(patch, negate)
 
 
-@STEPS.plant(MOVED, PACKED)
+@STEPS.inject(MOVED, PACKED)
 def gradients_clipped(patch: pytest.MonkeyPatch) -> None:
     """Gradients are clipped to a norm that most do not reach."""
     with_step(patch, lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
 
 
-@STEPS.plant(MOVED, PADDED)
+@STEPS.inject(MOVED, PADDED)
 def gradients_of_the_step_before_kept(patch: pytest.MonkeyPatch) -> None:
     """Gradients are not dropped after a step, and add up."""
     right = steps.train_step
@@ -236,7 +236,7 @@ def gradients_of_the_step_before_kept(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, train_step)
 
 
-@STEPS.plant(MOVED, PADDED)
+@STEPS.inject(MOVED, PADDED)
 def gradients_of_the_step_before_applied(patch: pytest.MonkeyPatch) -> None:
     """Every step applies the gradients of the one before, the first none."""
     last: dict[int, list[Tensor | None]] = {}

@@ -16,7 +16,7 @@ from model.attention.torch_varlen import VarlenContext
 from tests.meta.faults.fault import Faults, attends, everywhere, prepares
 
 WINDOWS = Faults("attention")
-plant = WINDOWS.plant
+inject = WINDOWS.inject
 
 WINDOWED = "test_windows.py::test_a_batch_attends_within_the_window_as_each_sequence_alone"
 CAPPED = "test_windows.py::test_a_batch_attends_with_capped_scores_as_each_sequence_alone"
@@ -33,7 +33,7 @@ MATH = "sdpa_padded_math-pad_longest-train-full-bfloat16-eager-drawn"
 FLEX = "flex_document_mask-packed-eval-causal-float32-eager-drawn"
 
 
-@plant(WINDOWED, CAUSAL, links=("transformers#39408",))
+@inject(WINDOWED, CAUSAL, links=("transformers#39408",))
 def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
     """The window does not count the token itself: a query sees one token too many."""
 
@@ -43,13 +43,13 @@ def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", prepare)
 
 
-@plant(PAST, RIGHT, links=("semantic-router#3406",))
+@inject(PAST, RIGHT, links=("semantic-router#3406",))
 def window_lost_on_one_path(patch: pytest.MonkeyPatch) -> None:
     """Where no mask was needed before, causal over padding on the right, the window is lost."""
     prepares(patch, "sdpa_padded", lambda right, batch, case: right(batch, replace(case, window=None)))
 
 
-@plant(WINDOWED, FULL)
+@inject(WINDOWED, FULL)
 def window_on_one_side_only(patch: pytest.MonkeyPatch) -> None:
     """Without causality the window cuts what comes before, and nothing of what comes after."""
 
@@ -63,7 +63,7 @@ def window_on_one_side_only(patch: pytest.MonkeyPatch) -> None:
     prepares(patch, "sdpa_document_mask", prepare)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def window_counts_itself_twice(patch: pytest.MonkeyPatch) -> None:
     """A varlen kernel, which counts the tokens before the query, is handed the window, which holds the query too."""
     patch.setattr(
@@ -73,7 +73,7 @@ def window_counts_itself_twice(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@plant(TILES)
+@inject(TILES)
 def tiles_at_the_edge_of_the_window_left_out(patch: pytest.MonkeyPatch) -> None:
     """A tile is visited only where its furthest pair is within the window, not where its nearest is."""
     right = flex_document_mask.document_block_mask
@@ -87,13 +87,13 @@ def tiles_at_the_edge_of_the_window_left_out(patch: pytest.MonkeyPatch) -> None:
     everywhere(patch, right, mask)
 
 
-@plant(CAPPED, FLEX)
+@inject(CAPPED, FLEX)
 def soft_cap_ignored(patch: pytest.MonkeyPatch) -> None:
     """Scores are not capped."""
     prepares(patch, "flex_document_mask", lambda right, batch, case: replace(right(batch, case), score_mod=None))
 
 
-@plant(TOLD_APART, FLEX.replace("float32", "bfloat16"))
+@inject(TOLD_APART, FLEX.replace("float32", "bfloat16"))
 def soft_cap_clamps(patch: pytest.MonkeyPatch) -> None:
     """Scores are clamped at the cap, without the tanh."""
 
@@ -103,13 +103,13 @@ def soft_cap_clamps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(flex_document_mask, "capped", clamped)
 
 
-@plant(HANDED)
+@inject(HANDED)
 def soft_cap_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     """The kernel that has a soft cap is not told of it."""
     prepares(patch, "fa2_varlen", lambda right, batch, case: replace(right(batch, case), softcap=None))
 
 
-@plant(SINKS, MATH)
+@inject(SINKS, MATH)
 def sinks_ignored(patch: pytest.MonkeyPatch) -> None:
     """Sinks take no part in the softmax."""
 
@@ -120,21 +120,21 @@ def sinks_ignored(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_padded_math", attend)
 
 
-@plant(SINKS, MATH)
+@inject(SINKS, MATH)
 def sinks_of_heads_in_another_order(patch: pytest.MonkeyPatch) -> None:
     """The sinks of the heads are taken from the last to the first."""
     right = sdpa.with_sinks
     patch.setattr(sdpa, "with_sinks", lambda k, v, mask, sinks: right(k, v, mask, sinks.flip(0)))
 
 
-@plant(SINKS, MATH)
+@inject(SINKS, MATH)
 def gradient_of_the_sinks_lost(patch: pytest.MonkeyPatch) -> None:
     """No gradient goes back to the sinks."""
     right = sdpa.with_sinks
     patch.setattr(sdpa, "with_sinks", lambda k, v, mask, sinks: right(k, v, mask, sinks.detach() + 0 * sinks))
 
 
-@plant(SINKS, FLEX)
+@inject(SINKS, FLEX)
 def sinks_in_base_2(patch: pytest.MonkeyPatch) -> None:
     """The logsumexp of FlexAttention is taken for one in base 2, as its kernels have it inside."""
 

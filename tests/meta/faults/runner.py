@@ -1,4 +1,4 @@
-"""Runs a property with a fault planted, each in a process of its own that is forked from one that has imported all.
+"""Runs a property with a fault injected, each in a process of its own that is forked from one that has imported all.
 
 A fork starts with every module imported and nothing else: no patch, cache or setting of torch leaks from one fault into
 another, or into the session that asked.
@@ -128,7 +128,7 @@ def _pytest(options: Sequence[str], plugins: Sequence[Any] = ()) -> tuple[int, s
 
 
 def judged(fault: Fault) -> Verdict:
-    """Plant `fault` and tell whether its property turned red for it."""
+    """Inject `fault` and tell whether its property turned red for it."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         fault.apply(patch)

@@ -1,4 +1,4 @@
-"""Writes docs/faults.md: every fault with what sees it, and every upstream bug with what stands for it."""
+"""Writes docs/results/injected-faults.md: each fault with the test that finds it, and each real bug with its fault."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from tests.meta.faults import CATALOGUE
 from tests.meta.faults.fault import Fault
-from tests.meta.faults.upstream import BUGS, NOT_PLANTED, url
+from tests.meta.faults.upstream import BUGS, NOT_INJECTED, url
 
-PATH = Path(__file__).parents[3] / "docs" / "faults.md"
+PATH = Path(__file__).parents[3] / "docs" / "results" / "injected-faults.md"
 
 #: How the line starts that says where and when the table was made.
 PRODUCED = "Produced "
 
-HEAD = """# Planted faults
+HEAD = """# Injected faults
 
-Green means something only where red is possible. Each row below is a fault that was planted in the code under test, a
-small patch of a collator, a backend, the decoder or the step, and the property that turned red for it: that test, on
-those cells, failed by its own assertion (in a few rows by an error that the catalogue names), and the same tests are
-green without the fault. The patches are in `tests/meta/faults`; `pytest -m meta` plants them again.
+Green means something only if red is possible. Each row below is a fault that was injected into the code under test: a
+small patch of a collator, a backend, the decoder or the step. It names the test that turned red, and the cells. That
+test failed by its own assertion (in a few rows by an error that the catalogue names). It is green without the fault. The
+patches are in `tests/meta/faults`, and `pytest -m meta` injects them again.
 
-This file is written by `python -m tests.meta.faults --write`, which runs every fault on the CPU; with names of faults
-and without `--write` it runs those."""
+`python -m tests.meta.faults --write` runs every fault on the CPU and writes this file. With names of faults and without
+`--write`, it runs those."""
 
 
 def produced(seconds: float) -> str:
@@ -58,7 +58,7 @@ def fault_row(fault: Fault, caught: bool) -> str:
 def bug_row(bug: str) -> str:
     """Return the row of one upstream bug."""
     faults = ", ".join(f"`{fault.name}`" for fault in CATALOGUE if bug in fault.links)
-    return row(linked([bug]), BUGS[bug], faults or f"not planted: {NOT_PLANTED[bug]}")
+    return row(linked([bug]), BUGS[bug], faults or f"not injected: {NOT_INJECTED[bug]}")
 
 
 def document(caught: Mapping[str, bool], where: str) -> str:
@@ -68,6 +68,6 @@ def document(caught: Mapping[str, bool], where: str) -> str:
         lines += ["", f"## In {room}", "", row("fault", "what is wrong", "property", "cells", "caught", "drawn from")]
         lines.append(row(*["---"] * 6))
         lines += [fault_row(fault, caught[fault.name]) for fault in CATALOGUE if fault.room == room]
-    lines += ["", "## Real bugs of this field", "", row("report", "what happened", "planted as"), row(*["---"] * 3)]
+    lines += ["", "## Real bugs of this field", "", row("report", "what happened", "injected as"), row(*["---"] * 3)]
     lines += [bug_row(bug) for bug in BUGS]
     return "\n".join(lines) + "\n"

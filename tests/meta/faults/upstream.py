@@ -1,4 +1,4 @@
-"""The real bugs that the catalogue draws on, and why some of them cannot be planted here."""
+"""The real bugs that the catalogue draws on, and why some of them cannot be injected here."""
 
 PROJECTS = {
     "accelerate": "huggingface/accelerate",
@@ -65,7 +65,7 @@ BUGS: dict[str, str] = {
 }
 
 #: Why a bug is not in the catalogue.
-NOT_PLANTED: dict[str, str] = {
+NOT_INJECTED: dict[str, str] = {
     "vllm#51902": "no fault: it stays within rounding, for which isolation compares batches of the same lengths only",
     "flash-attention#1903": STEP_TIME,
     "flash-attention#1338": STEP_TIME,

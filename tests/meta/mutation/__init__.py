@@ -1,1 +1,1 @@
-"""Mutation testing of `collators/` and `model/`: `tox -e mutation`, described in docs/mutation.md."""
+"""Mutation testing of `collators/` and `model/`: `tox -e mutation`, described in docs/results/mutation.md."""
