@@ -18,8 +18,8 @@ HEAD = """# Injected faults
 
 Green means something only if red is possible. Each row below is a fault that was injected into the code under test: a
 small patch of a collator, a backend, the decoder or the step. It names the test that turned red, and the cells. That
-test failed by its own assertion (in a few rows by an error that the catalogue names). It is green without the fault. The
-patches are in `tests/meta/faults`, and `pytest -m meta` injects them again.
+test failed by its own assertion (in a few rows by an error that the catalogue names). It is green without the fault.
+The patches are in `tests/meta/faults`, and `pytest -m meta` injects them again.
 
 `python -m tests.meta.faults --write` runs every fault on the CPU and writes this file. With names of faults and without
 `--write`, it runs those."""
