@@ -15,7 +15,7 @@ pytest_plugins = [
     "tests.selection",
     "tests.matrix",
     "tests.workers",
-    "tests.huggingface.plugin",
+    "tests.packing.plugin",
 ]
 
 #: Every field is stated: where the variable CI is set, Hypothesis gives those that are not the values of a profile of

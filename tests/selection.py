@@ -31,7 +31,7 @@ EVERY = "every backend"
 
 #: The folders of tests, each named as the mark of its tests.
 FOLDER = Path(__file__).parent
-MARKS = ("correctness", "unit", "performance", "huggingface", "meta")
+MARKS = ("correctness", "unit", "performance", "packing", "meta")
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
 

@@ -11,7 +11,7 @@ from model.attention import default_device
 MOST_WORKERS = 8
 
 #: Marks whose tests have a machine's cores to themselves when all of them run.
-SHARED = ("correctness", "huggingface", "unit", "correctness or unit")
+SHARED = ("correctness", "packing", "unit", "correctness or unit")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model.huggingface.families import family_named
 from model.huggingface.inputs import WAYS, way_named
-from model.huggingface.records import recorded, state_of
-from model.huggingface.reproduction import reproduction, run
+from tests.packing.records import recorded, state_of
+from tests.packing.reproduction import reproduction, run
 
 parser = argparse.ArgumentParser()
 parser.add_argument("family")

@@ -68,7 +68,7 @@ def test_every_upstream_bug_is_injected_or_has_a_reason() -> None:
 
 
 def test_the_documented_table_is_that_of_the_catalogue_with_every_fault_caught() -> None:
-    """`python -m tests.meta.faults --write` makes it anew."""
+    """`python -m tests.studies.faults --write` makes it anew."""
 
     def lines(text: str) -> list[str]:
         return [line for line in text.splitlines() if not line.startswith(PRODUCED)]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.meta
 FAMILIES = "--packing-families=ci"
 
 #: Without -m what is timed is left out; models of transformers are, where no mark may mean them.
-WHATEVER_MARK = "huggingface or not huggingface"
+WHATEVER_MARK = "packing or not packing"
 
 SESSIONS: dict[str, tuple[str, ...]] = {
     "whatever mark": ("-m", WHATEVER_MARK, FAMILIES, "tests"),

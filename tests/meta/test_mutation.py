@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.meta.mutation.population import Code, is_python
-from tests.meta.mutation.score import clopper_pearson
+from tests.studies.mutation.population import Code, is_python
+from tests.studies.mutation.score import clopper_pearson
 
 pytestmark = pytest.mark.meta
 

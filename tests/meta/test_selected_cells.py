@@ -28,7 +28,7 @@ TIMED = ("-m", "performance", "--workload=article", "tests/performance")
 SESSIONS: dict[str, tuple[str, ...]] = {
     "proved": PROVED,
     "timed": TIMED,
-    "models": ("-m", "huggingface", "--packing-families=ci", "tests/huggingface"),
+    "models": ("-m", "packing", "--packing-families=ci", "tests/packing"),
     "proved, required": (*PROVED, "--require"),
     "timed, required": (*TIMED, "--require"),
     "proved, fa2_varlen required": (*PROVED, "--require=fa2_varlen"),

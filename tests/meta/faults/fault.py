@@ -27,7 +27,7 @@ FaultyPrepare = Callable[[Prepare, Any, Case], Any]
 ROOT = Path(__file__).parents[3]
 
 #: Where the tests are that faults turn red: properties, then tests of what computes and judges.
-FOLDERS = ("tests/correctness", "tests/unit", "tests/huggingface", "tests/meta")
+FOLDERS = ("tests/correctness", "tests/unit", "tests/packing", "tests/meta")
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from collators.batch import PackedBatch
-from model.huggingface import attention, checks, segments
+from model.huggingface import attention, segments
 from model.huggingface.attention import Attention
-from model.huggingface.checks import Errors, Outcome, errors_of
 from model.huggingface.gpt2 import GPT2_REFERENCE
 from model.huggingface.segments import segments_between, told_segments
 from tests.meta.faults.fault import Faults, everywhere
+from tests.packing import checks
+from tests.packing.checks import Errors, Outcome, errors_of
 
 HUGGINGFACE = Faults("huggingface")
 inject = HUGGINGFACE.inject

@@ -21,8 +21,8 @@ small patch of a collator, a backend, the decoder or the step. It names the test
 test failed by its own assertion (in a few rows by an error that the catalogue names). It is green without the fault.
 The patches are in `tests/meta/faults`, and `pytest -m meta` injects them again.
 
-`python -m tests.meta.faults --write` runs every fault on the CPU and writes this file. With names of faults and without
-`--write`, it runs those."""
+`python -m tests.studies.faults --write` runs every fault on the CPU and writes this file. With names of faults, and
+without `--write`, it runs those."""
 
 
 def produced(seconds: float) -> str:

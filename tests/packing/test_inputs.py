@@ -6,7 +6,7 @@ from transformers import DataCollatorWithFlattening
 
 from model.huggingface.inputs import ALONE, FLATTENED, PADDED, WAYS, Way, inputs, way_named
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 SEQUENCES = [torch.tensor([11, 12, 13]), torch.tensor([21, 22])]
 

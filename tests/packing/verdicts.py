@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.huggingface.checks import Checked, Found
 from model.huggingface.inputs import FLATTENED, PADDED, Layout, Way
+from tests.packing.checks import Checked, Found
 
 Grade = Literal["safe", "safe with", "refuses", "leaks", "shifts"]
 

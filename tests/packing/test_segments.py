@@ -13,9 +13,9 @@ from collators.batch import PackedBatch
 from model.attention import Case, backend_named
 from model.huggingface.attention import Attention, attending
 from model.huggingface.segments import told_segments
-from tests.huggingface.tiny_models import llama
+from tests.packing.tiny_models import llama
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 LENGTHS = (2, 4, 3)
 TOKENS = sum(LENGTHS)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.huggingface.subset import CI_FAMILIES
 from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
+from tests.packing.subset import CI_FAMILIES
 
 ALL, CI = "all", "ci"
 
@@ -39,19 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         nargs="?",
         const=DEFAULT_FOLDER,
         metavar="FOLDER",
-        help="with -m huggingface: print which families of the installed transformers are safe to pack, and write "
+        help="with -m packing: print which families of the installed transformers are safe to pack, and write "
         f"Markdown and JSON to FOLDER ({DEFAULT_FOLDER}; --packing-report=docs/results/packing makes it the record)",
     )
     group.addoption(
         "--packing-families",
         default=ALL,
         metavar="all|ci|NAME,NAME",
-        help="with -m huggingface: every family (default), one of each kind, or these",
+        help="with -m packing: every family (default), one of each kind, or these",
     )
     group.addoption(
         "--packing-implementations",
         metavar="NAME,NAME",
-        help="with -m huggingface: these attention implementations, the project's packed backends among them (default: "
+        help="with -m packing: these attention implementations, the project's packed backends among them (default: "
         "eager, sdpa and sdpa_document_mask on a CPU, every one that runs on a GPU)",
     )
 
@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def asked_for(config: pytest.Config) -> bool:
     """Tell whether this run may hold packing tests: to find out the families costs seconds."""
     expression = config.getoption("markexpr")
-    return not expression or "huggingface" in expression
+    return not expression or "packing" in expression
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -71,8 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "packing(*ways): the ways to hand sequences over that a test is about")
     config.stash[FOUND] = found = Found()
     config.pluginmanager.register(found)
-    if config.getoption("packing_report") and config.getoption("markexpr") != "huggingface":
-        raise pytest.UsageError("--packing-report reports on the packing tests; run them: pytest -m huggingface.")
+    if config.getoption("packing_report") and config.getoption("markexpr") != "packing":
+        raise pytest.UsageError("--packing-report reports on the packing tests; run them: pytest -m packing.")
     chosen = config.getoption("packing_families")
     if chosen not in (ALL, CI):
         from model.huggingface.families import family_named
@@ -117,7 +117,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     params: list[Any] = []
     if asked_for(metafunc.config):
         from model.attention import default_device
-        from model.huggingface.records import recorded
+        from tests.packing.records import recorded
 
         record = recorded(default_device()) or {"families": {}}
         marker = metafunc.definition.get_closest_marker("packing")
@@ -153,8 +153,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not entries:
         return
     from model.attention import default_device
-    from model.huggingface.records import changes_between, file_name, load, merged, record_of, recorded, save
-    from model.huggingface.report import report
+    from tests.packing.records import changes_between, file_name, load, merged, record_of, recorded, save
+    from tests.packing.report import report
 
     record = record_of(entries, default_device())
     before = recorded(default_device())
@@ -165,7 +165,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(f"better than recorded: {change}")
         if better:
             terminalreporter.write_line(
-                "Record it: pytest -m huggingface --packing-report=docs/results/packing, and commit the files."
+                "Record it: pytest -m packing --packing-report=docs/results/packing, and commit the files."
             )
     folder = config.getoption("packing_report")
     if folder:

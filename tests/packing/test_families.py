@@ -8,11 +8,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from model.huggingface.families import all_families, build, family_named, offline, token_ids
 from model.huggingface.overrides import OVERRIDES
-from model.huggingface.records import recorded
 from model.huggingface.sizes import SMALL_VOCABULARY
-from tests.huggingface.subset import CI_FAMILIES
+from tests.packing.records import recorded
+from tests.packing.subset import CI_FAMILIES
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 #: Of the families that transformers knows, at most so many may not be built.
 MOST_NOT_BUILT = 0.1
@@ -37,9 +37,7 @@ def test_an_unknown_family_names_others() -> None:
 def test_few_recorded_families_are_not_built() -> None:
     record = recorded("cpu")
     if record is None:
-        pytest.skip(
-            "no record of this transformers: pytest -m huggingface --packing-report=docs/results/packing makes one"
-        )
+        pytest.skip("no record of this transformers: pytest -m packing --packing-report=docs/results/packing makes one")
     families = record["families"]
     missing = {name: entry["cannot_build"] for name, entry in families.items() if "cannot_build" in entry}
     assert families.keys() == {family.name for family in all_families()}

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from model.huggingface.checks import Found, allowance, logits_of
 from model.huggingface.families import CannotBuild, Family, build_config, build_from, first_line, offline, token_ids
 from model.huggingface.implementations import Implementation
 from model.huggingface.inputs import ALONE, inputs
 from model.huggingface.sizes import WINDOW
 from model.reference import full_precision
+from tests.packing.checks import Found, allowance, logits_of
 
 #: Config fields that set a window, in tokens, and the kind of the layers that it is for.
 WINDOWS = {

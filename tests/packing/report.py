@@ -1,26 +1,22 @@
 """The report of a record as Markdown, the difference of two, and the lines that reproduce a finding:
 
-python -m model.huggingface.report table RECORD.json
-python -m model.huggingface.report diff BEFORE.json AFTER.json
-python -m model.huggingface.report reproduce FAMILY [IMPLEMENTATION [WAY]]
+python -m tests.studies.packing table RECORD.json
+python -m tests.studies.packing diff BEFORE.json AFTER.json
+python -m tests.studies.packing reproduce FAMILY [IMPLEMENTATION [WAY]]
 """
 
-import argparse
 import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from model.huggingface.families import family_named
-from model.huggingface.inputs import LAYOUTS, WAYS, way_named
-from model.huggingface.records import Change, Record, changes_between, load, state_of
-from model.huggingface.reproduction import reproduction
+from model.huggingface.inputs import LAYOUTS, WAYS
+from tests.packing.records import Change, Record, changes_between, state_of
 
 WIDE = 10_000
 
@@ -140,7 +136,7 @@ def report(record: Record) -> str:
     parts += [
         "## To see one yourself",
         "These lines print a script of its own, which needs nothing but torch and transformers:",
-        "```\npython -m model.huggingface.report reproduce gpt2 sdpa 'flattened: position_ids, cache'\n```",
+        "```\npython -m tests.studies.packing reproduce gpt2 sdpa 'flattened: position_ids, cache'\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -169,33 +165,3 @@ def grouped(changes: Iterable[Change]) -> list[tuple[str, str, str, str]]:
     for (what, before, after), names in families.items():
         shared.setdefault((before, after, ", ".join(names)), []).append(what)
     return [("; ".join(whats), before, after, names) for (before, after, names), whats in shared.items()]
-
-
-def main() -> None:
-    """Print a report, a difference, or the lines that reproduce a finding."""
-    parser = argparse.ArgumentParser(prog="python -m model.huggingface.report", description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("table", help="the report of a record").add_argument("record", type=Path)
-    compare = commands.add_parser("diff", help="what changed for packing between two records")
-    compare.add_argument("before", type=Path)
-    compare.add_argument("after", type=Path)
-    lines = commands.add_parser("reproduce", help="lines that show one finding")
-    lines.add_argument("family")
-    lines.add_argument("implementation", nargs="?", default="sdpa", help="an attn_implementation (default: sdpa)")
-    lines.add_argument("way", nargs="?", default=WAYS[0].name, help=f"one of: {'; '.join(way.name for way in WAYS)}")
-    lines.add_argument("--positions-from", type=int, default=0, metavar="N", help="the first position of a sequence")
-    given = parser.parse_args()
-    try:
-        if given.command == "table":
-            print(report(load(given.record)), end="")
-        elif given.command == "diff":
-            print(difference(load(given.before), load(given.after)), end="")
-        else:
-            way = way_named(given.way)
-            print(reproduction(family_named(given.family), given.implementation, way, given.positions_from), end="")
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from model.huggingface import checks
-from model.huggingface.checks import Bench, Errors, Outcome, bench_of, check, check_way, errors_of, fetched
 from model.huggingface.families import CannotBuild, Family, build, family_named
 from model.huggingface.implementations import Implementation, implementation_named, implementations
 from model.huggingface.inputs import Way
+from tests.packing import checks
+from tests.packing.checks import Bench, Errors, Outcome, bench_of, check, check_way, errors_of, fetched
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 ROW = Way("flattened")
 

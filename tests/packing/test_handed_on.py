@@ -14,10 +14,10 @@ from model.attention import backend_named
 from model.huggingface.attention import NEEDS, WITHOUT_EFFECT, Attention, attending
 from model.huggingface.gpt2 import GPT2_BACKENDS, Gpt2Backend, _through_interface
 from model.huggingface.masks import Prepared, Unprepared
-from tests.huggingface.test_gpt2 import batch_of, case_of, examples
-from tests.huggingface.tiny_models import llama
+from tests.packing.test_gpt2 import batch_of, case_of, examples
+from tests.packing.tiny_models import llama
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 LENGTHS = (2, 4, 3)
 TOKENS = sum(LENGTHS)

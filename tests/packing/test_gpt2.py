@@ -24,7 +24,7 @@ from model.workloads import ARTICLE, SMOKE
 
 OLD = REQUIRES.reasons(this_machine())
 
-pytestmark = [pytest.mark.huggingface, pytest.mark.skipif(bool(OLD), reason="; ".join(OLD))]
+pytestmark = [pytest.mark.packing, pytest.mark.skipif(bool(OLD), reason="; ".join(OLD))]
 
 SIZES = DecoderConfig(vocab_size=61, max_length=40, num_layers=3, num_heads=3, head_dim=16)
 LENGTHS = (5, 1, 17, 3)

@@ -1,6 +1,6 @@
 """Record the token counts of Python's own top-level functions and classes as `recorded_lengths.npy`.
 
-Run it as `python collators/data/record_lengths.py`; it needs `pip install tokenizers`.
+Run it as `python -m tests.studies.record_lengths`; it needs `pip install tokenizers`.
 """
 
 import ast
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 VOCABULARY = 8192
-OUTPUT = Path(__file__).with_name("recorded_lengths.npy")
+OUTPUT = Path(__file__).parents[2] / "collators" / "data" / "recorded_lengths.npy"
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "lib-dynload", "__pycache__"}
 )

@@ -18,7 +18,7 @@ from model.attention.case import Case
 from model.huggingface.attention import PREFIX, attending, registered
 from model.huggingface.gpt2 import REQUIRES
 from model.huggingface.segments import segments_between
-from tests.huggingface.tiny_models import (
+from tests.packing.tiny_models import (
     LENGTHS,
     alone,
     computed,
@@ -30,7 +30,7 @@ from tests.huggingface.tiny_models import (
     sequences,
 )
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 Make = Callable[..., nn.Module]
 

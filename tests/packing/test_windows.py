@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from model.attention import backend_named
-from model.huggingface import windows
-from model.huggingface.checks import Found
 from model.huggingface.families import Family, all_families, build_config, family_named
 from model.huggingface.implementations import Implementation, own
 from model.huggingface.sizes import WINDOW
-from model.huggingface.windows import check_window, reach, windowed
 from tests.known_failures import IGNORED_WINDOWS
+from tests.packing import windows
+from tests.packing.checks import Found
+from tests.packing.windows import check_window, reach, windowed
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 EAGER, SDPA = (Implementation(name, name, torch.float32) for name in ("eager", "sdpa"))
 CPU = torch.device("cpu")

@@ -26,10 +26,10 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from coverage import CoverageData
 
-from tests.meta.mutation import fork_server
-from tests.meta.mutation.fork_server import Ended
-from tests.meta.mutation.population import Code, is_python
-from tests.meta.mutation.score import clopper_pearson
+from tests.studies.mutation import fork_server
+from tests.studies.mutation.fork_server import Ended
+from tests.studies.mutation.population import Code, is_python
+from tests.studies.mutation.score import clopper_pearson
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("collators", "model")
@@ -95,7 +95,7 @@ class Mutant(NamedTuple):
 
 def main() -> int:
     """Run what the command line asks for; 1 where the code as it is does not pass."""
-    parser = argparse.ArgumentParser(prog="python -m tests.meta.mutation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.mutation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--size", type=int, default=200, help="mutants in the sample")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop before a mutant once these have passed")

@@ -7,9 +7,9 @@ import pytest
 
 from model.huggingface.families import family_named
 from model.huggingface.inputs import Way
-from model.huggingface.reproduction import reproduction, run
+from tests.packing.reproduction import reproduction, run
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 
 @pytest.mark.parametrize(

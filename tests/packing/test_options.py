@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from model.huggingface.report import main
+from tests.studies.packing import main
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 #: Runs each list of options as a session of one process, as imports take seconds.
 SESSIONS = """
@@ -27,8 +27,8 @@ json.dump(results, sys.stdout)
 
 BAD: dict[str, list[str]] = {
     "--packing-report reports on the packing tests": ["-m", "meta", "--packing-report"],
-    "there is no language-model family 'llamma'": ["-m", "huggingface", "--packing-families=llamma"],
-    "there is no implementation 'fast' on": ["-m", "huggingface", "--packing-implementations=fast"],
+    "there is no language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
+    "there is no implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
 }
 
 

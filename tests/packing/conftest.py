@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.attention import default_device
-from model.huggingface.checks import Checked, checked_with
 from model.huggingface.families import CannotBuild, Family
-from tests.huggingface.plugin import implementations
+from tests.packing.checks import Checked, checked_with
+from tests.packing.plugin import implementations
 
 
 @dataclass(frozen=True)

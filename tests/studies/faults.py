@@ -1,4 +1,4 @@
-"""Runs the catalogue and says what was caught: `python -m tests.meta.faults [NAME ...] [--json | --write]`.
+"""Runs the catalogue and says what was caught: `python -m tests.studies.faults [NAME ...] [--json | --write]`.
 
 Without names it runs every fault, and every selection of tests without one. `--write` writes
 docs/results/injected-faults.md. It runs on the CPU wherever it is started.
@@ -17,7 +17,7 @@ from tests.meta.faults.table import PATH, document, produced
 
 def main() -> int:
     """Run what is asked for; 1 where a fault was not caught or a selection without one is red."""
-    parser = argparse.ArgumentParser(prog="python -m tests.meta.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.faults", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these faults, and what they are run on")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print a JSON object of verdicts, by fault or selection")

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from model.attention import backend_named, this_machine
-from model.huggingface.checks import Checked, checked_with
 from model.huggingface.families import family_named
 from model.huggingface.gpt2 import TOLD
 from model.huggingface.implementations import Implementation, own
 from model.huggingface.inputs import FLATTENED
-from model.huggingface.verdicts import verdict
+from tests.packing.checks import Checked, checked_with
+from tests.packing.verdicts import verdict
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 SDPA = Implementation("sdpa", "sdpa", torch.float32)
 OWN = own(backend_named("sdpa_document_mask"), "cpu")

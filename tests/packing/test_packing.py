@@ -8,12 +8,12 @@ import torch
 
 from model.attention import default_device
 from model.huggingface.families import Family
-from model.huggingface.records import family_changes, family_entry, recorded
-from model.huggingface.windows import check_window
-from tests.huggingface.conftest import Result
-from tests.huggingface.plugin import ENTRY, implementations
+from tests.packing.conftest import Result
+from tests.packing.plugin import ENTRY, implementations
+from tests.packing.records import family_changes, family_entry, recorded
+from tests.packing.windows import check_window
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 
 def check(result: Result, request: pytest.FixtureRequest) -> None:
@@ -21,7 +21,7 @@ def check(result: Result, request: pytest.FixtureRequest) -> None:
         pytest.skip(f"{result.family.name} cannot be built: {result.found}")
     marker = request.node.get_closest_marker("packing")
     wrong = result.wrong(*marker.args)
-    lines = f"python -m model.huggingface.report reproduce {result.family.name} sdpa '{marker.args[0]}'"
+    lines = f"python -m tests.studies.packing reproduce {result.family.name} sdpa '{marker.args[0]}'"
     assert not wrong, "\n".join([*wrong, f"Lines that show it: {lines}"])
 
 
@@ -102,11 +102,9 @@ def test_a_family_is_no_worse_than_recorded(checked: Result, record_property: Ca
     record_property(ENTRY, (name, entry))
     record = recorded(default_device())
     if record is None:
-        pytest.skip(
-            "no record of this transformers: pytest -m huggingface --packing-report=docs/results/packing makes one"
-        )
+        pytest.skip("no record of this transformers: pytest -m packing --packing-report=docs/results/packing makes one")
     assert name in record["families"], (
-        f"{name} is new: record it with pytest -m huggingface --packing-report=docs/results/packing"
+        f"{name} is new: record it with pytest -m packing --packing-report=docs/results/packing"
     )
     worse = [change for change in family_changes(name, record["families"][name], entry) if change.direction == "worse"]
     assert not worse, "\n".join(map(str, worse))

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from model.huggingface.checks import Checked, Errors, Found
 from model.huggingface.families import Family
 from model.huggingface.inputs import FLATTENED, WAYS, Way
-from model.huggingface.records import changes_between, family_changes, family_entry, load, merged, record_of, save
-from model.huggingface.report import difference, report
-from model.huggingface.verdicts import Verdict, verdict
 from tests.known_failures import KNOWN_LEAKS
+from tests.packing.checks import Checked, Errors, Found
+from tests.packing.records import changes_between, family_changes, family_entry, load, merged, record_of, save
+from tests.packing.report import difference, report
+from tests.packing.verdicts import Verdict, verdict
 
-pytestmark = pytest.mark.huggingface
+pytestmark = pytest.mark.packing
 
 RIGHT = Found("right", Errors(1e-7, 1e-7, 1e-7), 1.0)
 LEAKS = Found("wrong", Errors(0.9, 0.1, 1.0), 1e6, mixed=0.6)
@@ -152,7 +152,7 @@ def test_a_known_leak_strikes_only_what_is_recorded_as_wrong() -> None:
 
 
 def test_every_known_leak_belongs_to_a_test() -> None:
-    from tests.huggingface import test_packing
+    from tests.packing import test_packing
 
     assert all(hasattr(test_packing, leak.test) for leak in KNOWN_LEAKS)
     assert len({leak.test for leak in KNOWN_LEAKS}) == len(KNOWN_LEAKS)

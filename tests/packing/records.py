@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from model.huggingface.checks import Checked, Found
 from model.huggingface.families import Family
 from model.huggingface.inputs import LAYOUTS
-from model.huggingface.verdicts import STATES, verdict
+from tests.packing.checks import Checked, Found
+from tests.packing.verdicts import STATES, verdict
 
 #: The records of this repository: <version of transformers>.json.
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "packing"
@@ -96,11 +96,11 @@ def load(path: Path) -> Record:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is no packing record: {error}. Write one: pytest -m huggingface --packing-report."
+            f"{path} is no packing record: {error}. Write one: pytest -m packing --packing-report."
         ) from None
     if not isinstance(record, dict) or "families" not in record:
         raise ValueError(
-            f"{path} is no packing record: it has no families. Write one: pytest -m huggingface --packing-report."
+            f"{path} is no packing record: it has no families. Write one: pytest -m packing --packing-report."
         )
     return record
 
