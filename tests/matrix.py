@@ -25,11 +25,11 @@ from model.models import ALL_BACKENDS
 from model.workloads import WORKLOADS, Workload
 from tests.correctness.drawn import DRAWN
 from tests.known_failures import KNOWN_FAILURES
-from tests.selection import Standing, State, candidates, checked_workload, matches, standing
+from tests.selection import SupportStatus, State, candidates, checked_workload, matches, support_status
 
 SHAPES = ("table", "json")
 
-Entry = tuple[Cell, Standing]
+Entry = tuple[Cell, SupportStatus]
 Column = tuple[Mode, bool, Execution]
 
 #: How the table writes a state, and its colour. The order is that of the notes and the counts.
@@ -109,15 +109,15 @@ def chosen(config: pytest.Config, workload: Workload) -> list[Cell]:
     return matched
 
 
-def overall(cell: Cell, config: DecoderConfig, device: Device) -> Standing:
-    """Return the standing of `cell` over all tests: a failure that is known in one of them counts."""
-    found = standing(cell, config, device)
+def overall(cell: Cell, config: DecoderConfig, device: Device) -> SupportStatus:
+    """Return the support_status of `cell` over all tests: a failure that is known in one of them counts."""
+    found = support_status(cell, config, device)
     if found.state != "supported":
         return found
     tests = dict.fromkeys(test for failure in KNOWN_FAILURES for test in failure.tests)
-    in_tests = [standing(cell, config, device, test) for test in tests]
+    in_tests = [support_status(cell, config, device, test) for test in tests]
     reasons = [reason for struck in in_tests if struck.state == "known failure" for reason in struck.reasons]
-    return Standing("known failure", tuple(dict.fromkeys(reasons))) if reasons else found
+    return SupportStatus("known failure", tuple(dict.fromkeys(reasons))) if reasons else found
 
 
 def machine_facts(device: Device) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def table(entries: Iterable[Entry], notes: dict[tuple[State, str], int], modes: 
     return drawn
 
 
-def state_text(found: Standing, notes: dict[tuple[State, str], int]) -> Text:
+def state_text(found: SupportStatus, notes: dict[tuple[State, str], int]) -> Text:
     """Return `ok`, or a symbol with the numbers of its notes: `n/a [1,2]`."""
     symbol, style = SYMBOLS[found.state]
     numbers = ",".join(map(str, sorted(notes[found.state, reason] for reason in found.reasons)))

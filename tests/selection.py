@@ -37,25 +37,25 @@ State = Literal["supported", "known failure", "unavailable", "undeclared"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class SupportStatus:
     """The state of a cell on this machine and the reasons for it."""
 
     state: State
     reasons: tuple[str, ...] = ()
 
 
-def standing(cell: Cell, config: DecoderConfig, device: Device, test: str = "") -> Standing:
+def support_status(cell: Cell, config: DecoderConfig, device: Device, test: str = "") -> SupportStatus:
     """Return what can be expected of `cell` here, in `test` where a known failure names one."""
     case = cell.case(device, config)
     if reasons := cell.backend.undeclared_reasons(case):
-        return Standing("undeclared", tuple(reasons))
+        return SupportStatus("undeclared", tuple(reasons))
     if reasons := cell.backend.unavailable_reasons(case):
-        return Standing("unavailable", tuple(reasons))
+        return SupportStatus("unavailable", tuple(reasons))
     for failure in KNOWN_FAILURES:
         # What comes and goes passes most of the time: tests/correctness/conftest.py judges it.
         if not failure.tensors and failure.strikes(cell, device, test) and failure.present(this_machine()):
-            return Standing("known failure", (f"{failure.reason} (docs/reproductions/{failure.reproduction})",))
-    return Standing("supported")
+            return SupportStatus("known failure", (f"{failure.reason} (docs/reproductions/{failure.reproduction})",))
+    return SupportStatus("supported")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -255,8 +255,8 @@ def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device)
     forward does, those of evaluation only where they stand otherwise than the training ones, and then in one dtype."""
 
     def adds(cell: Cell) -> bool:
-        trained = standing(replace(cell, mode="train"), config, device)
-        other = trained.state != standing(cell, config, device).state
+        trained = support_status(replace(cell, mode="train"), config, device)
+        other = trained.state != support_status(cell, config, device).state
         return cell.mode == "train" or (other and in_first_dtype(cell))
 
     return [cell for cell in cells if cell.execution == "eager" and adds(cell)]
@@ -271,7 +271,7 @@ def parameters(
     """
     params = []
     for cell in cells:
-        found = standing(cell, config, device, test)
+        found = support_status(cell, config, device, test)
         reason = "; ".join(found.reasons)
         marks: list[pytest.MarkDecorator] = []
         if found.state == "undeclared":

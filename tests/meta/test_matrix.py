@@ -19,7 +19,7 @@ from model.workloads import workload_named
 from tests import matrix, selection
 from tests.known_failures import KnownFailure
 from tests.matrix import Entry, counts, machine_facts, overall, print_table
-from tests.selection import Standing
+from tests.selection import SupportStatus
 
 pytestmark = pytest.mark.meta
 
@@ -154,11 +154,11 @@ def test_the_table_has_every_backend_on_every_collator_of_its_layout() -> None:
 
 def test_the_table_tells_four_states_apart_and_notes_each_reason_once() -> None:
     states = [
-        Standing("supported"),
-        Standing("undeclared", ("does so only",)),
-        Standing("unavailable", ("needs a better machine", "needs a package")),
-        Standing("known failure", ("is broken upstream",)),
-        Standing("unavailable", ("needs a better machine",)),
+        SupportStatus("supported"),
+        SupportStatus("undeclared", ("does so only",)),
+        SupportStatus("unavailable", ("needs a better machine", "needs a package")),
+        SupportStatus("known failure", ("is broken upstream",)),
+        SupportStatus("unavailable", ("needs a better machine",)),
     ]
     # One dtype, so that the five stand in one line.
     cells = cells_of("sdpa_padded-pad_longest-*-float32-*")
@@ -174,8 +174,8 @@ def test_the_table_tells_four_states_apart_and_notes_each_reason_once() -> None:
 
 def test_dtypes_that_differ_have_a_line_each() -> None:
     cells = cells_of("sdpa_padded-pad_longest-eval-full-*-eager-*")
-    same = [Standing("supported"), Standing("supported")]
-    other = [Standing("supported"), Standing("unavailable", ("needs a package",))]
+    same = [SupportStatus("supported"), SupportStatus("supported")]
+    other = [SupportStatus("supported"), SupportStatus("unavailable", ("needs a package",))]
     lines = {
         len(standings[1].reasons): [
             line.split()[2:]
@@ -191,7 +191,7 @@ def test_a_narrow_terminal_cuts_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    entries = [(cell, Standing("supported")) for cell in cells_of("*")]
+    entries = [(cell, SupportStatus("supported")) for cell in cells_of("*")]
     text = printed(entries, Terminal())
     assert "…" not in text
     for backend in ALL_BACKENDS:
@@ -202,13 +202,13 @@ def test_a_narrow_terminal_cuts_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_ascii_terminal_gets_ascii() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    entries = [(cell, Standing("supported")) for cell in cells_of("sdpa_padded-*")]
+    entries = [(cell, SupportStatus("supported")) for cell in cells_of("sdpa_padded-*")]
     assert "sdpa_padded " in printed(entries, file)
 
 
 def test_a_failure_known_in_any_test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = cells_of("sdpa_padded-pad_longest-eval-full-float32-eager-*")[0]
-    assert overall(cell, WORKLOAD.config, DEVICE) == Standing("supported")
+    assert overall(cell, WORKLOAD.config, DEVICE) == SupportStatus("supported")
     known = KnownFailure(
         tests=("test_one", "test_other"),
         device=DEVICE,
@@ -221,4 +221,4 @@ def test_a_failure_known_in_any_test_counts(monkeypatch: pytest.MonkeyPatch) -> 
     for module in (matrix, selection):
         monkeypatch.setattr(module, "KNOWN_FAILURES", (known,))
     found = overall(cell, WORKLOAD.config, DEVICE)
-    assert found == Standing("known failure", ("broken (docs/reproductions/broken.py)",))
+    assert found == SupportStatus("known failure", ("broken (docs/reproductions/broken.py)",))

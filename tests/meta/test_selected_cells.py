@@ -14,7 +14,7 @@ from tests import selection
 from tests.correctness.drawn import CONFIG, DRAWN
 from tests.known_failures import KnownFailure
 from tests.meta.sessions import Item, Ran, collected
-from tests.selection import Standing, distinct_cells, parameters
+from tests.selection import SupportStatus, distinct_cells, parameters
 
 pytestmark = pytest.mark.meta
 
@@ -130,9 +130,13 @@ def test_every_failure_that_is_expected_is_strict_by_its_own_mark(session: Calla
 def test_what_is_not_declared_is_no_test_and_what_is_unavailable_is_skipped_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    states = [Standing("undeclared", ("never",)), Standing("unavailable", ("needs more",)), Standing("supported")]
+    states = [
+        SupportStatus("undeclared", ("never",)),
+        SupportStatus("unavailable", ("needs more",)),
+        SupportStatus("supported"),
+    ]
     found = iter(states * 2)
-    monkeypatch.setattr(selection, "standing", lambda *args: next(found))
+    monkeypatch.setattr(selection, "support_status", lambda *args: next(found))
     name = CELL.backend.name
     assert [[(mark.name, mark.kwargs) for mark in marks] for marks in marks_of([CELL] * 3, "test_one")] == [
         [("skip", {"reason": f"{name} needs more"})],
@@ -153,8 +157,8 @@ def test_cells_of_evaluation_are_distinct_where_they_stand_otherwise(monkeypatch
     def chosen(unavailable: str) -> set[tuple[str, str, str]]:
         monkeypatch.setattr(
             selection,
-            "standing",
-            lambda cell, *rest: Standing("unavailable" if cell.mode == unavailable else "supported"),
+            "support_status",
+            lambda cell, *rest: SupportStatus("unavailable" if cell.mode == unavailable else "supported"),
         )
         found = distinct_cells(cells, CONFIG[device], device)
         return {(cell.mode, cell.key["dtype"], cell.execution) for cell in found}

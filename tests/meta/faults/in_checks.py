@@ -27,7 +27,7 @@ from tests.correctness.workbench import Workbench
 from tests.correctness.wrong import Wrong
 from tests.known_failures import KnownFailure
 from tests.meta.faults.fault import Faults, attends, everywhere
-from tests.selection import Standing
+from tests.selection import SupportStatus
 
 CHECKS = Faults("checks")
 inject = CHECKS.inject
@@ -383,26 +383,26 @@ def known_failures_may_pass(patch: pytest.MonkeyPatch) -> None:
 @inject(SELECTED + "test_a_failure_that_comes_and_goes_is_no_failure_that_is_expected")
 def failures_that_come_and_go_are_expected(patch: pytest.MonkeyPatch) -> None:
     """A failure that is known in one tensor is an expected failure of the whole test."""
-    right = selection.standing
+    right = selection.support_status
 
-    def standing(cell: Cell, config: Any, device: Any, test: str = "") -> Standing:
+    def support_status(cell: Cell, config: Any, device: Any, test: str = "") -> SupportStatus:
         found = right(cell, config, device, test)
         known = any(failure.strikes(cell, device, test) for failure in selection.KNOWN_FAILURES)
-        return Standing("known failure", ("broken",)) if known and found.state == "supported" else found
+        return SupportStatus("known failure", ("broken",)) if known and found.state == "supported" else found
 
-    everywhere(patch, right, standing)
+    everywhere(patch, right, support_status)
 
 
 @inject(SELECTED + "test_a_cell_that_is_required_is_skipped_nowhere")
 def what_is_unavailable_is_undeclared(patch: pytest.MonkeyPatch) -> None:
     """A cell that this machine cannot run is no test, so that no option can require it."""
-    right = selection.standing
+    right = selection.support_status
 
-    def standing(*args: Any) -> Standing:
+    def support_status(*args: Any) -> SupportStatus:
         found = right(*args)
-        return Standing("undeclared", found.reasons) if found.state == "unavailable" else found
+        return SupportStatus("undeclared", found.reasons) if found.state == "unavailable" else found
 
-    everywhere(patch, right, standing)
+    everywhere(patch, right, support_status)
 
 
 @inject(SELECTED + "test_every_dtype_mode_mask_and_layout_that_a_backend_takes_is_proved")
