@@ -25,7 +25,7 @@ from model.models import ALL_BACKENDS
 from model.workloads import WORKLOADS, Workload
 from tests.correctness.drawn import DRAWN
 from tests.known_failures import KNOWN_FAILURES
-from tests.selection import SupportStatus, State, candidates, checked_workload, matches, support_status
+from tests.selection import State, SupportStatus, candidates, checked_workload, matches, support_status
 
 SHAPES = ("table", "json")
 
