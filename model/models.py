@@ -1,8 +1,11 @@
 """The models that are timed: the article's decoder, and GPT-2 of transformers for the backends that name it."""
 
+from collections.abc import Sequence
+
 import torch
 
 from model.attention import BACKENDS, REFERENCE, Backend
+from model.attention.outside import outside_backend
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend, seeded_gpt2
 
@@ -13,11 +16,25 @@ ALL_BACKENDS: tuple[Backend, ...] = (*BACKENDS, *GPT2_BACKENDS)
 
 
 def any_backend_named(name: str) -> Backend:
-    """Return the backend called `name`, of any model; ValueError lists the names."""
+    """Return the backend of this name, of any model, or of this `package.module:object` or `path/to/file.py:object`.
+
+    ValueError lists the names, or says in one line why what is asked for from outside is none.
+    """
     for backend in ALL_BACKENDS:
         if backend.name == name:
             return backend
-    raise ValueError(f"unknown backend {name!r}; choose one of: {', '.join(b.name for b in ALL_BACKENDS)}.")
+    if ":" in name:
+        return outside_backend(name)
+    names = ", ".join(backend.name for backend in ALL_BACKENDS)
+    raise ValueError(f"unknown backend {name!r}; choose one of: {names}; or path/to/file.py:object, module:object.")
+
+
+def backends_asked(names: Sequence[str] | None) -> tuple[Backend, ...]:
+    """Return the backends that `--backend` names, in the order of the matrix; every one if it names none."""
+    if not names:
+        return ALL_BACKENDS
+    asked = {backend.name: backend for backend in map(any_backend_named, names)}
+    return (*(one for one in ALL_BACKENDS if one.name in asked), *(one for one in asked.values() if one.spec))
 
 
 def seeded_model(

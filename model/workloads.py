@@ -18,6 +18,10 @@ from model.decoder import DecoderConfig
 ARTICLE_MODES: tuple[tuple[Mode, bool], ...] = (("eval", False), ("train", True))
 
 
+#: The collators that a backend from outside is timed with.
+FOR_OUTSIDE = ("packed", "pad_longest", "nested")
+
+
 @dataclass(frozen=True)
 class Row:
     """Cells that a workload times: a backend on a collator, eager, compiled or both."""
@@ -54,6 +58,8 @@ class Workload:
             (row.backend, row.collator) == (cell.backend.name, cell.collator.name) and cell.execution in row.executions
             for row in self.rows
         )
+        # One from outside is timed with one collator of its layout.
+        named |= bool(cell.backend.spec) and cell.collator.name in FOR_OUTSIDE
         return named and (cell.mode, cell.causal) in self.modes and cell.dtype == self.dtype
 
     def examples(self) -> list[list[Example]]:

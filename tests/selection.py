@@ -18,7 +18,7 @@ from model.attention import BACKENDS, Backend, Device, default_device, this_mach
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
-from model.models import ALL_BACKENDS, any_backend_named
+from model.models import ALL_BACKENDS, any_backend_named, backends_asked
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default, in_first_dtype
 from tests.known_failures import KNOWN_FAILURES
@@ -115,7 +115,7 @@ def required_backends(config: pytest.Config) -> frozenset[str]:
     value = config.getoption("require")
     if value == EVERY:
         return frozenset(backend.name for backend in ALL_BACKENDS)
-    return frozenset(value.split(",")) if value is not None else frozenset()
+    return frozenset(any_backend_named(name).name for name in value.split(",")) if value is not None else frozenset()
 
 
 def matches(cell_id: str, patterns: str | None) -> bool:
@@ -179,8 +179,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def checked_workload(config: pytest.Config) -> Workload:
     """Return the run's workload; UsageError for an unknown backend, collator or workload, or for bad lengths."""
     try:
-        for name in required_backends(config):
-            any_backend_named(name)
+        required_backends(config)
     except ValueError as error:
         # pytest takes a path that follows --require for its value.
         raise pytest.UsageError(f"--require={config.getoption('require')}: {error}") from None
@@ -207,13 +206,13 @@ def candidates(
     of: Sequence[Backend] = ALL_BACKENDS,
 ) -> list[Cell]:
     """Return every combination that `--backend` and `--collator` leave of `of`, in the order of the matrix."""
-    backends, collators = config.getoption("backend"), config.getoption("collator")
+    collators = config.getoption("collator")
     return list(
         all_cells(
             workload,
             lengths,
             dtypes=dtypes,
-            backends=[backend for backend in of if not backends or backend.name in backends],
+            backends=[one for one in backends_asked(config.getoption("backend")) if one in of or one.spec],
             collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
         )
     )

@@ -24,7 +24,7 @@ from model.compilation import Compiler
 from model.equivalence import differences
 from model.flops import step_flops
 from model.huggingface.gpt2 import Gpt2
-from model.models import ALL_BACKENDS, Model, reference_of, seeded_model
+from model.models import Model, backends_asked, reference_of, seeded_model
 from model.reference import Outcome, outcome, padded_reference
 from model.steps import eval_step, train_step
 from model.tolerance import Mismatch
@@ -58,7 +58,7 @@ def timed_cells(workload: Workload, chosen: Selection) -> list[Cell]:
             workload.name,
             workload.lengths.name,
             dtypes=[workload.dtype],
-            backends=[one for one in ALL_BACKENDS if not chosen.backends or one.name in chosen.backends],
+            backends=backends_asked(chosen.backends),
             collators=[one for one in COLLATORS if not chosen.collators or one.name in chosen.collators],
         )
         if (every or workload.has(cell))

@@ -86,6 +86,7 @@ class Backend:
     expressions for the names that torch.profiler shows: one of them runs, and no kernel that only others name.
     `windows`, `softcaps` and `sinks` say which of these fields of a case it honours.
     `plans_by_shape` says that the first batch of a shape takes longer than those after it: cuDNN makes a plan for each.
+    `spec` is what `--backend` was given for a backend from outside (model/attention/outside.py), else "".
     """
 
     name: str
@@ -116,6 +117,7 @@ class Backend:
     deterministic: Mapping[Device, tuple[Mode, ...]] = field(default_factory=lambda: DETERMINISTIC_FORWARD)
     kernels: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
     plans_by_shape: bool = False
+    spec: str = ""
 
     def undeclared_reasons(self, case: Case) -> list[str]:
         """Return why `case` is outside what the backend claims on any machine, one sentence each."""

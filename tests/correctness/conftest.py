@@ -64,6 +64,8 @@ def again(item: pytest.Function) -> str:
     words = ["pytest", item.nodeid]
     if config.getoption("compiled") != "default":
         words.append(f"--compiled={config.getoption('compiled')}")
+    # A backend from outside has no cell unless it is named.
+    words += [f"--backend={name}" for name in config.getoption("backend") or () if ":" in name]
     # Without its collator's name a test may have no cell, and an unavailable one is skipped where it is not required.
     words += [f"--collator={name}" for name in config.getoption("collator") or ()]
     if (required := config.getoption("require")) is not None:

@@ -29,7 +29,7 @@ more_than_one_token = st.lists(st.integers(2, 70), min_size=1, max_size=4)
 fewer = settings(max_examples=settings.default.max_examples // 5)
 
 
-@pytest.mark.cells(backend=GROUPED, one_of_each="layout", mode=("train",))
+@pytest.mark.cells(where=lambda cell: cell.backend.grouped_query, one_of_each="layout", mode=("train",))
 @fewer
 @given(given=attention_inputs(heads=((4, 2), (3, 1), (6, 2), (8, 1))))
 # Wrong with a mask and heads that share keys: https://github.com/pytorch/pytorch/issues/116301

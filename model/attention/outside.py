@@ -1,0 +1,300 @@
+"""Backends from outside this repository: `--backend package.module:object` or `--backend path/to/file.py:object`.
+
+The object is a `Backend` record, or a plain function with the signature of `flash_attn_varlen_func` or of
+`scaled_dot_product_attention`. What a plain function supports is asked of it: it runs once on a tiny batch.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collators import COLLATORS, CollatorOptions, Example
+from model.attention.backend import ANY, Backend, first_line
+from model.attention.case import Case, default_device
+from model.attention.sdpa import SdpaContext, prepare_masked, prepare_unmasked_where_possible
+from model.attention.torch_varlen import VarlenContext
+from model.attention.torch_varlen import prepare as prepare_varlen
+from model.compilation import fresh_compiler
+
+#: The arguments that each kind of function must take in this order, by any of these names.
+VARLEN = (
+    ("q", "query"),
+    ("k", "key"),
+    ("v", "value"),
+    ("cu_seqlens_q", "cu_seq_q"),
+    ("cu_seqlens_k", "cu_seq_k"),
+    ("max_seqlen_q", "max_q"),
+    ("max_seqlen_k", "max_k"),
+)
+PADDED = (*VARLEN[:3], ("attn_mask",))
+
+SCALES = ("softmax_scale", "scale", "sm_scale")
+CAUSAL = ("causal", "is_causal")
+
+#: Lengths of the sequences of the batch that a function is tried on.
+TRIED = (3, 2)
+
+
+@functools.cache
+def outside_backend(spec: str) -> Backend:
+    """Return the backend that `package.module:object` or `path/to/file.py:object` names.
+
+    ValueError, in one line, if there is no such object, its import raises, or it is neither a record nor a function
+    with a known signature that runs on this machine.
+    """
+    where, _, name = spec.rpartition(":")
+    found = getattr(_module(spec, where), name, None)
+    if found is None:
+        public = [each for each in vars(_module(spec, where)) if not each.startswith("_")]
+        raise ValueError(f"--backend {spec!r}: {where} has no {name!r}; it has {', '.join(public[:8]) or 'nothing'}.")
+    own = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where) + f".{name}"
+    if isinstance(found, Backend):
+        if "-" in found.name:
+            raise ValueError(f"--backend {spec!r}: its name {found.name!r} has a hyphen, which ids are joined with.")
+        return replace(found, spec=spec)
+    if not callable(found):
+        raise ValueError(
+            f"--backend {spec!r} is {type(found).__name__}; give a Backend record or an attention function."
+        )
+    return _plain(spec, own, found)
+
+
+def _module(spec: str, where: str) -> ModuleType:
+    """Import a module by its name, or a file by its path."""
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where).resolve()
+        if not path.is_file():
+            raise ValueError(f"--backend {spec!r}: there is no file {path}.")
+        name = f"outside_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
+        if name not in sys.modules:
+            loaded = importlib.util.spec_from_file_location(name, path)
+            assert loaded is not None
+            assert loaded.loader is not None
+            module = importlib.util.module_from_spec(loaded)
+            # Dataclasses and Triton look a function's module up by its name.
+            sys.modules[name] = module
+            try:
+                loaded.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        return sys.modules[name]
+    except ModuleNotFoundError as error:
+        hint = "install it, set PYTHONPATH, or give the path of its file" if error.name == where.split(".")[0] else ""
+        raise ValueError(f"--backend {spec!r}: {error}{f'; {hint}' if hint else ''}.") from None
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"--backend {spec!r}: importing {where} raised {_short(error)}.") from None
+
+
+@dataclass(frozen=True)
+class PlainBackend(Backend):
+    """A function from outside: a case is undeclared if the function raises on a tiny batch of it."""
+
+    answers: dict[tuple[Any, ...], list[str]] = field(default_factory=dict, compare=False, repr=False)
+
+    def undeclared_reasons(self, case: Case) -> list[str]:
+        """Return why `case` is not supported: the record's reasons, or what the function raised."""
+        if reasons := super().undeclared_reasons(case):
+            return reasons
+        if case.device != default_device():
+            return []
+        tried: tuple[Any, ...] = (case.dtype, case.mode, case.causal, case.num_heads, case.num_kv_heads, case.head_dim)
+        if case.execution == "compiled":
+            # A compilation takes seconds: one tells of all that run eagerly.
+            tried = ("compiled", case.mode)
+        if tried not in self.answers:
+            self.answers[tried] = self.tried(case)
+        return self.answers[tried]
+
+    def tried(self, case: Case) -> list[str]:
+        """Run the function on a tiny batch of this case; return what it raised, or an empty list."""
+        collator = next(one for one in COLLATORS if (one.layout, one.padding_side) == (case.layout, case.padding_side))
+        examples = [Example(torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)) for n in TRIED]
+        batch = collator.build(CollatorOptions(max(TRIED)))(examples).to(case.device)
+        shape = tuple(batch.input_ids.shape)  # type: ignore[attr-defined]
+        generator = torch.Generator(case.device).manual_seed(0)
+        q, k, v = (
+            torch.randn((*shape, heads, case.head_dim), device=case.device, generator=generator)
+            .to(case.dtype)
+            .requires_grad_(case.mode == "train")
+            for heads in (case.num_heads, case.num_kv_heads, case.num_kv_heads)
+        )
+        compiled = case.execution == "compiled"
+        try:
+            with torch.set_grad_enabled(case.mode == "train"), _quiet_compiler() if compiled else nullcontext():
+                attend: Callable[..., Any] = (
+                    torch.compile(self.attend, fullgraph=True, dynamic=True) if compiled else self.attend
+                )
+                out = attend(q, k, v, self.prepare(batch, case), scale=None)
+            if not isinstance(out, Tensor) or out.shape != q.shape or out.dtype != q.dtype:
+                shown = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+                return [
+                    f"returned {shown} for queries {q.dtype} {tuple(q.shape)}; it must be a tensor like the queries"
+                ]
+            if case.mode == "train":
+                out.float().sum().backward()
+        except Exception as error:
+            return [f"raised {_short(error)}"]
+        return []
+
+
+@contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """Compile without the logs of what fails, and forget what was compiled."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with fresh_compiler():
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
+
+
+def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
+    """Return the record of a plain function; ValueError if its signature is unknown or it runs on no tiny batch."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise ValueError(f"--backend {spec!r} has no signature that Python can read; wrap it in a function.") from None
+    layout, options = _options(spec, parameters)
+    device = default_device()
+    made = functools.partial(
+        PlainBackend,
+        name=name,
+        layout=layout,
+        summary=spec,
+        spec=spec,
+        prepare=_prepare(layout, parameters),
+        attend=functools.partial(_varlen if layout == "packed" else _padded, function, options),
+        causal=(False, True) if layout == "padded" or options.causal else (False,),
+        grouped_query=True,
+        # Not known of a function: its own record may claim more.
+        rounds={device: ("scores", "sums")},
+        deterministic={},
+    )
+    case = Case(device, layout, "right" if layout == "padded" else None, "eval", False, ANY[0], "eager", 2, 2, 64)
+    errors = {dtype: made(dtypes={device: ANY}).tried(replace(case, dtype=dtype)) for dtype in ANY}
+    dtypes = tuple(dtype for dtype in ANY if not errors[dtype])
+    if not dtypes:
+        raise ValueError(f"--backend {spec!r} on a batch of {len(TRIED)} sequences, {device}: {errors[ANY[-1]][0]}.")
+
+    def runs(head_dim: int) -> bool:
+        return not made(dtypes={device: dtypes}).tried(replace(case, dtype=dtypes[0], head_dim=head_dim))
+
+    multiple = next((dim for dim in (1, 8, 16, 32) if runs(dim) and runs(3 * dim)), 64)
+    widest = next((dim for dim in (512, 256, 192, 128) if runs(dim)), 64)
+    return made(dtypes={device: dtypes}, head_dim_multiple=multiple, max_head_dim=None if widest == 512 else widest)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a function calls its options; "" if it has none such. `window` stands for causality if `causal` is ""."""
+
+    scale: str
+    causal: str
+    grouped: bool
+
+    window = "window_size"
+
+
+def _options(spec: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[Any, Options]:
+    """Return the layout that a function takes, and what it calls its options; ValueError for another signature."""
+    names = [*parameters]
+    layout, taken = next(
+        ((each, kind) for each, kind in (("packed", VARLEN), ("padded", PADDED)) if _starts(names, kind)), ("", ())
+    )
+    if not layout:
+        raise ValueError(
+            f"--backend {spec!r} takes ({', '.join(names)}); it must begin with the arguments of "
+            f"flash_attn_varlen_func ({', '.join(each[0] for each in VARLEN)}), or of scaled_dot_product_attention "
+            "(query, key, value, attn_mask)."
+        )
+    scale = next((each for each in SCALES if each in names), "")
+    if not scale:
+        raise ValueError(f"--backend {spec!r} takes no scale of the scores; add an argument {' or '.join(SCALES[:2])}.")
+    causal = next((each for each in (*CAUSAL, Options.window) if each in names), "")
+    known = {scale, causal}
+    unknown = [
+        name
+        for name in names[len(taken) :]
+        if parameters[name].default is inspect.Parameter.empty
+        and parameters[name].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in known
+    ]
+    if unknown:
+        raise ValueError(f"--backend {spec!r} needs {', '.join(unknown)}, which nobody gives it; give a default.")
+    return layout, Options(scale, causal, "enable_gqa" in names)
+
+
+def _starts(names: Sequence[str], kind: Sequence[Sequence[str]]) -> bool:
+    return len(names) >= len(kind) and all(name in known for name, known in zip(names, kind, strict=False))
+
+
+def _prepare(layout: str, parameters: Mapping[str, inspect.Parameter]) -> Callable[[Any, Case], Any]:
+    if layout == "packed":
+        return prepare_varlen
+    return prepare_unmasked_where_possible if "is_causal" in parameters else prepare_masked
+
+
+def _varlen(
+    function: Callable[..., Any],
+    options: Options,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: VarlenContext,
+    *,
+    scale: float | None = None,
+) -> Any:
+    """Run a function with `flash_attn_varlen_func`'s signature on the packed row."""
+    asked: dict[str, Any] = {options.scale: scale} if scale is not None else {}
+    if options.causal == Options.window:
+        asked[options.causal] = context.window_size
+    elif options.causal:
+        asked[options.causal] = context.causal
+    if options.grouped and q.shape[2] != k.shape[2]:
+        asked["enable_gqa"] = True
+    offsets, longest = context.cu_seqlens, context.max_seqlen
+    out = function(q[0], k[0], v[0], offsets, offsets, longest, longest, **asked)
+    return out[None] if isinstance(out, Tensor) else out
+
+
+def _padded(
+    function: Callable[..., Any],
+    options: Options,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: SdpaContext,
+    *,
+    scale: float | None = None,
+) -> Any:
+    """Run a function with `scaled_dot_product_attention`'s signature on the padded batch."""
+    asked: dict[str, Any] = {options.scale: scale} if scale is not None else {}
+    if context.is_causal:
+        asked[options.causal] = True
+    if options.grouped and q.shape[2] != k.shape[2]:
+        asked["enable_gqa"] = True
+    out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask, **asked)
+    return out.transpose(1, 2) if isinstance(out, Tensor) else out
