@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from collators import CollatorOptions, Example, collator_named
 from gate.measure import timing
-from gate.measure.timing import CYCLES_PER_MS, matmul_tflops, median, timed_steps
+from gate.measure.timing import CYCLES_PER_MS, matmul_tflops, timed_steps
 from model.attention import MODES, REFERENCE, Case
 from model.decoder import DecoderConfig, seeded_decoder
 from model.flops import step_flops
@@ -101,11 +101,6 @@ def test_on_a_gpu_a_step_is_timed_from_the_end_of_the_one_before() -> None:
     assert samples.device_ms[1] > 5 * max(samples.device_ms[0], samples.device_ms[2])
     # To launch a sleep is quick: the host does not wait for it.
     assert max(samples.host_ms) < samples.device_ms[1]
-
-
-def test_no_samples_have_no_median() -> None:
-    with pytest.raises(ValueError, match="at least one round"):
-        median([])
 
 
 def test_a_matrix_product_has_a_rate() -> None:
