@@ -18,8 +18,9 @@ import torch
 
 from collators import COLLATORS, Collator, Example
 from collators.batch import Batch
-from gate.measure.costs import exact_costs, heaviest, kernel_costs, no_collection, requested_bytes
+from gate.measure.costs import exact_costs, heaviest, no_collection, requested_bytes
 from gate.measure.timing import Samples, matmul_tflops, timed_steps
+from gate.measure.trace import step_profile
 from gate.record.cell import NoTime
 from model.attention import Case, Device, Mode
 from model.attention.backend import first_line
@@ -42,31 +43,30 @@ WARM_UP = 8
 GLIBC_LARGEST_THRESHOLD = 32 * 2**20
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which cells of a workload are timed: None and empty leave nothing out. `cells` are globs between commas."""
+def timed_cells(
+    workload: Workload,
+    cells: str | None = None,
+    backends: Sequence[str] = (),
+    collators: Sequence[str] = (),
+    compiled: str = "default",
+) -> list[Cell]:
+    """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype.
 
-    cells: str | None = None
-    backends: Sequence[str] = ()
-    collators: Sequence[str] = ()
-    compiled: str = "default"
-
-
-def timed_cells(workload: Workload, chosen: Selection) -> list[Cell]:
-    """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype."""
-    every = chosen.cells is not None or chosen.compiled == "all"
+    None and empty leave nothing out. `cells` are globs between commas.
+    """
+    every = cells is not None or compiled == "all"
     return [
         cell
         for cell in all_cells(
             workload.name,
             workload.lengths.name,
             dtypes=[workload.dtype],
-            backends=[one for one in ALL_BACKENDS if not chosen.backends or one.name in chosen.backends],
-            collators=[one for one in COLLATORS if not chosen.collators or one.name in chosen.collators],
+            backends=[one for one in ALL_BACKENDS if not backends or one.name in backends],
+            collators=[one for one in COLLATORS if not collators or one.name in collators],
         )
         if (every or workload.has(cell))
-        and (cell.execution == "eager" or chosen.compiled != "none")
-        and (chosen.cells is None or any(fnmatch(cell.id, glob) for glob in chosen.cells.split(",")))
+        and (cell.execution == "eager" or compiled != "none")
+        and (cells is None or any(fnmatch(cell.id, glob) for glob in cells.split(",")))
     ]
 
 
@@ -213,7 +213,10 @@ class CellBench:
         """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
         device = self.shared.device
         found = exact_costs(self.step, self.batches, device, self.base_bytes)
-        return found | kernel_costs(self.step, self.batches, device) if kernels else found
+        if kernels:
+            with no_collection():
+                found |= step_profile(lambda: self.step(heaviest(self.batches)), device)
+        return found
 
 
 def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:

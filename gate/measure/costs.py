@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from collators.batch import Batch
-from gate.measure.trace import busy_us, kernel_launches, lost_kernels, profiled, step_profile, synchronisations
+from gate.measure.trace import busy_us, kernel_launches, lost_kernels, profiled, synchronisations
 from model.attention import Device
 
 Step = Callable[[Batch], object]
@@ -71,11 +71,3 @@ def exact_costs(step: Step, batches: Sequence[Batch], device: Device, base_bytes
         "synchronisations": synchronisations(seen),
         "device_busy_ms": None if lost_kernels(seen) else busy_us(seen) / 1e3,
     }
-
-
-def kernel_costs(step: Step, batches: Sequence[Batch], device: Device) -> dict[str, Any]:
-    """Return `kernels`: how often each ran and for how long in a step on the heaviest batch."""
-    batch = heaviest(batches)
-    with no_collection():
-        found = step_profile(lambda: step(batch), device)
-    return {"kernels_unmeasured": found} if isinstance(found, str) else {"kernels": found}

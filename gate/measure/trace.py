@@ -181,8 +181,8 @@ def device_profile(step: Iterable[Event], steps: int = 1) -> Profile:
     return found
 
 
-def step_profile(run: Callable[[], object], device: str, *, steps: int = 3) -> list[dict[str, Any]] | str:
-    """The kernels of a mean of `steps` runs as a record keeps them, or the sentence why there are none.
+def step_profile(run: Callable[[], object], device: str, *, steps: int = 3) -> dict[str, Any]:
+    """The `kernels` of a mean of `steps` runs as a record keeps them, or why they are `kernels_unmeasured`.
 
     On a CPU its operators, with their own time only.
     """
@@ -190,12 +190,14 @@ def step_profile(run: Callable[[], object], device: str, *, steps: int = 3) -> l
         # Kineto may drop the first kernels of a session (pytorch/pytorch#192021): they are those of a step before.
         seen = profiled(run, steps=steps, lead_in=1)
         if lost := lost_kernels(seen):
-            return f"the profiler lost {lost} kernels"
-        return as_data(device_profile(seen, steps))
+            return {"kernels_unmeasured": f"the profiler lost {lost} kernels"}
+        return {"kernels": as_data(device_profile(seen, steps))}
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             run()
-    averages = profiler.key_averages()
-    return as_data({each.key: KernelTime(each.count / steps, each.self_cpu_time_total / steps) for each in averages})
+    operators = {
+        each.key: KernelTime(each.count / steps, each.self_cpu_time_total / steps) for each in profiler.key_averages()
+    }
+    return {"kernels": as_data(operators)}

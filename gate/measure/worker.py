@@ -54,7 +54,7 @@ class Worker:
         bench.settle_allocator()
         self.shared = bench.Shared(chosen, self.device, steps)
         self.cell_seconds = cell_seconds
-        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, bench.Selection(**selection))}
+        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, **selection)}
         found = []
         for cell in self.cells.values():
             case = cell.case(self.device, chosen.config)

@@ -10,11 +10,11 @@ import torch
 
 from gate.measure.bench import WARM_UP, Shared, cell_bench, timed_cells, warm_up
 from model.compilation import fresh_compiler
-from tests.meta.test_timed_selection import SMOKE, Selection
+from tests.meta.test_timed_selection import SMOKE
 
 pytestmark = pytest.mark.meta
 
-CELL = next(cell for cell in timed_cells(SMOKE, Selection()) if (cell.execution, cell.mode) == ("eager", "eval"))
+CELL = next(cell for cell in timed_cells(SMOKE) if (cell.execution, cell.mode) == ("eager", "eval"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from collators import COLLATORS, Collator, collator_named
-from gate.measure.bench import Selection, timed_cells
+from gate.measure.bench import timed_cells
 from model.attention import BACKENDS, REFERENCE, default_device
 from model.cells import Cell, all_cells
 from model.models import ALL_BACKENDS
@@ -78,7 +78,7 @@ def test_only_the_backends_that_are_required_by_name_are_skipped_nowhere(
 
 def test_pytest_times_the_cells_that_a_live_comparison_would(session: Callable[[str], Ran]) -> None:
     article = workload_named("article", "cpu", None)
-    chosen = timed_cells(article, Selection(backends=["sdpa_loop"], compiled="all"))
+    chosen = timed_cells(article, backends=["sdpa_loop"], compiled="all")
     declared = {cell.id for cell in chosen if not cell.backend.undeclared_reasons(cell.case("cpu", article.config))}
     timed = {item.id.partition("[")[2].removesuffix("]") for item in of_cells(session("timed, narrowed"))}
     assert timed == declared != set()

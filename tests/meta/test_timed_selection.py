@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gate.measure.bench import Selection, timed_cells
+from gate.measure.bench import timed_cells
 from model.workloads import workload_named
 from tests.selection import matches, pytest_collection_modifyitems
 
@@ -14,7 +14,7 @@ SMOKE = workload_named("smoke", "cpu", None)
 
 
 def ids(**chosen) -> set[str]:
-    return {cell.id for cell in timed_cells(SMOKE, Selection(**chosen))}
+    return {cell.id for cell in timed_cells(SMOKE, **chosen)}
 
 
 def test_globs_name_any_cell_of_the_workloads_dtype_and_names_narrow_its_own():
