@@ -22,7 +22,7 @@ from gate.measure.costs import exact_costs, heaviest, no_collection, requested_b
 from gate.measure.timing import Samples, matmul_tflops, timed_steps
 from gate.measure.trace import step_profile
 from gate.record.cell import NoTime
-from model.attention import Case, Device, Mode
+from model.attention import Case, Device
 from model.attention.backend import first_line
 from model.cells import Cell, all_cells
 from model.compilation import Compiler, fresh_compiler
@@ -80,8 +80,8 @@ class Shared:
     workload: Workload
     device: Device
     steps: int | None = None
-    _batches: dict[str, Sequence[Batch]] = field(default_factory=dict)
-    _references: dict[tuple[str, Mode, bool, torch.dtype], tuple[Outcome, Outcome]] = field(default_factory=dict)
+    _batches: dict[str, Sequence[Batch]] = field(default_factory=dict, repr=False)
+    _references: dict[tuple[Any, ...], tuple[Outcome, Outcome]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def examples(self) -> list[list[Example]]:
@@ -184,7 +184,7 @@ class CellBench:
         return times
 
     def rates(self, samples: Samples, order: Sequence[int]) -> dict[str, Any]:
-        """Return what the timed steps come to, as `CellRecord` has it: throughput, utilisation, compilations."""
+        """Return what the timed steps come to, as `CellRecord` has it: throughput and utilisation."""
         config, cell, timed = self.shared.workload.config, self.cell, [self.batches[number] for number in order]
         flops = median([step_flops(config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
         tokens = [batch.num_tokens for batch in timed]
@@ -199,21 +199,23 @@ class CellBench:
             "tokens_per_s": median(tokens) / step_ms * 1e3,
             "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
             "matmul_tflops": self.shared.matmul_tflops,
-        } | self.compiled()
+        }
 
-    def compiled(self) -> dict[str, Any]:
-        """Return what torch.compile did for this cell so far."""
-        return {
+    def costs(self, *, exact: bool = True, kernels: bool = False) -> dict[str, Any]:
+        """Return compilations, preparation times, and what one more step costs exactly, after the timed steps.
+
+        Without `exact` no more step is run; with `kernels` too, each kernel of a step is timed.
+        """
+        found: dict[str, Any] = {
             "compile_s": self.compiler.seconds,
             "compilations": self.compiler.compilations,
             "graph_breaks": self.compiler.graph_breaks,
+            "prepare_ms": self.prepare_ms(),
         }
-
-    def exact_costs(self, *, kernels: bool = False) -> dict[str, Any]:
-        """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
         device = self.shared.device
-        found = exact_costs(self.step, self.batches, device, self.base_bytes)
-        if kernels:
+        if exact:
+            found |= exact_costs(self.step, self.batches, device, self.base_bytes)
+        if exact and kernels:
             with no_collection():
                 found |= step_profile(lambda: self.step(heaviest(self.batches)), device)
         return found

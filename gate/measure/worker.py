@@ -90,8 +90,7 @@ class Worker:
     def costs(self, kernels: bool) -> Reply:
         """Return compilations, preparation times and the exact costs, and with `kernels` what each kernel took."""
         try:
-            found = self.bench.compiled() | {"prepare_ms": self.bench.prepare_ms()}
-            return found | self.bench.exact_costs(kernels=kernels)
+            return self.bench.costs(kernels=kernels)
         except Exception as error:
             traceback.print_exc()
             return {"unmeasured": f"{type(error).__name__}: {error}".splitlines()[0]}

@@ -163,12 +163,9 @@ class Journal:
 def record_from_journal(path: Path) -> Content:
     """Return the record that an interrupted session would have saved, as pytest-benchmark's JSON.
 
-    A last line that a crash cut short is left out. ValueError if any other line cannot be read. To make a record that
-    `--benchmark-compare` finds:
-
-        content = record_from_journal(Path(".benchmarks/cpu-x/journal-20260102T030405.000000Z-77.jsonl"))
-        content["gate"] = {"partial": True}  # where it was stopped, so that it stands for no whole run
-        Path(".benchmarks/cpu-x/0007_rescued.json").write_text(json.dumps(content, indent=4))
+    A last line that a crash cut short is left out. ValueError if any other line cannot be read. `--benchmark-compare`
+    finds it when it is written to `.benchmarks/DEVICE/0007_rescued.json`, with `"gate": {"partial": true}` where the
+    run was stopped, so that it stands for no whole one.
     """
     header: Content
     entries: list[Content]

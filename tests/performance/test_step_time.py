@@ -61,9 +61,8 @@ def test_a_batch_is_timed(
             info["gpu_after"] = gpu_state()
             times = iter(samples.times_ms)
             benchmark.pedantic(StepClock.move, setup=lambda: ((next(times),), {}), rounds=len(order))
-            info |= {"verdict": "timed", "prepare_ms": bench.prepare_ms(), **bench.rates(samples, order)}
-            if not config.getoption("no_exact_costs"):
-                info |= bench.exact_costs(kernels=config.getoption("profile_kernels"))
+            exact, kernels = not config.getoption("no_exact_costs"), config.getoption("profile_kernels")
+            info |= {"verdict": "timed", **bench.rates(samples, order), **bench.costs(exact=exact, kernels=kernels)}
             benchmark.extra_info.update(info)
     except NoTime as error:
         record_cell({**info, "verdict": error.verdict, "reason": error.reason})
