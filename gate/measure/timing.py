@@ -1,16 +1,13 @@
 """Times steps on the host's clock and the device's, as a training loop runs them: a few steps are launched ahead."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 #: Steps that a GPU still has to run while the next one is launched. A loop that reads nothing back runs ahead until the
 #: queue of launches is full; a hiccup of the host costs the device nothing while it has so much left to do.
@@ -58,8 +55,6 @@ def timed_steps(
             step(batch)
             wall_ms.append((time.perf_counter() - began) * 1e3)
         return Samples(wall_ms)
-    import torch
-
     torch.cuda.synchronize()
     idle, start = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     idle.record()
@@ -98,8 +93,6 @@ def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> floa
 
     The median of `repeats`; 8192 x 8192 x 8192 on a GPU, 1024 cubed on a CPU.
     """
-    import torch
-
     size = 8192 if device == "cuda" else 1024
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))

@@ -1,6 +1,6 @@
 """What the profiler saw of one step: launches, synchronisations and kernels, read from its Chrome trace.
 
-Reading is plain functions of events; only `profiled` needs torch. Categories are Kineto's: `user_annotation`, `cpu_op`,
+Categories are Kineto's: `user_annotation`, `cpu_op`,
 `cuda_runtime`, `cuda_driver`, `kernel`, `gpu_memcpy`, `gpu_memset`.
 """
 
@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from gate.record.kernels import KernelTime, Profile, as_data
 
@@ -152,9 +155,6 @@ def profiled(run: Callable[[], object], *, steps: int = 1, lead_in: int = 0) -> 
 
     The device is idle before and after each run, and that waiting is no event of the step.
     """
-    import torch
-    from torch.profiler import ProfilerActivity, profile, record_function
-
     torch.cuda.synchronize()
     with detached_afterwards(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(lead_in):
@@ -192,8 +192,6 @@ def step_profile(run: Callable[[], object], device: str, *, steps: int = 3) -> d
         if lost := lost_kernels(seen):
             return {"kernels_unmeasured": f"the profiler lost {lost} kernels"}
         return {"kernels": as_data(device_profile(seen, steps))}
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             run()
