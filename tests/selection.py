@@ -13,7 +13,7 @@ import torch
 from collators import COLLATORS, collator_named
 from gate.comparing import ASKED
 from gate.live.command import hello_of
-from gate.measure.bench import Selection, timed_cells
+from gate.measure.bench import timed_cells
 from model.attention import BACKENDS, Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
@@ -220,7 +220,7 @@ def candidates(
 
 def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
     """Return the cells to time, chosen as `python -m gate ab` chooses them."""
-    return timed_cells(workload, Selection(**config.stash[ASKED]["selection"]))
+    return timed_cells(workload, **config.stash[ASKED]["selection"])
 
 
 def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:

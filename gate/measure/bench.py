@@ -7,23 +7,27 @@ what the models of older commits have too.
 import functools
 import gc
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from statistics import median
 from typing import Any
 
 import torch
 
 from collators import COLLATORS, Collator, Example
 from collators.batch import Batch
-from gate.measure.costs import exact_costs, heaviest, kernel_costs, requested_bytes
-from gate.measure.timing import Samples, matmul_tflops, median, timed_steps
-from model.attention import Device, Mode
+from gate.measure.costs import exact_costs, heaviest, no_collection, requested_bytes
+from gate.measure.timing import Samples, matmul_tflops, timed_steps
+from gate.measure.trace import step_profile
+from gate.record.cell import NoTime
+from model.attention import Case, Device
+from model.attention.backend import first_line
 from model.cells import Cell, all_cells
-from model.compilation import Compiler
+from model.compilation import Compiler, fresh_compiler
 from model.equivalence import differences
 from model.flops import step_flops
-from model.huggingface.gpt2 import Gpt2
 from model.models import Model, backends_asked, reference_of, seeded_model
 from model.reference import Outcome, outcome, padded_reference
 from model.steps import eval_step, train_step
@@ -39,31 +43,30 @@ WARM_UP = 8
 GLIBC_LARGEST_THRESHOLD = 32 * 2**20
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which cells of a workload are timed: None and empty leave nothing out. `cells` are globs between commas."""
+def timed_cells(
+    workload: Workload,
+    cells: str | None = None,
+    backends: Sequence[str] = (),
+    collators: Sequence[str] = (),
+    compiled: str = "default",
+) -> list[Cell]:
+    """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype.
 
-    cells: str | None = None
-    backends: Sequence[str] = ()
-    collators: Sequence[str] = ()
-    compiled: str = "default"
-
-
-def timed_cells(workload: Workload, chosen: Selection) -> list[Cell]:
-    """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype."""
-    every = chosen.cells is not None or chosen.compiled == "all"
+    None and empty leave nothing out. `cells` are globs between commas.
+    """
+    every = cells is not None or compiled == "all"
     return [
         cell
         for cell in all_cells(
             workload.name,
             workload.lengths.name,
             dtypes=[workload.dtype],
-            backends=backends_asked(chosen.backends),
-            collators=[one for one in COLLATORS if not chosen.collators or one.name in chosen.collators],
+            backends=backends_asked(backends),
+            collators=[one for one in COLLATORS if not collators or one.name in collators],
         )
         if (every or workload.has(cell))
-        and (cell.execution == "eager" or chosen.compiled != "none")
-        and (chosen.cells is None or any(fnmatch(cell.id, glob) for glob in chosen.cells.split(",")))
+        and (cell.execution == "eager" or compiled != "none")
+        and (cells is None or any(fnmatch(cell.id, glob) for glob in cells.split(",")))
     ]
 
 
@@ -77,6 +80,8 @@ class Shared:
     workload: Workload
     device: Device
     steps: int | None = None
+    _batches: dict[str, Sequence[Batch]] = field(default_factory=dict, repr=False)
+    _references: dict[tuple[Any, ...], tuple[Outcome, Outcome]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def examples(self) -> list[list[Example]]:
@@ -88,19 +93,11 @@ class Shared:
         """The rate that model FLOP utilisation is a share of."""
         return matmul_tflops(self.device, self.workload.dtype)
 
-    @functools.cached_property
-    def _batches(self) -> dict[str, Sequence[Batch]]:
-        return {}
-
     def batches(self, collator: Collator) -> Sequence[Batch]:
         """Return the batches of `collator` on the device, made once."""
         if collator.name not in self._batches:
             self._batches[collator.name] = self.workload.batches(collator, self.device, self.examples)
         return self._batches[collator.name]
-
-    @functools.cached_property
-    def _references(self) -> dict[tuple[str, Mode, bool, torch.dtype], tuple[Outcome, Outcome]]:
-        return {}
 
     def references(self, cell: Cell) -> tuple[Outcome, Outcome]:
         """Return the first batch's reference in a wider dtype and in the cell's, computed once for all cells."""
@@ -134,11 +131,14 @@ class CellBench:
         """The batches that every cell of this collator is timed on."""
         return self.shared.batches(self.cell.collator)
 
+    @property
+    def _case(self) -> Case:
+        return self.cell.case(self.shared.device, self.model.config)
+
     def mismatches(self) -> list[Mismatch]:
         """Compare the first batch with the reference, the worst tensor first."""
         truth, reference = self.shared.references(self.cell)
-        case = self.cell.case(self.shared.device, self.model.config)
-        found = outcome(self.model, self.cell.backend, self.batches[0], case)
+        found = outcome(self.model, self.cell.backend, self.batches[0], self._case)
         return differences(
             found,
             truth,
@@ -154,11 +154,10 @@ class CellBench:
 
     def step(self, batch: Batch) -> object:
         """Run a step of this cell's mode."""
-        backend, case = self.cell.backend, self.cell.case(self.shared.device, self.model.config)
         if self.cell.mode == "eval":
             self.model.eval()
-            return eval_step(self.model, backend, batch, case)
-        return train_step(self.model, backend, batch, case, self._optimizer)
+            return eval_step(self.model, self.cell.backend, batch, self._case)
+        return train_step(self.model, self.cell.backend, batch, self._case, self._optimizer)
 
     def first_step_s(self, batch: Batch) -> float:
         """Run a step that is not timed, and return the seconds that it took, without those of compilation."""
@@ -168,24 +167,24 @@ class CellBench:
         return time.perf_counter() - begin - (self.compiler.seconds - compile_s)
 
     def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
-        """Time a step on each of the batches of these numbers."""
-        batches = [self.batches[number] for number in order]
-        return timed_steps(self.step, batches, self.shared.device, ahead_ms=ahead_ms)
+        """Time a step on each of the batches of these numbers; `NoTime` says how one failed."""
+        with failures_told():
+            batches = [self.batches[number] for number in order]
+            return timed_steps(self.step, batches, self.shared.device, ahead_ms=ahead_ms)
 
     def prepare_ms(self) -> list[float]:
         """Time the preparation of each batch, which its step runs too, in ms."""
-        backend, case = self.cell.backend, self.cell.case(self.shared.device, self.model.config)
         times = []
         for batch in self.batches:
             synchronize(self.shared.device)
             begin = time.perf_counter()
-            backend.prepared(batch, case)
+            self.cell.backend.prepared(batch, self._case)
             synchronize(self.shared.device)
             times.append((time.perf_counter() - begin) * 1e3)
         return times
 
     def rates(self, samples: Samples, order: Sequence[int]) -> dict[str, Any]:
-        """Return what the timed steps come to, as `CellRecord` has it: throughput, utilisation, compilations."""
+        """Return what the timed steps come to, as `CellRecord` has it: throughput and utilisation."""
         config, cell, timed = self.shared.workload.config, self.cell, [self.batches[number] for number in order]
         flops = median([step_flops(config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
         tokens = [batch.num_tokens for batch in timed]
@@ -200,22 +199,26 @@ class CellBench:
             "tokens_per_s": median(tokens) / step_ms * 1e3,
             "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
             "matmul_tflops": self.shared.matmul_tflops,
-            "dropout": self.model.dropout if isinstance(self.model, Gpt2) else None,
-        } | self.compiled()
+        }
 
-    def compiled(self) -> dict[str, Any]:
-        """Return what torch.compile did for this cell so far."""
-        return {
+    def costs(self, *, exact: bool = True, kernels: bool = False) -> dict[str, Any]:
+        """Return compilations, preparation times, and what one more step costs exactly, after the timed steps.
+
+        Without `exact` no more step is run; with `kernels` too, each kernel of a step is timed.
+        """
+        found: dict[str, Any] = {
             "compile_s": self.compiler.seconds,
             "compilations": self.compiler.compilations,
             "graph_breaks": self.compiler.graph_breaks,
+            "prepare_ms": self.prepare_ms(),
         }
-
-    def exact_costs(self, *, kernels: bool = False) -> dict[str, Any]:
-        """Return what one more step costs exactly, and with `kernels` what its kernels took; after the timed steps."""
         device = self.shared.device
-        found = exact_costs(self.step, self.batches, device, self.base_bytes)
-        return found | kernel_costs(self.step, self.batches, device) if kernels else found
+        if exact:
+            found |= exact_costs(self.step, self.batches, device, self.base_bytes)
+        if exact and kernels:
+            with no_collection():
+                found |= step_profile(lambda: self.step(heaviest(self.batches)), device)
+        return found
 
 
 def warm_up(batches: Sequence[Batch], cell: Cell) -> Sequence[Batch]:
@@ -276,3 +279,39 @@ def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     if cell.execution == "compiled":
         model.compile_blocks()
     return CellBench(shared, cell, model, base, compiler)
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Raise `NoTime` for what ends a cell within."""
+    try:
+        yield
+    except NoTime:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise NoTime("out of memory", first_line(error)) from error
+    except Exception as error:
+        raise NoTime("failed", f"{type(error).__name__}: {first_line(error)}") from error
+
+
+@contextmanager
+def opened(shared: Shared, cell: Cell, cell_seconds: float, passes: int = 1) -> Iterator[CellBench]:
+    """Build a cell, prove its first batch right and warm it up for `passes` over the batches.
+
+    `NoTime` says why that failed, or what is done within. Python's collector is off within: a collection in a timed
+    step would be that of another cell's garbage.
+    """
+    with failures_told(), fresh_compiler() as compiler:
+        bench = cell_bench(shared, cell, compiler)
+        if wrong := bench.mismatches():
+            raise NoTime("wrong", str(wrong[0]))
+        release_memory(shared.device)
+        warming = warm_up(bench.batches, cell)
+        first_s = bench.first_step_s(warming[0])
+        if slow := too_slow(first_s, len(warming) + passes * len(bench.batches), cell_seconds):
+            raise NoTime("too slow", slow)
+        for batch in warming:
+            bench.step(batch)
+        synchronize(shared.device)
+        with no_collection():
+            yield bench

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from collators.batch import Batch
-from gate.measure.kernels import step_profile
 from gate.measure.trace import busy_us, kernel_launches, lost_kernels, profiled, synchronisations
 from model.attention import Device
 
@@ -48,19 +47,13 @@ def no_collection() -> Iterator[None]:
 
 
 def exact_costs(step: Step, batches: Sequence[Batch], device: Device, base_bytes: int) -> dict[str, Any]:
-    """Return the costs of one step on the heaviest batch, and of making the batches; None for what a CPU cannot tell.
+    """Return the costs of one step on the heaviest batch, and of making the batches, which are all that a CPU knows.
 
     `peak_bytes` is the most that tensors asked for beyond `base_bytes` (`requested_bytes` before the model was made),
     weights and gradients included. `device_busy_ms` is no exact cost: how long the device was at work in that step.
     """
     slots = sum(batch.num_slots for batch in batches)
-    costs: dict[str, Any] = {
-        "padded_token_share": 1 - sum(batch.num_tokens for batch in batches) / slots,
-        "peak_bytes": None,
-        "kernel_launches": None,
-        "synchronisations": None,
-        "device_busy_ms": None,
-    }
+    costs: dict[str, Any] = {"padded_token_share": 1 - sum(batch.num_tokens for batch in batches) / slots}
     if device != "cuda":
         return costs
     batch = heaviest(batches)
@@ -69,20 +62,12 @@ def exact_costs(step: Step, batches: Sequence[Batch], device: Device, base_bytes
         torch.cuda.reset_peak_memory_stats()
         seen = profiled(lambda: step(batch))
         peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+    costs["peak_bytes"] = peak - base_bytes
     launches = kernel_launches(seen)
     if launches == 0:
-        return costs | {"peak_bytes": peak - base_bytes, "unmeasured": "the profiler saw no launch of a kernel"}
+        return costs | {"unmeasured": "the profiler saw no launch of a kernel"}
     return costs | {
-        "peak_bytes": peak - base_bytes,
         "kernel_launches": launches,
         "synchronisations": synchronisations(seen),
         "device_busy_ms": None if lost_kernels(seen) else busy_us(seen) / 1e3,
     }
-
-
-def kernel_costs(step: Step, batches: Sequence[Batch], device: Device) -> dict[str, Any]:
-    """Return `kernels`: how often each ran and for how long in a step on the heaviest batch (gate/kernels.py)."""
-    batch = heaviest(batches)
-    with no_collection():
-        found = step_profile(lambda: step(batch), device)
-    return {"kernels_unmeasured": found} if isinstance(found, str) else {"kernels": found}

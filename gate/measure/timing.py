@@ -1,21 +1,17 @@
 """Times steps on the host's clock and the device's, as a training loop runs them: a few steps are launched ahead."""
 
-from __future__ import annotations
-
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 #: Steps that a GPU still has to run while the next one is launched. A loop that reads nothing back runs ahead until the
 #: queue of launches is full; a hiccup of the host costs the device nothing while it has so much left to do.
 AHEAD = 3
-
 
 #: Cycles of `torch.cuda._sleep` a millisecond, roughly: what it takes is measured.
 CYCLES_PER_MS = 1.8e6
@@ -43,13 +39,6 @@ class Samples:
         return self.device_ms or self.wall_ms
 
 
-@dataclass(frozen=True)
-class _Launched:
-    end: torch.cuda.Event
-    began: float
-    at: float
-
-
 def timed_steps(
     step: Callable[[Any], object], batches: Iterable[Any], device: str, *, ahead_ms: float = 0.0
 ) -> Samples:
@@ -60,16 +49,19 @@ def timed_steps(
     launches: with `ahead_ms` the device spins for so long before them, while the host is launching already.
     """
     if device != "cuda":
-        return Samples(wall_ms=[_wall_ms(step, batch) for batch in batches])
-    import torch
-
+        wall_ms = []
+        for batch in batches:
+            began = time.perf_counter()
+            step(batch)
+            wall_ms.append((time.perf_counter() - began) * 1e3)
+        return Samples(wall_ms)
     torch.cuda.synchronize()
     idle, start = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     idle.record()
     if ahead_ms:
         torch.cuda._sleep(int(ahead_ms * CYCLES_PER_MS))
     start.record()
-    launched: list[_Launched] = []
+    launched: list[tuple[float, float, torch.cuda.Event]] = []
     waiting: deque[torch.cuda.Event] = deque()
     at = time.perf_counter()
     for batch in batches:
@@ -77,7 +69,7 @@ def timed_steps(
         step(batch)
         end = torch.cuda.Event(enable_timing=True)
         end.record()
-        launched.append(_Launched(end, began, time.perf_counter()))
+        launched.append((began, time.perf_counter(), end))
         waiting.append(end)
         if len(waiting) > AHEAD:
             waiting.popleft().synchronize()
@@ -87,19 +79,13 @@ def timed_steps(
     # Both clocks are read at one moment: events tell how long before it each step ended.
     now = time.perf_counter()
     samples, before = Samples(ahead_ms=idle.elapsed_time(start)), start
-    for each in launched:
-        samples.device_ms.append(before.elapsed_time(each.end))
-        samples.wall_ms.append((each.at - at) * 1e3)
-        samples.host_ms.append((each.at - each.began) * 1e3)
-        samples.lead_ms.append((now - each.at) * 1e3 - each.end.elapsed_time(mark))
-        before, at = each.end, each.at
+    for began, done, end in launched:
+        samples.device_ms.append(before.elapsed_time(end))
+        samples.wall_ms.append((done - at) * 1e3)
+        samples.host_ms.append((done - began) * 1e3)
+        samples.lead_ms.append((now - done) * 1e3 - end.elapsed_time(mark))
+        before, at = end, done
     return samples
-
-
-def _wall_ms(step: Callable[[Any], object], batch: Any) -> float:
-    begin = time.perf_counter()
-    step(batch)
-    return (time.perf_counter() - begin) * 1e3
 
 
 def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> float:
@@ -107,18 +93,9 @@ def matmul_tflops(device: str, dtype: torch.dtype, *, repeats: int = 10) -> floa
 
     The median of `repeats`; 8192 x 8192 x 8192 on a GPU, 1024 cubed on a CPU.
     """
-    import torch
-
     size = 8192 if device == "cuda" else 1024
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
     # The first products of a CPU pay for its thread pool.
     milliseconds = median(timed_steps(lambda _: left @ right, range(repeats + 3), device).times_ms[-repeats:])
     return 2 * size**3 / milliseconds / 1e9
-
-
-def median(samples: Sequence[float]) -> float:
-    """Return the median; ValueError on no samples."""
-    if not samples:
-        raise ValueError("no step was timed; a cell needs at least one round.")
-    return statistics.median(samples)

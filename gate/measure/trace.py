@@ -1,6 +1,6 @@
 """What the profiler saw of one step: launches, synchronisations and kernels, read from its Chrome trace.
 
-Reading is plain functions of events; only `profiled` needs torch. Categories are Kineto's: `user_annotation`, `cpu_op`,
+Categories are Kineto's: `user_annotation`, `cpu_op`,
 `cuda_runtime`, `cuda_driver`, `kernel`, `gpu_memcpy`, `gpu_memset`.
 """
 
@@ -14,8 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from gate.record.kernels import KernelTime, Profile, as_data
+
 #: The name of the annotation around each profiled step.
 STEP = "varlen_gate_step"
+
+#: C++ names of templates run to thousands of characters.
+NAME_LENGTH = 300
 
 CALLS = ("cuda_runtime", "cuda_driver")
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -50,9 +58,12 @@ class Event:
         return self.start_us + self.duration_us
 
 
-def events(trace: dict[str, Any]) -> list[Event]:
-    """The complete events of a Chrome trace by their start."""
-    found = [
+def of_steps(trace: dict[str, Any]) -> list[Event]:
+    """Of a Chrome trace, the calls made inside the annotated steps, by any thread, and what these made the device do.
+
+    Work on the device whose call was not seen is taken for the step's, as all else that runs here was seen.
+    """
+    every = [
         Event(
             str(each.get("cat")),
             str(each["name"]),
@@ -64,15 +75,7 @@ def events(trace: dict[str, Any]) -> list[Event]:
         for each in trace["traceEvents"]
         if each.get("ph") == "X"
     ]
-    return sorted(found, key=lambda event: event.start_us)
-
-
-def of_steps(all_events: Iterable[Event]) -> list[Event]:
-    """The calls made inside the annotated steps, by any thread, and what these made the device do.
-
-    Work on the device whose call was not seen is taken for the step's, as all else that runs here was seen.
-    """
-    every = list(all_events)
+    every.sort(key=lambda event: event.start_us)
     steps = [event for event in every if (event.category, event.name) == ("user_annotation", STEP)]
     calls = [event for event in every if event.category in CALLS]
     inside = [call for call in calls if any(step.start_us <= call.start_us < step.end_us for step in steps)]
@@ -152,9 +155,6 @@ def profiled(run: Callable[[], object], *, steps: int = 1, lead_in: int = 0) -> 
 
     The device is idle before and after each run, and that waiting is no event of the step.
     """
-    import torch
-    from torch.profiler import ProfilerActivity, profile, record_function
-
     torch.cuda.synchronize()
     with detached_afterwards(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(lead_in):
@@ -167,4 +167,35 @@ def profiled(run: Callable[[], object], *, steps: int = 1, lead_in: int = 0) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        return of_steps(events(json.loads(path.read_text(encoding="utf8"))))
+        return of_steps(json.loads(path.read_text(encoding="utf8")))
+
+
+def device_profile(step: Iterable[Event], steps: int = 1) -> Profile:
+    """Every kernel, copy and fill of `steps` traced steps by its name, a mean step."""
+    found: Profile = {}
+    for event in step:
+        if event.category in ON_DEVICE:
+            name = event.name[:NAME_LENGTH]
+            before = found.get(name, KernelTime(0, 0))
+            found[name] = KernelTime(before.count + 1 / steps, before.total_us + event.duration_us / steps)
+    return found
+
+
+def step_profile(run: Callable[[], object], device: str, *, steps: int = 3) -> dict[str, Any]:
+    """The `kernels` of a mean of `steps` runs as a record keeps them, or why they are `kernels_unmeasured`.
+
+    On a CPU its operators, with their own time only.
+    """
+    if device == "cuda":
+        # Kineto may drop the first kernels of a session (pytorch/pytorch#192021): they are those of a step before.
+        seen = profiled(run, steps=steps, lead_in=1)
+        if lost := lost_kernels(seen):
+            return {"kernels_unmeasured": f"the profiler lost {lost} kernels"}
+        return {"kernels": as_data(device_profile(seen, steps))}
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            run()
+    operators = {
+        each.key: KernelTime(each.count / steps, each.self_cpu_time_total / steps) for each in profiler.key_averages()
+    }
+    return {"kernels": as_data(operators)}

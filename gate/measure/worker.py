@@ -4,7 +4,6 @@ The coordinator starts it with `START`, writes one JSON object a line to its sta
 its standard output. What libraries print goes to standard error.
 """
 
-import gc
 import json
 import os
 import sys
@@ -12,6 +11,8 @@ import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
+
+from gate.record.cell import NoTime
 
 #: Python's `-c` for a worker. `gate` is head's, `model` and `collators` are those of the side: sys.path says first the
 #: one and then the other.
@@ -53,68 +54,32 @@ class Worker:
         bench.settle_allocator()
         self.shared = bench.Shared(chosen, self.device, steps)
         self.cell_seconds = cell_seconds
-        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, bench.Selection(**selection))}
+        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, **selection)}
         found = []
         for cell in self.cells.values():
             case = cell.case(self.device, chosen.config)
             if not cell.backend.undeclared_reasons(case):
                 why = cell.backend.unavailable_reasons(case)
                 found.append({"id": cell.id, "cell": cell.key, "unavailable": "; ".join(why)})
-        return {"machine": environment(), "device": self.device, "batches": len(self.shared.examples), "cells": found}
+        return {"machine": environment(), "device": self.device, "cells": found}
 
     def open(self, cell: str) -> Reply:
-        """Build the cell, prove its first batch right and warm it up; `verdict` says what came of it."""
-        import torch
-
-        from gate.measure import bench
+        """Build the cell, prove its first batch right and warm it up; return its batches' tokens."""
+        from gate.measure.bench import opened
         from gate.measure.environment import gpu_state
-        from model.attention.backend import first_line
-        from model.compilation import fresh_compiler
 
         self.close()
-        chosen = self.cells[cell]
+        state = gpu_state()
         try:
-            compiler = self.stack.enter_context(fresh_compiler())
-            opened = bench.cell_bench(self.shared, chosen, compiler)
-            self.bench, state = opened, gpu_state()
-            if wrong := opened.mismatches():
-                return self._closed("wrong", str(wrong[0]))
-            bench.release_memory(self.device)
-            warming = bench.warm_up(opened.batches, chosen)
-            first_s = opened.first_step_s(warming[0])
-            if slow := bench.too_slow(first_s, len(warming) + len(opened.batches), self.cell_seconds):
-                return self._closed("too slow", slow)
-            for batch in warming:
-                opened.step(batch)
-            bench.synchronize(self.device)
-            # A collection in a timed step would be that of another cell's garbage.
-            gc.collect()
-            gc.disable()
-        except torch.OutOfMemoryError as error:
-            return self._closed("out of memory", first_line(error))
-        except Exception as error:
-            traceback.print_exc()
-            return self._closed("failed", f"{type(error).__name__}: {first_line(error)}")
-        tokens = [batch.num_tokens for batch in opened.batches]
-        return {"verdict": "ready", "gpu": state, "tokens": tokens}
-
-    def _closed(self, verdict: str, reason: str) -> Reply:
-        self.close()
-        return {"verdict": verdict, "reason": reason}
+            self.bench = self.stack.enter_context(opened(self.shared, self.cells[cell], self.cell_seconds))
+        except NoTime:
+            self.close()
+            raise
+        return {"verdict": "ready", "gpu": state, "tokens": [batch.num_tokens for batch in self.bench.batches]}
 
     def block(self, order: list[int], ahead_ms: float) -> Reply:
         """Time a step on each of these batches, launched `ahead_ms` before the device runs it; return times in ms."""
-        import torch
-
-        from model.attention.backend import first_line
-
-        try:
-            return {"verdict": "timed", **vars(self.bench.timed(order, ahead_ms=ahead_ms))}
-        except torch.OutOfMemoryError as error:
-            return {"verdict": "out of memory", "reason": first_line(error)}
-        except Exception as error:
-            traceback.print_exc()
-            return {"verdict": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
+        return {"verdict": "timed", **vars(self.bench.timed(order, ahead_ms=ahead_ms))}
 
     def state(self) -> Reply:
         """Return the GPU's clocks, throttling and other processes now."""
@@ -125,20 +90,18 @@ class Worker:
     def costs(self, kernels: bool) -> Reply:
         """Return compilations, preparation times and the exact costs, and with `kernels` what each kernel took."""
         try:
-            found = self.bench.compiled() | {"prepare_ms": self.bench.prepare_ms()}
-            return found | self.bench.exact_costs(kernels=kernels)
+            return self.bench.costs(kernels=kernels)
         except Exception as error:
             traceback.print_exc()
             return {"unmeasured": f"{type(error).__name__}: {error}".splitlines()[0]}
 
     def close(self) -> Reply:
         """Give back what the cell held."""
-        from gate.measure import bench
+        from gate.measure.bench import release_memory
 
         self.__dict__.pop("bench", None)
         self.stack.close()
-        gc.enable()
-        bench.release_memory(self.device)
+        release_memory(self.device)
         return {}
 
 
@@ -153,6 +116,9 @@ def main() -> None:
         request = json.loads(line)
         try:
             reply = getattr(worker, request.pop("do"))(**request)
+        except NoTime as error:
+            traceback.print_exc()
+            reply = {"verdict": error.verdict, "reason": error.reason}
         except Exception as error:
             traceback.print_exc()
             reply = {"error": " ".join(f"{type(error).__name__}: {error}".split())}

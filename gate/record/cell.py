@@ -38,6 +38,14 @@ def stored(shape: Shape, unit: str, default: Any = None) -> Any:
     return field(default=default, metadata={"shape": shape, "unit": unit})
 
 
+class NoTime(Exception):
+    """A cell gets no time: its verdict (wrong, too slow, out of memory or failed), and the reason in one line."""
+
+    def __init__(self, verdict: str, reason: str) -> None:
+        super().__init__(f"{verdict}: {reason}")
+        self.verdict, self.reason = verdict, reason
+
+
 @dataclass(frozen=True)
 class CellRecord:
     """A cell, and what one process measured of it; None stands for not measured.
@@ -72,7 +80,6 @@ class CellRecord:
     tokens_per_s: float | None = stored(NUMBER, "tokens/s")
     mfu: float | None = stored(NUMBER, "share of matmul_tflops")
     matmul_tflops: float | None = stored(NUMBER, "TFLOP/s")
-    dropout: dict[str, Any] | None = stored(MAPPING, "probability by place")
     gpu_before: dict[str, Any] | None = stored(MAPPING, "clocks, throttling and other processes before the cell")
     gpu_after: dict[str, Any] | None = stored(MAPPING, "the same behind its last step")
 

@@ -49,7 +49,11 @@ def record_of(content: Mapping[str, Any]) -> Record:
     gate = _mapping(content, "gate")
     machine = _mapping(content, "machine_info")
     _mapping(machine, "versions")
-    cells = cells_of(_entry(entry) for key in ("benchmarks", "cells_without_time") for entry in content.get(key) or ())
+    cells = cells_of(
+        _mapping(entry, "extra_info")
+        for key in ("benchmarks", "cells_without_time")
+        for entry in content.get(key) or ()
+    )
     return Record(
         at=time_of(content.get("datetime")),
         machine=machine,
@@ -73,12 +77,6 @@ def time_of(text: object) -> datetime:
         raise ValueError(f"datetime is {text!r:.40}, not a time")
     at = datetime.fromisoformat(text)
     return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _entry(entry: object) -> Mapping[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"an entry is {entry!r:.40}, not a mapping")
-    return _mapping(entry, "extra_info")
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -150,42 +148,29 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         started = datetime.now(UTC)
         self.path = folder / f"journal-{started:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.jsonl"
-        self._append({"datetime": started.isoformat(), **header})
+        self.add({"datetime": started.isoformat(), **header})
 
     def add(self, entry: Content) -> None:
         """Append a benchmark entry (with `stats` and their `data`) or that of a cell without a time."""
-        self._append(entry)
-
-    def _append(self, line: Content) -> None:
+        # As pytest-benchmark writes what JSON has no form for, e.g. a test's parameters.
+        line = json.dumps(entry, default=lambda value: f"UNSERIALIZABLE[{value!r}]")
         with self.path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(line, default=_unserializable) + "\n")
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def _unserializable(value: object) -> str:
-    # As pytest-benchmark writes what JSON has no form for, e.g. a test's parameters.
-    return f"UNSERIALIZABLE[{value!r}]"
 
 
 def record_from_journal(path: Path) -> Content:
     """Return the record that an interrupted session would have saved, as pytest-benchmark's JSON.
 
-    A last line that a crash cut short is left out. ValueError if any other line cannot be read. To make a record that
-    `--benchmark-compare` finds:
-
-        content = record_from_journal(Path(".benchmarks/cpu-x/journal-20260102T030405.000000Z-77.jsonl"))
-        content["gate"] = {"partial": True}  # where it was stopped, so that it stands for no whole run
-        Path(".benchmarks/cpu-x/0007_rescued.json").write_text(json.dumps(content, indent=4))
+    A last line that a crash cut short is left out. ValueError if any other line cannot be read. `--benchmark-compare`
+    finds it when it is written to `.benchmarks/DEVICE/0007_rescued.json`, with `"gate": {"partial": true}` where the
+    run was stopped, so that it stands for no whole one.
     """
-    text = path.read_text(encoding="utf8")
-    lines = text.splitlines()
-    if not text.endswith("\n"):
-        lines.pop()
     header: Content
     entries: list[Content]
     try:
-        header, *entries = [json.loads(line) for line in lines]
+        header, *entries = map(json.loads, path.read_text(encoding="utf8").split("\n")[:-1])
     except ValueError as error:
         raise ValueError(f"{path} is not a readable journal ({error}).") from None
     return header | {

@@ -28,19 +28,19 @@ class Move:
     """A kernel whose time in a step is not what it was."""
 
     name: str
-    now_us: float
-    then_us: float
-    now_count: float
-    then_count: float
+    now: KernelTime
+    then: KernelTime
 
     @property
     def change_us(self) -> float:
         """How much longer it takes, in microseconds a step."""
-        return self.now_us - self.then_us
+        return self.now.total_us - self.then.total_us
 
     def __str__(self) -> str:
-        runs = f", {self.then_count:g} runs -> {self.now_count:g}" if self.now_count != self.then_count else ""
-        return f"{self.name} {self.change_us / 1e3:+.2f} ms ({self.then_us / 1e3:.2f} -> {self.now_us / 1e3:.2f}{runs})"
+        now, then = self.now, self.then
+        runs = f", {then.count:g} runs -> {now.count:g}" if now.count != then.count else ""
+        times = f"{then.total_us / 1e3:.2f} -> {now.total_us / 1e3:.2f}"
+        return f"{self.name} {self.change_us / 1e3:+.2f} ms ({times}{runs})"
 
 
 def as_data(profile: Profile) -> list[dict[str, Any]]:
@@ -68,10 +68,7 @@ def moved(now: Profile, then: Profile) -> list[Move]:
     """
     new, old = _by_short_name(now), _by_short_name(then)
     none = KernelTime(0, 0)
-    moves = []
-    for name in {**new, **old}:
-        a, b = new.get(name, none), old.get(name, none)
-        moves.append(Move(name, a.total_us, b.total_us, a.count, b.count))
+    moves = [Move(name, new.get(name, none), old.get(name, none)) for name in {**new, **old}]
     return sorted(moves, key=lambda move: -move.change_us)
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from collators import COLLATORS, Collator, collator_named
+from gate.measure.bench import timed_cells
 from model.attention import BACKENDS, REFERENCE, default_device
 from model.cells import Cell, all_cells
 from model.models import ALL_BACKENDS
+from model.workloads import workload_named
 from tests import selection
 from tests.correctness.drawn import CONFIG, DRAWN
 from tests.known_failures import KnownFailure
@@ -29,6 +31,7 @@ SESSIONS: dict[str, tuple[str, ...]] = {
     "proved": PROVED,
     "timed": TIMED,
     "models": ("-m", "packing", "--packing-families=ci", "tests/packing"),
+    "timed, narrowed": (*TIMED, "--backend=sdpa_loop", "--compiled=all"),
     "proved, required": (*PROVED, "--require"),
     "timed, required": (*TIMED, "--require"),
     "proved, fa2_varlen required": (*PROVED, "--require=fa2_varlen"),
@@ -71,6 +74,14 @@ def test_only_the_backends_that_are_required_by_name_are_skipped_nowhere(
 ) -> None:
     plain, one = session(way), session(f"{way}, fa2_varlen required")
     assert skipped(one) == skipped(plain) - {"fa2_varlen"}
+
+
+def test_pytest_times_the_cells_that_a_live_comparison_would(session: Callable[[str], Ran]) -> None:
+    article = workload_named("article", "cpu", None)
+    chosen = timed_cells(article, backends=["sdpa_loop"], compiled="all")
+    declared = {cell.id for cell in chosen if not cell.backend.undeclared_reasons(cell.case("cpu", article.config))}
+    timed = {item.id.partition("[")[2].removesuffix("]") for item in of_cells(session("timed, narrowed"))}
+    assert timed == declared != set()
 
 
 def test_a_run_without_names_requires_the_backends_of_every_model() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -16,78 +17,79 @@ from gate.record.files import load_record
 
 pytestmark = pytest.mark.meta
 
-#: Runs pytest with the attention of one backend replaced by what `{fault}` makes of it.
-PLANTED = """
-import sys, time, pytest, torch
-from model.attention import backend_named
-backend = backend_named("sdpa_loop")
-right = backend.attend
-def attend(q, k, v, context, *, scale=None):
-    {fault}
-object.__setattr__(backend, "attend", attend)
+#: What the attention of a cell does instead, by its backend and collator; one that is slow takes 1 s a step.
+FAULTS = {
+    "sdpa_loop-packed": "slow",
+    "sdpa_loop-packed_multiple": "full",
+    "sdpa_document_mask-packed": "slow",
+    "sdpa_document_mask-packed_multiple": "full",
+    "sdpa_nested-nested": "wrong",
+    "flex_document_mask-packed": "broken",
+}
+TIMED = "sdpa_padded-pad_longest-eval-full-float32-eager-smoke"
+PLANTED = f"""
+import os, sys, time, pytest, torch
+from model.attention import BACKENDS
+
+def planted(right):
+    def attend(*given, scale=None):
+        backend, collator = os.environ["PYTEST_CURRENT_TEST"].partition("[")[2].split("-")[:2]
+        fault = {FAULTS}.get(backend + "-" + collator)
+        if fault == "full":
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        if fault == "broken":
+            raise RuntimeError("broken")
+        # In each of the two blocks of a step.
+        time.sleep(0.5 if fault == "slow" else 0)
+        return right(*given, scale=scale) * (1.02 if fault == "wrong" else 1)
+    return attend
+
+for backend in BACKENDS:
+    if any(each.startswith(backend.name + "-") for each in {[*FAULTS]}):
+        object.__setattr__(backend, "attend", planted(backend.attend))
 sys.exit(pytest.main(sys.argv[1:]))
 """
-SLOW = "time.sleep(0.5); return right(q, k, v, context, scale=scale)"
-OUT_OF_MEMORY = 'raise torch.OutOfMemoryError("tried to allocate too much")'
-WRONG = "return right(q, k, v, context, scale=scale) * 1.02"
 
 
-def timed_with(
-    fault: str, pytestconfig: pytest.Config, storage: Path, *options: str, backends: tuple[str, ...] = ("sdpa_loop",)
-) -> tuple[int, str]:
-    arguments = ["-m", "performance", "-p", "no:cacheprovider", f"--benchmark-storage=file://{storage}", *options]
-    cells = [*(f"--backend={name}" for name in backends), "--cells=*-eval-full-*-eager-smoke", "--workload=smoke"]
+def test_a_cell_without_a_time_says_why_and_fails_if_it_is_wrong_broken_or_required_and_the_others_are_timed(
+    pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    cells = [f"{name}-eval-full-float32-eager-smoke" for name in FAULTS]
+    options = ["-m", "performance", "-p", "no:cacheprovider", "-n0", "--workload=smoke", "--steps=2"]
+    options += [f"--benchmark-storage=file://{tmp_path}", "--benchmark-save=some", "--cell-seconds=7.5"]
+    options += [f"--cells={','.join([*cells, TIMED])}", "--require=sdpa_loop"]
     run = subprocess.run(
-        [sys.executable, "-c", PLANTED.format(fault=fault), *arguments, *cells],
+        [sys.executable, "-c", PLANTED, *options],
         cwd=pytestconfig.rootpath,
+        env=os.environ | {"COLUMNS": "500"},
         capture_output=True,
         text=True,
         check=False,
     )
-    return run.returncode, run.stdout
+    assert run.returncode == 1, run.stdout
+    told = dict(re.findall(r"^FAILED \S+\[(\w+-\w+)-\S+ - \S*NoTime: (.*)", run.stdout, re.MULTILINE))
+    assert told.keys() == {cell for cell in FAULTS if not cell.startswith("sdpa_document_mask")}, run.stdout
+    full = "out of memory: tried to allocate too much"
+    slow = r"too slow: \d steps of [\d.]+ s would take \d+ s; the limit is --cell-seconds=7.5"
+    assert told["sdpa_loop-packed_multiple"] == full
+    assert told["flex_document_mask-packed"] == "failed: RuntimeError: broken"
+    assert told["sdpa_nested-nested"].startswith("wrong: logits of sequence")
+    assert re.fullmatch(slow, told["sdpa_loop-packed"])
+    assert all(re.search(rf"^SKIPPED .*: {why}", run.stdout, re.MULTILINE) for why in (full, slow)), run.stdout
+    assert all(f" {word} " in run.stdout.partition("step times")[2] for word in ("OOM", "too slow", "wrong", "failed"))
 
-
-@pytest.mark.parametrize(("options", "status"), [((), 0), (("--require",), 1)])
-def test_a_cell_out_of_memory_is_recorded_and_fails_where_it_is_required(
-    pytestconfig: pytest.Config, tmp_path: Path, options: tuple[str, ...], status: int
-) -> None:
-    code, printed = timed_with(OUT_OF_MEMORY, pytestconfig, tmp_path, *options)
-    assert code == status, printed
-    assert "| OOM |" in re.sub(" +", " ", printed.partition("step times")[2])
-    assert "tried to allocate too much" in printed
-
-
-def test_a_wrong_cell_has_no_time(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    code, printed = timed_with(WRONG, pytestconfig, tmp_path)
-    assert code == 1, printed
-    assert "is not timed: its first batch differs from the reference: logits of sequence" in printed
-    assert "wrong" in printed.partition("step times")[2]
-
-
-@pytest.mark.parametrize(("options", "status"), [((), 0), (("--require",), 1)])
-def test_a_cell_that_would_take_too_long_is_recorded_and_the_others_are_timed(
-    pytestconfig: pytest.Config, tmp_path: Path, options: tuple[str, ...], status: int
-) -> None:
-    both = ("sdpa_loop", "sdpa_document_mask")
-    # 1 s in the two blocks of a step; a step of the other takes some milliseconds, on a busy machine too.
-    few = ("--cell-seconds=15", "--steps=6", "--collator=packed", "--benchmark-save=slow")
-    code, printed = timed_with(SLOW, pytestconfig, tmp_path, *few, *options, backends=both)
-    assert code == status, printed
-    told = r"too slow: 25 steps of [\d.]+ s would take \d+ s; the limit is --cell-seconds=15"
-    assert re.search(told, printed), printed
-    assert "| too slow |" in re.sub(" +", " ", printed.partition("step times")[2])
-    (path,) = tmp_path.glob("*/0001_slow.json")
-    found = {one.cell["backend"]: one for one in load_record(path).cells.values()}
-    assert {backend: one.verdict for backend, one in found.items()} == {
-        "sdpa_loop": "too slow",
-        "sdpa_document_mask": "timed",
-    }
-    timed = found["sdpa_document_mask"]
+    (path,) = tmp_path.glob("*/0001_some.json")
+    record = load_record(path)
+    verdicts = {"slow": "too slow", "full": "out of memory", "wrong": "wrong", "broken": "failed"}
+    assert {cell: one.verdict for cell, one in record.cells.items()} == {
+        cell: verdicts[fault] for cell, fault in zip(cells, FAULTS.values(), strict=True)
+    } | {TIMED: "timed"}
+    timed = record.cells[TIMED]
     # Every batch three times, in turn; a round of pytest-benchmark is a step, and lasts as long.
-    assert timed.batches == [*range(6)] * 3
-    assert (len(timed.tokens or ()), len(timed.prepare_ms or ())) == (18, 6)
+    assert timed.batches == [*range(2)] * 3
+    assert (len(timed.tokens or ()), len(timed.prepare_ms or ())) == (6, 2)
     (entry,) = json.loads(path.read_text())["benchmarks"]
-    assert (entry["stats"]["rounds"], entry["stats"]["iterations"]) == (18, 1)
+    assert (entry["stats"]["rounds"], entry["stats"]["iterations"]) == (6, 1)
     assert [second * 1e3 for second in entry["stats"]["data"]] == pytest.approx(timed.times_ms)
 
 

@@ -16,14 +16,29 @@ pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
 
 
-def test_save_holds_raw_samples_in_the_folder_of_the_device(session, pytester):
-    assert session("--benchmark-save=mine").ret == 0
+def test_a_save_holds_raw_samples_in_the_folder_of_the_device_and_names_neither_host_nor_people(
+    session, pytester, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(pytest_benchmark.plugin, "get_cpu_info", lambda: asked.append(1) or {"arch": "here"})
+    (pytester.path / ".git").mkdir()
+    result = session("--benchmark-save=mine")
+    assert result.ret == 0
+    result.stdout.no_fnmatch_line("Not saved*")
+    assert not session.journals()
+    assert [folder.name for folder in (pytester.path / ".benchmarks").iterdir()] == [SLUG]
     (path,) = session.saved()
     assert path.name == "0001_mine.json"
     assert load_record(path).cells[FA2].times_ms == info()["device_ms"]
-    (entry,) = json.loads(path.read_text())["benchmarks"]
-    assert len(entry["stats"]["data"]) == 3
-    assert [folder.name for folder in (pytester.path / ".benchmarks").iterdir()] == [SLUG]
+    record = json.loads(path.read_text())
+    assert len(record["benchmarks"][0]["stats"]["data"]) == 3
+    assert record["machine_info"]["device_slug"] == SLUG
+    assert record["machine_info"]["cpu"] == {"arch": "here"}
+    assert "node" not in record["machine_info"]
+    assert record["commit_info"].keys() <= {"id", "time", "dirty"}
+    assert "gate" not in record
+    # The processor is asked for once.
+    assert asked == [1]
     assert session("--benchmark-save=mine").ret == 0
     assert session.saved()[1].name == "0002_mine.json"
 
@@ -52,34 +67,18 @@ def test_a_parameter_with_an_id_is_saved_as_that(session, pytester):
     assert [entry["params"] for entry in entries] == [{"cell": "packed", "timed": timed} for timed in (True, False)]
 
 
-def test_save_names_neither_host_nor_people_and_asks_for_the_processor_once(session, pytester, monkeypatch):
-    asked = []
-    monkeypatch.setattr(pytest_benchmark.plugin, "get_cpu_info", lambda: asked.append(1) or {"arch": "here"})
-    (pytester.path / ".git").mkdir()
-    session("--benchmark-save=mine")
-    record = json.loads(session.saved()[0].read_text())
-    assert record["machine_info"]["device_slug"] == SLUG
-    assert record["machine_info"]["cpu"] == {"arch": "here"}
-    assert "node" not in record["machine_info"]
-    assert record["commit_info"].keys() <= {"id", "time", "dirty"}
-    assert asked == [1]
-
-
-def test_cells_without_a_time_are_saved(session):
+def test_cells_without_a_time_are_saved_once_also_when_lost_while_they_were_timed(session):
     lost = [info(verdict="out of memory"), info("xformers_auto", verdict="wrong")]
-    assert session("--benchmark-save=some", "-W", "error", infos=[*lost, info("flex")]).ret == 0
+    last = "info['id'].startswith('lost') and record_cell({'cell': info['cell'], 'verdict': 'too slow'})"
+    infos = [*lost, info("flex"), info("lost")]
+    assert session("--benchmark-save=some", "-W", "error", infos=infos, last=last).ret == 0
     assert session("--benchmark-save=none", "-W", "error", infos=lost).ret == 0
     some, none = (load_record(path).cells for path in session.saved())
-    assert [one.verdict for one in some.values()] == ["timed", "out of memory", "wrong"]
+    assert [one.verdict for one in some.values()] == ["timed", "out of memory", "wrong", "too slow"]
     assert [one.verdict for one in none.values()] == ["out of memory", "wrong"]
-    assert not session.journals()
-
-
-def test_a_cell_lost_while_it_was_timed_is_saved_once(session):
-    last = "record_cell({'cell': info['cell'], 'verdict': 'out of memory'})"
-    assert session("--benchmark-save=lost", last=last).ret == 0
     record = json.loads(session.saved()[0].read_text())
-    assert (len(record["benchmarks"]), len(record["cells_without_time"])) == (0, 1)
+    assert (len(record["benchmarks"]), len(record["cells_without_time"])) == (1, 3)
+    assert not session.journals()
 
 
 @pytest.mark.filterwarnings("ignore:Not saving anything")
@@ -124,13 +123,11 @@ def test_journal_outlives_a_killed_process(session, pytester, monkeypatch):
     assert record.machine["device_slug"] == SLUG
 
 
-def test_journal_goes_when_all_is_saved_and_is_named_otherwise(session, monkeypatch):
-    session("--benchmark-save=x").stdout.no_fnmatch_line("Not saved*")
-    assert not session.journals()
-    assert "gate" not in json.loads(session.saved()[0].read_text())
-    result = session("-m", "performance", "-k", "fa2", infos=[info(), info("xformers_auto")])
+def test_a_journal_that_is_not_saved_is_named(session, monkeypatch):
+    result = session("-m", "performance", "-k", "fa2", "--benchmark-stock-table", infos=[info(), info("xformers_auto")])
     (journal,) = session.journals()
     result.stdout.fnmatch_lines([f"Not saved; raw samples of 1 cells are in {journal}"])
+    result.stdout.fnmatch_lines(["*Name (time in*"])
     assert record_from_journal(journal)["gate"] == {"partial": True}
 
     def full_disk(*_):
@@ -141,17 +138,8 @@ def test_journal_goes_when_all_is_saved_and_is_named_otherwise(session, monkeypa
     assert len(session.journals()) == 2
 
 
-def test_own_tables_replace_the_stock_table(session):
-    result = session("-m", "performance")
-    result.stdout.no_fnmatch_line("*Name (time in*")
-    result.stdout.fnmatch_lines(["| fa2_varlen | packed *| 31.0* (51, 0.61x) |*"])
-    result = session("-m", "performance", "--benchmark-stock-table")
-    result.stdout.fnmatch_lines(["*Name (time in*"])
-    result.stdout.fnmatch_lines(["| fa2_varlen *"])
-
-
 @pytest.mark.parametrize("args", [(), ("-q",), ("-v",), ("-s",)])
-def test_progress_names_each_cell_and_its_result_on_one_line(session, args):
+def test_progress_names_each_cell_and_its_result_on_one_line_before_the_tables(session, args):
     infos = [info(ms=97.8), info("xformers_auto", verdict="out of memory"), info("bad")]
     result = session("-m", "performance", *args, infos=infos, last="assert 'bad' not in info['id']")
     lines = [line for line in result.outlines if re.match(r"\[\d/3\]", line)]
@@ -162,4 +150,6 @@ def test_progress_names_each_cell_and_its_result_on_one_line(session, args):
         f"[3/3] {bad}: FAILED, 31.0 ms (30.0..33.0), 41.2 GB",
     ]
     result.stdout.fnmatch_lines([f"FAILED test_step.py::test_step[[]{bad}[]]*"])
+    result.stdout.no_fnmatch_line("*Name (time in*")
+    result.stdout.fnmatch_lines(["| fa2_varlen *| 97.8 (51, 1.92x) |*"])
     session().stdout.fnmatch_lines(["test_step.py . *"])

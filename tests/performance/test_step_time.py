@@ -1,25 +1,29 @@
 """A batch takes so long a step: every cell of the workload, timed once it is shown to be right."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from gate.measure.bench import Shared, cell_bench, release_memory, synchronize, too_slow, warm_up
-from gate.measure.costs import no_collection
+from gate.measure.bench import Shared, opened, release_memory, settle_allocator
 from gate.measure.environment import gpu_state
-from model.attention import Device, Mode
-from model.attention.backend import first_line
+from gate.record.cell import NoTime
+from model.attention import default_device
 from model.cells import Cell
-from model.compilation import fresh_compiler
-from tests.selection import required_backends
+from tests.selection import chosen_workload, required_backends
 
 pytestmark = pytest.mark.performance
 
-#: How often every batch is timed: what holds a step up for a moment is more of a short one.
-PASSES: dict[Device, dict[Mode, int]] = {"cuda": {"eval": 3, "train": 1}, "cpu": {"eval": 3, "train": 3}}
+
+@pytest.fixture(scope="module")
+def shared(pytestconfig: pytest.Config) -> Iterator[Shared]:
+    """Batches, reference outcomes and the matmul rate of this run's workload."""
+    settle_allocator()
+    yield Shared(chosen_workload(pytestconfig), default_device(), pytestconfig.getoption("steps"))
+    # As each cell froze what it found.
+    gc.unfreeze()
 
 
 class StepClock:
@@ -32,18 +36,13 @@ class StepClock:
     now_s = 0.0
 
     @classmethod
-    def read(cls) -> float:
-        """Return the seconds that steps have taken so far."""
-        return cls.now_s
-
-    @classmethod
     def move(cls, step_ms: float) -> None:
         """Let a step have taken so long."""
         cls.now_s += step_ms / 1e3
 
 
 @pytest.mark.cells
-@pytest.mark.benchmark(timer=StepClock.read)
+@pytest.mark.benchmark(timer=lambda: StepClock.now_s)
 def test_a_batch_is_timed(
     cell: Cell,
     shared: Shared,
@@ -51,43 +50,24 @@ def test_a_batch_is_timed(
     record_cell: Callable[[dict[str, Any]], None],
     request: pytest.FixtureRequest,
 ) -> None:
-    info: dict[str, Any] = {"cell": cell.key, "gpu_before": gpu_state()}
+    config, info = request.config, {"cell": cell.key, "gpu_before": gpu_state()}
+    # What holds a step up for a moment is more of a short one.
+    passes = 1 if (shared.device, cell.mode) == ("cuda", "train") else 3
     try:
-        with fresh_compiler() as compiler:
-            bench = cell_bench(shared, cell, compiler)
-            wrong = bench.mismatches()
-            if wrong:
-                record_cell({**info, "verdict": "wrong", "reason": str(wrong[0])})
-                pytest.fail(f"{cell.id} is not timed: its first batch differs from the reference: {wrong[0]}")
-            release_memory(shared.device)
-            warming = warm_up(bench.batches, cell)
-            order = [*range(len(bench.batches))] * PASSES[shared.device][cell.mode]
-            first_s, limit_s = bench.first_step_s(warming[0]), request.config.getoption("cell_seconds")
-            if slow := too_slow(first_s, len(warming) + len(order), limit_s):
-                record_cell({**info, "verdict": "too slow", "reason": slow})
-                if cell.backend.name in required_backends(request.config):
-                    pytest.fail(f"{cell.id} is too slow: {slow}")
-                pytest.skip(f"too slow: {slow}")
-            for batch in warming:
-                bench.step(batch)
-            synchronize(shared.device)
-            with no_collection():
-                samples = bench.timed(order)
+        with opened(shared, cell, config.getoption("cell_seconds"), passes) as bench:
+            order = [*range(len(bench.batches))] * passes
+            samples = bench.timed(order)
             # Before the device cools down: clocks are those under load.
             info["gpu_after"] = gpu_state()
             times = iter(samples.times_ms)
             benchmark.pedantic(StepClock.move, setup=lambda: ((next(times),), {}), rounds=len(order))
-            info |= {"verdict": "timed", "prepare_ms": bench.prepare_ms(), **bench.rates(samples, order)}
-            if not request.config.getoption("no_exact_costs"):
-                info |= bench.exact_costs(kernels=request.config.getoption("profile_kernels"))
+            exact, kernels = not config.getoption("no_exact_costs"), config.getoption("profile_kernels")
+            info |= {"verdict": "timed", **bench.rates(samples, order), **bench.costs(exact=exact, kernels=kernels)}
             benchmark.extra_info.update(info)
-    except torch.OutOfMemoryError as error:
-        record_cell({**info, "verdict": "out of memory", "reason": first_line(error)})
-        if cell.backend.name in required_backends(request.config):
-            raise
-        pytest.skip(f"out of memory: {first_line(error)}")
-    except Exception as error:
-        record_cell({**info, "verdict": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"})
+    except NoTime as error:
+        record_cell({**info, "verdict": error.verdict, "reason": error.reason})
+        if error.verdict in ("out of memory", "too slow") and cell.backend.name not in required_backends(config):
+            pytest.skip(str(error))
         raise
     finally:
         release_memory(shared.device)
