@@ -12,8 +12,8 @@
 #     packing=True, eval_packing=True: loss 4.6869, 9 targets in rows of 12, position_ids
 #     packing=False, eval_packing=True: loss 3.7919, 11 targets in rows of 12, no position_ids
 #
-# Why it surprises: each option is documented, and the other settings agree on the loss. This one gives another loss for the
-# same model and the same documents, without an error or a warning. The rows hold the lengths of their documents
+# Why it surprises: each option is documented, and the other settings agree on the loss. This one gives another loss for
+# the same model and the same documents, without an error or a warning. The rows hold the lengths of their documents
 # (`seq_lengths`), which the collator does not use then.
 set -euo pipefail
 folder=$(mktemp -d)
