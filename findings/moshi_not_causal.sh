@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Versions: transformers 5.17.0, torch 2.13.0, on a CPU.
+# Versions: transformers 5.17.0, torch 2.13.0, on a CPU. It is mended in transformers 5.24.0.
 #
 # Behaviour: MoshiForCausalLM with attn_implementation="eager" and no attention_mask attends to later tokens. Another
 # last token moves the logits of the first. With a mask of ones, or with "sdpa", it does not.
@@ -12,9 +12,6 @@
 #
 # Why it surprises: the model is causal by name, and attention_mask is optional, so rows without padding often come
 # without one. A model trained so can read the very token that it is to predict.
-#
-# Besides, in words only: `sliding_window` of the configuration is ignored here, with either implementation and with a
-# mask. With 2 layers and a window of 4, token 0 still moves token 39.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

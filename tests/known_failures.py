@@ -18,8 +18,8 @@ class KnownFailure:
     `tests` are the test functions that it turns red on `device` (of `min_capability` or newer), and `matches` maps
     fields of the cell's key to their values, or to a tuple of which any will do. `package` and `versions` (a PEP 440
     specifier) say which releases have it. Where `tensors` is given, the failure comes and goes: it is known in tensors
-    of these names alone (a regular expression), and only where runs of one batch differ. `reproduction` is a script
-    under docs/reproductions with its argument; `link` an upstream report, where there is one.
+    of these names alone (a regular expression), and only where runs of one batch differ. `reproduction` is a script,
+    by its path in this repository, with its argument; `link` an upstream report, where there is one.
     """
 
     tests: tuple[str, ...]
@@ -56,12 +56,12 @@ class KnownLeak:
 
     The record of the installed version (docs/results/packing) lists the families that are wrong in a way of `test`:
     there are hundreds. Strict as well: when one is mended, a new record is due.
-    `reproduction` is a script under docs/reproductions that is called with the family.
+    `reproduction` is a script, by its path in this repository, that is called with the family.
     """
 
     test: str
     reason: str
-    reproduction: str = "packing.py"
+    reproduction: str = "docs/reproductions/packing.py"
 
     def strikes(self, entry: Mapping[str, Any], ways: Collection[str], implementations: Collection[str]) -> bool:
         """Tell whether a record's entry of a family has one of `ways` as wrong with one of `implementations`."""
@@ -76,7 +76,7 @@ class KnownLeak:
 class IgnoredWindow:
     """A family of transformers whose attention leaves out the sliding window of its config, in these `versions`.
 
-    Strict as well. `reproduction` is a script under docs/reproductions with its argument.
+    Strict as well. `reproduction` is a script, by its path in this repository.
     """
 
     family: str
@@ -102,7 +102,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.13.*",
         reason="the C++ that torch.compile writes for FlexAttention with dynamic shapes does not compile",
-        reproduction="flex_cpu_dynamic.py",
+        reproduction="findings/flex_cpu_dynamic.sh",
     ),
     KnownFailure(
         tests=("test_a_batch_whose_blocks_are_computed_again_equals_the_padded_reference",),
@@ -111,7 +111,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions=">=2.11,<2.14",
         reason="torch.utils.checkpoint asks for the sizes of NestedTensors that SDPA saves on a CPU, which have none",
-        reproduction="nested_checkpoint.py",
+        reproduction="findings/nested_checkpoint.sh",
     ),
     KnownFailure(
         tests=("test_compiled_attention_may_share_keys_and_values_between_heads",),
@@ -120,7 +120,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.11.*",
         reason="torch.compile expects other strides of the flash kernel's results where keys have stride 0 over heads",
-        reproduction="compiled_flash_expanded.py",
+        reproduction="docs/reproductions/compiled_flash_expanded.py",
     ),
     KnownFailure(
         tests=("test_compiled_attention_takes_grouped_heads_and_a_scale_of_its_own",),
@@ -129,7 +129,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.11.*",
         reason="torch.compile finds no kernel of FlexAttention for grouped heads on a row of less than 128 tokens",
-        reproduction="flex_short_grouped.py",
+        reproduction="docs/reproductions/flex_short_grouped.py",
     ),
     KnownFailure(
         tests=("test_a_batch_takes_a_part_of_a_longer_upstream_gradient",),
@@ -138,7 +138,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions=">=2.11,<2.14",
         reason="the backward of SDPA on NestedTensors reads an upstream gradient from the start of its storage",
-        reproduction="nested_gradient_offset.py",
+        reproduction="findings/nested_gradient_offset.sh",
     ),
     KnownFailure(
         tests=(
@@ -151,7 +151,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.11.*",
         reason="the backward of cuDNN's SDPA reads an upstream gradient by the strides of the one it was planned for",
-        reproduction="cudnn_gradient_strides.py",
+        reproduction="docs/reproductions/cudnn_gradient_strides.py",
         min_capability=(9, 0),
     ),
     KnownFailure(
@@ -161,7 +161,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.11.*",
         reason="the backward of cuDNN's SDPA gives wrong dq and dk past 2^31 elements",
-        reproduction="past_32_bits.py cudnn",
+        reproduction="docs/reproductions/past_32_bits.py cudnn",
         min_capability=(9, 0),
     ),
     KnownFailure(
@@ -172,7 +172,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         # Seen with 2.11; 2.13 writes such kernels in the same way.
         versions=">=2.11,<2.14",
         reason="a kernel of torch.compile sums a buffer that it writes to: a bias gradient differs from run to run",
-        reproduction="inductor_inplace_sum.py",
+        reproduction="docs/reproductions/inductor_inplace_sum.py",
         link="https://github.com/triton-lang/triton/issues/1615",
         tensors=r"gradient of blocks\.\d+\.mlp\.up\.bias",
     ),
@@ -183,7 +183,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
         package="torch",
         versions="==2.11.*",
         reason="the backward of torch's copy of FlashAttention-2 counts elements in 32 bits: an illegal memory access",
-        reproduction="past_32_bits.py flash",
+        reproduction="docs/reproductions/past_32_bits.py flash",
         link="https://github.com/Dao-AILab/flash-attention/pull/1500",
     ),
 )
@@ -225,6 +225,6 @@ IGNORED_WINDOWS: tuple[IgnoredWindow, ...] = (
         family="moshi",
         versions=">=4.53",
         reason="the mask of MoshiForCausalLM is causal, or none, and never as long as its sliding_window",
-        reproduction="moshi_window.py",
+        reproduction="findings/moshi_window.sh",
     ),
 )

@@ -54,7 +54,7 @@ def support_status(cell: Cell, config: DecoderConfig, device: Device, test: str 
     for failure in KNOWN_FAILURES:
         # What comes and goes passes most of the time: tests/correctness/conftest.py judges it.
         if not failure.tensors and failure.strikes(cell, device, test) and failure.present(this_machine()):
-            return SupportStatus("known failure", (f"{failure.reason} (docs/reproductions/{failure.reproduction})",))
+            return SupportStatus("known failure", (f"{failure.reason} ({failure.reproduction})",))
     return SupportStatus("supported")
 
 

@@ -105,7 +105,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         known, failure = hunt.known[0]
         count = len(failure.errors)
         pytest.xfail(
-            f"{known.reason} (docs/reproductions/{known.reproduction}): {failure.errors[0]}; {count} of "
+            f"{known.reason} ({known.reproduction}): {failure.errors[0]}; {count} of "
             f"{len(failure.runs)} runs, {len(hunt.known)} batches"
         )
     return result

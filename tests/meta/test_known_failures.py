@@ -45,12 +45,12 @@ def test_a_known_failure_strikes_a_cell_in_tests_that_exist(failure: KnownFailur
 
 @every_failure
 def test_a_known_failure_has_a_script_that_shows_it(failure: KnownFailure) -> None:
-    assert (ROOT / "docs/reproductions" / failure.reproduction.split()[0]).is_file()
+    assert (ROOT / failure.reproduction.split()[0]).is_file()
 
 
 def test_a_known_leak_has_a_script_that_shows_it() -> None:
     scripts = [known.reproduction for known in (*KNOWN_LEAKS, *IGNORED_WINDOWS)]
-    assert all((ROOT / "docs/reproductions" / script).is_file() for script in scripts)
+    assert all((ROOT / script).is_file() for script in scripts)
 
 
 FAILURE = KnownFailure(

@@ -221,4 +221,4 @@ def test_a_failure_known_in_any_test_counts(monkeypatch: pytest.MonkeyPatch) -> 
     for module in (matrix, selection):
         monkeypatch.setattr(module, "KNOWN_FAILURES", (known,))
     found = overall(cell, WORKLOAD.config, DEVICE)
-    assert found == SupportStatus("known failure", ("broken (docs/reproductions/broken.py)",))
+    assert found == SupportStatus("known failure", ("broken (broken.py)",))

@@ -118,9 +118,7 @@ def marks_of(cells: list[Cell], test: str, require: tuple[str, ...] = ()) -> lis
 def test_a_known_failure_is_strict_whatever_pytest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "KNOWN_FAILURES", (KNOWN,))
     (marks,) = marks_of([CELL], "test_one")
-    assert [(mark.name, mark.kwargs) for mark in marks] == [
-        ("xfail", {"reason": "broken (docs/reproductions/broken.py)", "strict": True})
-    ]
+    assert [(mark.name, mark.kwargs) for mark in marks] == [("xfail", {"reason": "broken (broken.py)", "strict": True})]
     assert marks_of([CELL], "test_other") == [[]]
 
 

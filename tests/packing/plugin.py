@@ -126,7 +126,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for family in families(metafunc.config):
             entry = record["families"].get(family.name, {})
             known = leak is not None and marker is not None and leak.strikes(entry, marker.args, names)
-            reason = f"{leak.reason} (docs/reproductions/{leak.reproduction} {family.name})" if leak else ""
+            reason = f"{leak.reason} ({leak.reproduction} {family.name})" if leak else ""
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if known else []
             params.append(pytest.param(family, id=family.name, marks=marks))
     metafunc.parametrize("checked", params, indirect=True, scope="session")
@@ -141,7 +141,7 @@ def families_with_windows(metafunc: pytest.Metafunc) -> None:
         known = {each.family: each for each in IGNORED_WINDOWS if each.present(this_machine())}
         for family in families(metafunc.config):
             window = known.get(family.name)
-            reason = f"{window.reason} (docs/reproductions/{window.reproduction})" if window else ""
+            reason = f"{window.reason} ({window.reproduction})" if window else ""
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if window else []
             params.append(pytest.param(family, id=family.name, marks=marks))
     metafunc.parametrize("windowed", params)
