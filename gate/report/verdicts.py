@@ -26,9 +26,7 @@ def verdict_lines(
 
 
 def _table(verdicts: Sequence[CellVerdict], width: int) -> str:
-    table = markdown_box("cell")
-    for column in ("base ms", "head ms", "change (interval)"):
-        table.add_column(column, justify="right")
+    table = markdown_box("cell", numbers=("base ms", "head ms", "change (interval)"))
     table.add_column("verdict")
     table.add_column("why")
     for one in verdicts:
