@@ -118,7 +118,7 @@ def test_a_baseline_of_schema_1_is_named_though_it_is_one_value_over_many_lines(
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
-        (lambda path: path.write_text(path.read_text().splitlines()[0] + "\n"), "holds no process"),
+        (lambda path: path.write_text(path.open().readline()), "holds no process"),
         (lambda path: line_edited(path, 1, lambda line: line.pop("at")), "KeyError: 'at'"),
         (lambda path: line_edited(path, 1, lambda line: line.update(process=7)), "KeyError: 0"),
         (lambda path: line_edited(path, 3, lambda line: line.update(tokens=5)), "tokens of .* is 5, not a list"),
