@@ -38,8 +38,7 @@ def promote(tmp_path, root, capsys):
         try:
             return main(["promote", *map(str, paths), "--baselines", str(root), *options])
         except SystemExit as ended:
-            assert ended.code == 2
-            return capsys.readouterr().err.splitlines()[-1]
+            return f"{ended.code}: " + capsys.readouterr().err.splitlines()[-1]
 
     return run
 
@@ -79,7 +78,9 @@ FIRST = record(timed(), timed(cell=EVAL))
 )
 def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
     at = other.at.replace(hour=0 if "one process" in why else 1)
-    assert why in promote(FIRST, replace(other, at=at))
+    refused = promote(FIRST, replace(other, at=at))
+    assert refused.startswith("2: ")
+    assert why in refused
     assert not root.exists()
 
 

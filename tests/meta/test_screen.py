@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gate.baseline.screen import change_of, screen
+from gate.baseline.screen import Screening, change_of
 from gate.judge.exact import EXACT, Finding
 from gate.judge.verdicts import CellVerdict, Threshold, Verdict, fail
 from tests.meta.gate_cells import BATCHES, MACHINE, baseline, key, record, timed
@@ -18,7 +18,7 @@ WHY_NOT = "no commit"
 def screening(head, *bases, machine=MACHINE, scope=()):
     bases = [record(*(base if isinstance(base, tuple) else (base,)), hours=n) for n, base in enumerate(bases)]
     heads = head if isinstance(head, tuple) else (head,)
-    return screen(record(*heads, hours=9, machine=machine), baseline(*bases), scope, Threshold(1.0))
+    return Screening(record(*heads, hours=9, machine=machine), baseline(*bases), scope, Threshold(1.0))
 
 
 def judged(head, *bases, settled=None, **options):
