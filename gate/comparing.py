@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gate.baseline.screen import Screening
-from gate.baseline.store import Baseline, find, find_file, newest_for
+from gate.baseline.store import Baseline, find, newest_for
 from gate.judge.compatible import same_packages
 from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail
 from gate.record.cell import CellRecord, cell_id, cell_of
@@ -83,7 +83,7 @@ class Comparing:
         root = self.config.rootpath / "baselines"
         path = self.config.invocation_params.dir / str(name).partition("::")[0]
         if isinstance(name, str) and path.is_file() and path.suffix in (".json", ".jsonl"):
-            self.baselines = [find_file(path, root)]
+            self.baselines = find([path], root)
             return
         if isinstance(name, str) and path.exists():
             # argparse took the test path that followed --benchmark-compare for its value.

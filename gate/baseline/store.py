@@ -135,29 +135,22 @@ def _processes(lines: Sequence[Line]) -> tuple[Record, ...]:
     return tuple(sorted(found, key=lambda process: process.at))
 
 
-def find(folders: Iterable[Path], root: Path) -> list[Baseline]:
-    """Return the baselines and records of the folders, newest first by the time stored in them.
+def find(paths: Iterable[Path], root: Path) -> list[Baseline]:
+    """Return the baselines and records of these folders and files, newest first by the time stored in them.
 
     `root` is the folder of the index, which is checked first. ValueError for a file that cannot be read, that the
-    index names and is gone or was edited, or that is a baseline the index does not name.
+    index names and is gone or was edited, or that is a baseline the index does not name; a file that lies elsewhere
+    need not be in it.
     """
     indexed = check_index(root)
-    found = [_indexed(path, indexed, root) for folder in folders for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(path.glob("*.json")):
+            found.append(load(file))
+            held = path.is_dir() or file.resolve().is_relative_to(root.resolve())
+            if found[-1].committed and held and file.resolve() not in indexed:
+                raise ValueError(f"{file} is not in {root / INDEX}: {again(file)}")
     return sorted(found, key=lambda baseline: baseline.at, reverse=True)
-
-
-def find_file(path: Path, root: Path) -> Baseline:
-    """Return the baseline or record of a path; below `root` it is held to the index as those that `find` finds."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        return load(path)
-    return _indexed(path, check_index(root), root)
-
-
-def _indexed(path: Path, indexed: set[Path], root: Path) -> Baseline:
-    baseline = load(path)
-    if baseline.committed and path.resolve() not in indexed:
-        raise ValueError(f"{path} is not in {root / INDEX}: {again(path)}")
-    return baseline
 
 
 def newest_for(
