@@ -22,13 +22,8 @@ from gate.report.verdicts import verdict_lines
 #: leaves it here.
 ASKED = pytest.StashKey[Mapping[str, Any]]()
 
-#: Options that only a comparison reads, and the values that stand for not given.
-ONLY_COMPARING: dict[str, Any] = {
-    "gate_strict": False,
-    "gate_threshold_percent": None,
-    "gate_threshold_us": None,
-    "gate_no_settle": False,
-}
+#: Options that only a comparison reads.
+ONLY_COMPARING = ("gate_strict", "gate_threshold_percent", "gate_threshold_us", "gate_no_settle")
 
 #: Shown where they differ, and no obstacle to a comparison: the change that is judged may be just that.
 SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_clock_mhz", "max_memory_clock_mhz")
@@ -69,13 +64,12 @@ class Comparing:
     def check_options(self) -> None:
         """ValueError for an option that is out of range, or that nothing reads."""
         given = {name: self.config.getoption(name) for name in ONLY_COMPARING}
-        if not self.value:
-            idle = [name for name, value in given.items() if value != ONLY_COMPARING[name]]
-            if idle:
-                raise ValueError(f"{_flag(idle[0])} judges a comparison; add --benchmark-compare.")
-        for name in ("gate_threshold_percent", "gate_threshold_us"):
-            if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
-                raise ValueError(f"{_flag(name)} {given[name]} is not a number of 0 or more.")
+        for name, value in given.items():
+            flag = f"--{name.replace('_', '-')}"
+            if not self.value and value is not None and value is not False:
+                raise ValueError(f"{flag} judges a comparison; add --benchmark-compare.")
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{flag} {value} is not a number of 0 or more.")
 
     def find(self, folders: list[Path]) -> None:
         """Read what can be compared with; ValueError if something of it cannot be read, or is not there."""
@@ -120,14 +114,13 @@ class Comparing:
             return cell in head.cells or self._asked_for(record, head)
 
         fit = [one for one in self.baselines if one.workloads & head.workloads]
-        baseline = newest_for(fit, head.workloads, needs, strict=self._strict)
-        if baseline is None or not (self._strict and baseline.committed):
-            newer = fit if baseline is None else fit[: fit.index(baseline)]
-            self.told = [
-                f"Passed over {other.path.name}: {other.doubts or 'it lacks cells, as its run was a part of one'}. "
-                f"To compare with it all the same: --benchmark-compare={other.path.stem}"
-                for other in newer
-            ]
+        if self._strict and (committed := [one for one in fit if one.committed]):
+            return committed[0]
+        baseline = newest_for(fit, needs)
+        for other in fit if baseline is None else fit[: fit.index(baseline)]:
+            why = other.doubts or "it lacks cells, as its run was a part of one"
+            again = f"--benchmark-compare={other.path.stem}"
+            self.told.append(f"Passed over {other.path.name}: {why}. To compare with it all the same: {again}")
         return baseline
 
     def finish(self, head: Record, slug: str, width: int, say: Callable[[str], None] | None) -> None:
@@ -167,8 +160,8 @@ class Comparing:
         # Not at the top: only a slowdown needs it.
         from gate.live.settle import settle
 
-        seem = "1 cell seems" if len(self.suspects) == 1 else f"{len(self.suspects)} cells seem"
-        say(f"{seem} slower; running live beside the commit of {self.baseline} ...")
+        count = f"{len(self.suspects)} cell{'s seem' if len(self.suspects) > 1 else ' seems'}"
+        say(f"{count} slower; running live beside the commit of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
         try:
             return settle(
@@ -191,10 +184,9 @@ class Comparing:
         return bool(self.config.getoption("gate_strict"))
 
     @property
-    def _selection(self) -> Mapping[str, Any]:
+    def _selection(self) -> Any:
         """What narrows the run: `cells` (globs between commas), `backends`, `collators`, `compiled`."""
-        selection: Mapping[str, Any] = self.config.stash.get(ASKED, {}).get("selection", {})
-        return selection
+        return self.config.stash.get(ASKED, {}).get("selection", {})
 
     def _asked_for(self, base: CellRecord, head: Record) -> bool:
         """Tell whether this run should have timed a cell of the baseline: no option left it out on purpose."""
@@ -251,7 +243,3 @@ def changes(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
 
 def _named(found: Iterable[tuple[str, str]]) -> str:
     return ", ".join("/".join(pair) for pair in sorted(found)) or "no cell"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

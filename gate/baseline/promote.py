@@ -51,10 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _recorded(path: Path) -> Record:
     """Return what a record holds; ValueError for what is none."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name records (python -m gate record makes them).")
     found = load(path)
     if found.committed:
         raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")

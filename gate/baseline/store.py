@@ -153,23 +153,13 @@ def find(paths: Iterable[Path], root: Path) -> list[Baseline]:
     return sorted(found, key=lambda baseline: baseline.at, reverse=True)
 
 
-def newest_for(
-    baselines: Sequence[Baseline],
-    wanted: set[tuple[str, str]],
-    needs: Callable[[str, CellRecord], bool] = lambda _cell, _record: True,
-    *,
-    strict: bool = False,
-) -> Baseline | None:
-    """Return the newest that holds cells of one of the workloads and leaves no doubt: `baselines` come newest first.
+def newest_for(baselines: Sequence[Baseline], needs: Callable[[str, CellRecord], bool]) -> Baseline | None:
+    """Return the newest that leaves no doubt: `baselines` are of one workload and come newest first.
 
     A record in doubt is passed over: compared with it, what was slower or missing would be fine in the next run. So is
     a partial one that lacks cells that the run `needs` (told by id and record), for any that holds more of them.
-    `strict` takes none but committed baselines where there are any.
     """
-    fit = [baseline for baseline in baselines if baseline.workloads & wanted and not baseline.doubts]
-    committed = [baseline for baseline in fit if baseline.committed]
-    if strict and committed:
-        return committed[0]
+    fit = [baseline for baseline in baselines if not baseline.doubts]
     needed = {cell for one in fit for cell in one.cell_ids if needs(cell, one.records(cell)[-1])}
 
     def held(baseline: Baseline) -> int:

@@ -87,8 +87,8 @@ def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
 def test_only_records_are_promoted(promote, root, tmp_path):
     assert "promote without it" in promote(FIRST, options=["--add"])
     assert promote(FIRST) == 0
-    assert "is a folder" in promote(tmp_path / "records")
-    assert "does not exist" in promote(tmp_path / "gone")
+    assert "is not a readable benchmark record (IsADirectory" in promote(tmp_path / "records")
+    assert "is not a readable benchmark record (FileNotFound" in promote(tmp_path / "gone")
     assert "is a baseline already" in promote(root / SLUG / "article.json")
 
 

@@ -50,9 +50,8 @@ run = functools.partial(sessions_of.run, folders=("tests/correctness",))
 
 @dataclass(frozen=True)
 class Block:
-    """The report of one red test, from its header to its end."""
+    """The report of one red test, from behind its header to its end."""
 
-    header: str
     lines: tuple[str, ...]
 
     @property
@@ -80,7 +79,7 @@ def blocks(ran: Ran) -> dict[str, Block]:
         header = re.fullmatch(r"_+ (test_\w+\S*) _+", line)
         if header or line.startswith("====="):
             if name:
-                found[name] = Block(name, tuple(lines))
+                found[name] = Block(tuple(lines))
             name, lines = (header[1], []) if header else ("", [])
         elif name:
             lines.append(line)
