@@ -63,9 +63,8 @@ class Comparing:
 
     def check_options(self) -> None:
         """ValueError for an option that is out of range, or that nothing reads."""
-        given = {name: self.config.getoption(name) for name in ONLY_COMPARING}
-        for name, value in given.items():
-            flag = f"--{name.replace('_', '-')}"
+        for name in ONLY_COMPARING:
+            flag, value = f"--{name.replace('_', '-')}", self.config.getoption(name)
             if not self.value and value is not None and value is not False:
                 raise ValueError(f"{flag} judges a comparison; add --benchmark-compare.")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):

@@ -79,6 +79,7 @@ FIRST = record(timed(), timed(cell=EVAL))
 def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
     at = other.at.replace(hour=0 if "one process" in why else 1)
     refused = promote(FIRST, replace(other, at=at))
+    assert refused != 0
     assert refused.startswith("2: ")
     assert why in refused
     assert not root.exists()
