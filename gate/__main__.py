@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,10 +12,9 @@ from gate.live.workers import INTERRUPTED, stoppable
 #: A command, and its module: with `add_arguments(parser)` and `run(args) -> exit status`, imported when asked for.
 COMMANDS: dict[str, str] = {
     "ab": "gate.live.command",
-    "history": "gate.history",
     "promote": "gate.baseline.promote",
     "record": "gate.baseline.recording",
-    "table": "gate.table",
+    "table": "gate.report.tables",
 }
 
 
@@ -34,7 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     try:
         with stoppable():
-            return int(importlib.import_module(COMMANDS[args.command]).run(args))
+            status = int(importlib.import_module(COMMANDS[args.command]).run(args))
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        # Who reads, as `head`, has enough. Python would complain again as it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:

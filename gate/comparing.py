@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gate.baseline.screen import screen
-from gate.baseline.store import Baseline, find, find_file, newest_for
+from gate.baseline.screen import Screening
+from gate.baseline.store import Baseline, find, newest_for
 from gate.judge.compatible import same_packages
 from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail
 from gate.record.cell import CellRecord, cell_id, cell_of
@@ -22,13 +22,8 @@ from gate.report.verdicts import verdict_lines
 #: leaves it here.
 ASKED = pytest.StashKey[Mapping[str, Any]]()
 
-#: Options that only a comparison reads, and the values that stand for not given.
-ONLY_COMPARING: dict[str, Any] = {
-    "gate_strict": False,
-    "gate_threshold_percent": None,
-    "gate_threshold_us": None,
-    "gate_no_settle": False,
-}
+#: Options that only a comparison reads.
+ONLY_COMPARING = ("gate_strict", "gate_threshold_percent", "gate_threshold_us", "gate_no_settle")
 
 #: Shown where they differ, and no obstacle to a comparison: the change that is judged may be just that.
 SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_clock_mhz", "max_memory_clock_mhz")
@@ -36,31 +31,14 @@ SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_
 
 def add_options(group: Any) -> None:
     """Add the options of a comparison to pytest's group."""
-    defaults = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
-    group.addoption(
-        "--gate-strict",
-        action="store_true",
-        default=False,
-        help="Comparing: an inconclusive or missing cell fails too, as does a run that compares no cell.",
-    )
-    group.addoption(
-        "--gate-threshold-percent",
-        type=float,
-        metavar="P",
-        help=f"Comparing: a smaller slowdown is none. Default: {defaults}.",
-    )
-    group.addoption(
-        "--gate-threshold-us",
-        type=float,
-        metavar="US",
-        help=f"Comparing: a smaller slowdown is none. Default: {Threshold.us:g}.",
-    )
-    group.addoption(
-        "--gate-no-settle",
-        action="store_true",
-        default=False,
-        help="Comparing: leave what seems slower inconclusive. Default: run it live beside the record's commit.",
-    )
+    percent = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
+    strict = "Comparing: an inconclusive or missing cell fails too, as does a run that compares no cell."
+    smaller = "Comparing: a smaller slowdown is none. Default:"
+    no_settle = "Comparing: leave what seems slower inconclusive. Default: run it live beside the record's commit."
+    group.addoption("--gate-strict", action="store_true", help=strict)
+    group.addoption("--gate-threshold-percent", type=float, metavar="P", help=f"{smaller} {percent}.")
+    group.addoption("--gate-threshold-us", type=float, metavar="US", help=f"{smaller} {Threshold.us:g}.")
+    group.addoption("--gate-no-settle", action="store_true", help=no_settle)
 
 
 @dataclass
@@ -85,55 +63,46 @@ class Comparing:
 
     def check_options(self) -> None:
         """ValueError for an option that is out of range, or that nothing reads."""
-        given = {name: self.config.getoption(name) for name in ONLY_COMPARING}
-        if not self.value:
-            idle = [name for name, value in given.items() if value != ONLY_COMPARING[name]]
-            if idle:
-                raise ValueError(f"{_flag(idle[0])} judges a comparison; add --benchmark-compare.")
-        for name in ("gate_threshold_percent", "gate_threshold_us"):
-            if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
-                raise ValueError(f"{_flag(name)} {given[name]} is not a number of 0 or more.")
+        for name in ONLY_COMPARING:
+            flag, value = f"--{name.replace('_', '-')}", self.config.getoption(name)
+            if not self.value and value is not None and value is not False:
+                raise ValueError(f"{flag} judges a comparison; add --benchmark-compare.")
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{flag} {value} is not a number of 0 or more.")
 
     def find(self, folders: list[Path]) -> None:
         """Read what can be compared with; ValueError if something of it cannot be read, or is not there."""
         name = self.value
         root = self.config.rootpath / "baselines"
-        if isinstance(name, str):
-            path = self.config.invocation_params.dir / name.partition("::")[0]
-            if path.is_file() and path.suffix in (".json", ".jsonl"):
-                self.baselines = [find_file(path, root)]
-                return
-            if path.exists():
-                # argparse took the test path that followed --benchmark-compare for its value.
-                given = self.config.args if self.config.args_source is pytest.Config.ArgsSource.ARGS else []
-                self.config.args = [*given, name]
-                self.config.args_source = pytest.Config.ArgsSource.ARGS
-                self.value = name = True
+        path = self.config.invocation_params.dir / str(name).partition("::")[0]
+        if isinstance(name, str) and path.is_file() and path.suffix in (".json", ".jsonl"):
+            self.baselines = find([path], root)
+            return
+        if isinstance(name, str) and path.exists():
+            # argparse took the test path that followed --benchmark-compare for its value.
+            given = self.config.args if self.config.args_source is pytest.Config.ArgsSource.ARGS else []
+            self.config.args = [*given, name]
+            self.config.args_source = pytest.Config.ArgsSource.ARGS
+            self.value = name = True
         self.baselines = find(folders, root)
         if isinstance(name, str):
             self.baselines = [baseline for baseline in self.baselines if matches(baseline.path, name)][:1]
             if not self.baselines:
-                looked = " or ".join(map(str, folders))
                 raise ValueError(
-                    f"--benchmark-compare={name}: no such record in {looked}, nor a test path; "
+                    f"--benchmark-compare={name}: no such record in {' or '.join(map(str, folders))}, nor a test path; "
                     "without a value it takes the newest record."
                 )
 
-    def check_named(self, found: Iterable[tuple[str, str]]) -> None:
-        """ValueError if a record was named that holds no cell of the workloads that are run, which are `found`."""
-        found = set(found)
-        if not isinstance(self.value, str) or not found or self.baselines[0].workloads & found:
-            return
-        raise ValueError(
-            f"--benchmark-compare={self.value}: {self.baselines[0].path.name} is of "
-            f"{_named(self.baselines[0].workloads)}, and this run times {_named(found)}; "
-            "name a record of that, or none for the newest."
-        )
-
     def check_collected(self, ids: Iterable[str]) -> None:
-        """As `check_named`, by the ids of the cells that were collected; others tell nothing before they are run."""
+        """ValueError if a record was named that holds no cell of a workload that is run; ids of cells tell it."""
         keys = {one: cell_of(one) for one in ids if one.count("-") >= 6}
-        self.check_named((key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one)
+        found = {(key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one}
+        if isinstance(self.value, str) and found and not self.baselines[0].workloads & found:
+            raise ValueError(
+                f"--benchmark-compare={self.value}: {self.baselines[0].path.name} is of "
+                f"{_named(self.baselines[0].workloads)}, and this run times {_named(found)}; "
+                "name a record of that, or none for the newest."
+            )
 
     def _choose(self, head: Record) -> Baseline | None:
         """Return what was named, or else the newest that this run can be held to; say what is passed over."""
@@ -144,14 +113,13 @@ class Comparing:
             return cell in head.cells or self._asked_for(record, head)
 
         fit = [one for one in self.baselines if one.workloads & head.workloads]
-        baseline = newest_for(fit, head.workloads, needs, strict=self._strict)
-        if baseline is None or not (self._strict and baseline.committed):
-            newer = fit if baseline is None else fit[: fit.index(baseline)]
-            self.told = [
-                f"Passed over {other.path.name}: {other.doubts or 'it lacks cells, as its run was a part of one'}. "
-                f"To compare with it all the same: --benchmark-compare={other.path.stem}"
-                for other in newer
-            ]
+        if self._strict and (committed := [one for one in fit if one.committed]):
+            return committed[0]
+        baseline = newest_for(fit, needs)
+        for other in fit if baseline is None else fit[: fit.index(baseline)]:
+            why = other.doubts or "it lacks cells, as its run was a part of one"
+            again = f"--benchmark-compare={other.path.stem}"
+            self.told.append(f"Passed over {other.path.name}: {why}. To compare with it all the same: {again}")
         return baseline
 
     def finish(self, head: Record, slug: str, width: int, say: Callable[[str], None] | None) -> None:
@@ -170,12 +138,12 @@ class Comparing:
         percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
         percent = PERCENT["cpu" if slug.startswith("cpu-") else "cuda"] if percent is None else percent
         threshold = Threshold(percent, Threshold.us if us is None else us)
-        screening = screen(head, self.baseline, scope, threshold)
+        screening = Screening(head, self.baseline, scope, threshold)
         self.suspects = screening.suspects
         settled, why_not = self._settle(base, head, threshold, say)
         self.verdicts = screening.verdicts(settled, why_not)
         self.failed = fail(self.verdicts, strict=self._strict)
-        self.told += [f"Against {self.baseline}.", *changes(head.machine, base.machine)]
+        self.told += [f"Against {self.baseline}.", *changes(base.machine, head.machine)]
         self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
 
     def _settle(
@@ -191,8 +159,8 @@ class Comparing:
         # Not at the top: only a slowdown needs it.
         from gate.live.settle import settle
 
-        seem = "1 cell seems" if len(self.suspects) == 1 else f"{len(self.suspects)} cells seem"
-        say(f"{seem} slower; running live beside the commit of {self.baseline} ...")
+        count = f"{len(self.suspects)} cell{'s seem' if len(self.suspects) > 1 else ' seems'}"
+        say(f"{count} slower; running live beside the commit of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
         try:
             return settle(
@@ -215,10 +183,9 @@ class Comparing:
         return bool(self.config.getoption("gate_strict"))
 
     @property
-    def _selection(self) -> Mapping[str, Any]:
+    def _selection(self) -> Any:
         """What narrows the run: `cells` (globs between commas), `backends`, `collators`, `compiled`."""
-        selection: Mapping[str, Any] = self.config.stash.get(ASKED, {}).get("selection", {})
-        return selection
+        return self.config.stash.get(ASKED, {}).get("selection", {})
 
     def _asked_for(self, base: CellRecord, head: Record) -> bool:
         """Tell whether this run should have timed a cell of the baseline: no option left it out on purpose."""
@@ -253,23 +220,21 @@ class Comparing:
         found: dict[str, Any] = {"partial": True} if self.partial else {}
         if self.baseline is None:
             return found
-        of: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
-        for one in self.verdicts:
-            of[one.verdict].append(one.cell)
-        unclear = [cell for cell in of[Verdict.INCONCLUSIVE] if cell in self.suspects]
+        unclear = [one for one in self.verdicts if one.verdict == Verdict.INCONCLUSIVE and one.cell in self.suspects]
+        missing = [one for one in self.verdicts if one.verdict == Verdict.MISSING]
         return found | {
             "compared_with": self.baseline.path.name,
-            "regressed": of[Verdict.REGRESSED],
-            "unjudged": of[Verdict.MISSING] + unclear,
+            "regressed": [one.cell for one in self.verdicts if one.verdict == Verdict.REGRESSED],
+            "unjudged": [one.cell for one in missing + unclear],
         }
 
 
-def changes(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+def changes(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
     """Say what differs between two machines besides the code, a line each."""
-    new, old = head.get("versions") or {}, base.get("versions") or {}
-    pairs = [(key, new.get(key), old.get(key)) for key in {**new, **old}]
-    pairs += [(key, head.get(key), base.get(key)) for key in SHOWN]
-    told = [f"changed: {key} is {now} on head, {then} on base" for key, now, then in pairs if now != then]
+    versions = [machine.get("versions") or {} for machine in (base, head)]
+    pairs = [(key, *(each.get(key) for each in versions)) for key in {**versions[1], **versions[0]}]
+    pairs += [(key, base.get(key), head.get(key)) for key in SHOWN]
+    told = [f"changed: {key} is {two[1]} on head, {two[0]} on base" for key, *two in pairs if two[0] != two[1]]
     if not same_packages(head, base):
         told.append("Other versions have other exact costs (memory, launches, compilations): only times are judged.")
     return told
@@ -277,7 +242,3 @@ def changes(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
 
 def _named(found: Iterable[tuple[str, str]]) -> str:
     return ", ".join("/".join(pair) for pair in sorted(found)) or "no cell"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

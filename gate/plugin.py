@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark import __version__
 
 from gate.comparing import Comparing, add_options
 from gate.measure import environment
@@ -65,18 +66,12 @@ class Gate:
         self.journal.add(entry)
 
     def _header(self) -> dict[str, Any]:
-        from pytest_benchmark import __version__
-
-        commit = self.config.hook.pytest_benchmark_generate_commit_info(config=self.config)
-        self.config.hook.pytest_benchmark_update_commit_info(config=self.config, commit_info=commit)
-        machine = self.benchmarks.get_machine_info()
-        header = {"machine_info": machine, "commit_info": commit, "version": __version__}
+        hook = self.config.hook
+        commit = hook.pytest_benchmark_generate_commit_info(config=self.config)
+        hook.pytest_benchmark_update_commit_info(config=self.config, commit_info=commit)
+        header = {"machine_info": self.benchmarks.get_machine_info(), "commit_info": commit, "version": __version__}
         summary = self.comparing.summary()
         return header | {"gate": summary} if summary else header
-
-    def without_time(self) -> list[dict[str, Any]]:
-        """Entries of the cells that were never timed."""
-        return [entry for entry in self.entries.values() if "stats" not in entry]
 
     def record(self) -> Record:
         """Return the cells that this session has run, as tables and the comparison take them."""
@@ -114,16 +109,9 @@ def record_cell(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], No
             raise ValueError('record_cell needs the cell; got an extra_info without the key "cell".')
         node = request.node
         callspec = getattr(node, "callspec", None)
-        request.config.stash[GATE].add(
-            {
-                "group": None,
-                "name": node.name,
-                "fullname": node.nodeid,
-                "params": callspec and callspec.params,
-                "param": callspec and callspec.id,
-                "extra_info": extra_info,
-            }
-        )
+        entry = {"group": None, "name": node.name, "fullname": node.nodeid, "extra_info": extra_info}
+        entry |= {"params": callspec and callspec.params, "param": callspec and callspec.id}
+        request.config.stash[GATE].add(entry)
         benchmark = node.funcargs.get("benchmark")
         if benchmark is not None:
             # pytest-benchmark warns about a fixture that timed nothing, and would save what it timed before.
@@ -137,12 +125,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds --benchmark-stock-table beside pytest-benchmark's own options, and those of the comparison."""
     group = parser.getgroup("benchmark")
     add_options(group)
-    group.addoption(
-        "--benchmark-stock-table",
-        action="store_true",
-        default=False,
-        help="Print pytest-benchmark's own table too. Default: only the tables by backend and collator.",
-    )
+    stock = "Print pytest-benchmark's own table too. Default: only the tables by backend and collator."
+    group.addoption("--benchmark-stock-table", action="store_true", help=stock)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -185,10 +169,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Says which marks were chosen for the user."""
-    gate = config.stash[GATE]
-    if not gate.implied_marks:
-        return None
-    return f"varlen-gate: no -m given, so -m '{config.option.markexpr}' (step times: pytest -m performance)"
+    chosen = f"no -m given, so -m '{config.option.markexpr}' (step times: pytest -m performance)"
+    return f"varlen-gate: {chosen}" if config.stash[GATE].implied_marks else None
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
@@ -200,10 +182,9 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuses a named record of another workload before anything is timed."""
-    gate = session.config.stash[GATE]
-    timed = [item for item in session.items if item.get_closest_marker("performance")]
+    timed = [item for item in session.items if item.get_closest_marker("performance") and hasattr(item, "callspec")]
     try:
-        gate.comparing.check_collected([item.callspec.id for item in timed if hasattr(item, "callspec")])
+        session.config.stash[GATE].comparing.check_collected(item.callspec.id for item in timed)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -216,8 +197,7 @@ def pytest_runtest_makereport(
     report = yield
     stats = getattr(getattr(item, "funcargs", {}).get("benchmark"), "stats", None)
     if call.when == "call" and stats and not stats.has_error:
-        gate = item.config.stash[GATE]
-        gate.add(stats.as_dict(include_data=True))
+        item.config.stash[GATE].add(stats.as_dict(include_data=True))
     return report
 
 
@@ -252,11 +232,10 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     gate = config.stash[GATE]
     for entry in output_json["benchmarks"]:
         name_parameters(entry)
-    output_json["cells_without_time"] = gate.without_time()
+    output_json["cells_without_time"] = [entry for entry in gate.entries.values() if "stats" not in entry]
     if summary := gate.comparing.summary():
         output_json["gate"] = summary
-    entries = [*output_json["benchmarks"], *output_json["cells_without_time"]]
-    gate.saved = {entry["fullname"] for entry in entries}
+    gate.saved = {entry["fullname"] for entry in output_json["benchmarks"] + output_json["cells_without_time"]}
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -284,15 +263,8 @@ def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
             reporter.ensure_newline()
             reporter.write_line(line)
 
-    record = gate.record()
-    try:
-        gate.comparing.check_named(record.workloads)
-    except ValueError as error:
-        gate.comparing.told = [f"ERROR: {error}"]
-        session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        return
     # Who interrupts a run does not want to wait for more of it.
-    gate.comparing.finish(record, gate.folders[0].name, _width(reporter), say if whole else None)
+    gate.comparing.finish(gate.record(), gate.folders[0].name, _width(reporter), say if whole else None)
     if (compared := gate.comparing.baseline) is not None and not compared.committed:
         # For pytest-benchmark's own table, and its --benchmark-compare-fail.
         entries = load_content(compared.path)["benchmarks"]
@@ -314,18 +286,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     gate = config.stash[GATE]
     if gate.cells and not config.getoption("benchmark_quiet"):
         terminalreporter.section("step times")
-        _write(terminalreporter, tables(gate.record(), _width(terminalreporter)).splitlines())
+        terminalreporter.write_line(tables(gate.record(), _width(terminalreporter)))
     if gate.comparing.told:
         terminalreporter.section("comparison")
-        _write(terminalreporter, gate.comparing.told)
+        terminalreporter.write_line("\n".join(gate.comparing.told))
     # Saving comes before the summary, and one that failed lets no summary happen.
     if gate.journal is not None and gate.saved >= gate.entries.keys():
         gate.journal.path.unlink()
     elif gate.journal is not None:
-        path = gate.journal.path
-        _write(terminalreporter, [f"Not saved; raw samples of {len(gate.entries)} cells are in {path}"])
-
-
-def _write(reporter: pytest.TerminalReporter, lines: list[str]) -> None:
-    for line in lines:
-        reporter.write_line(line)
+        told = f"Not saved; raw samples of {len(gate.entries)} cells are in {gate.journal.path}"
+        terminalreporter.write_line(told)

@@ -3,10 +3,10 @@
 import argparse
 import itertools
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from gate.baseline.store import file_name, load, write
+from gate.baseline.store import load, write
 from gate.judge.compatible import other_processes, reasons_of_machines
 from gate.record.files import Record
 
@@ -26,66 +26,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the baseline; ValueError says which record does not fit."""
-    paths: list[Path] = args.records
-    processes = [_recorded(path) for path in paths]
-    named = list(zip(map(str, paths), processes, strict=True))
-    workload = _workload(named)
-    slug = str(processes[0].machine.get("device_slug") or "")
+    named = [(str(path), _recorded(path)) for path in args.records]
+    found = {name: sorted(process.workloads) for name, process in named}
+    workloads = {workload for each in found.values() for workload in each}
+    if len(workloads) != 1:
+        told = ", ".join(f"{'/'.join(pair)} in {name}" for name, pairs in found.items() for pair in pairs)
+        raise ValueError(f"a baseline is of one workload; got {told or 'no cell'}.")
+    (workload,) = workloads
+    slug = str(named[0][1].machine.get("device_slug") or "")
     if not slug:
-        raise ValueError(f"{paths[0]} names no device; record it with this version of the gate.")
-    target: Path = args.baselines / slug / file_name(workload)
+        raise ValueError(f"{named[0][0]} names no device; record it with this version of the gate.")
+    name, lengths = workload
+    target: Path = args.baselines / slug / f"{name if lengths == 'uniform' else f'{name}-{lengths}'}.json"
     if args.add:
         if not target.exists():
             raise ValueError(f"--add: there is no {target} yet; promote without it.")
         named = [(str(target), process) for process in load(target).processes] + named
-    check(
-        named, allow_dirty=args.allow_dirty, same_code=lambda one, other: differ_only_below(args.baselines, one, other)
-    )
+    check(named, args.baselines, allow_dirty=args.allow_dirty)
     write(target, args.baselines, [process for _, process in named], workload)
-    count = f"{len(named)} process{'es' * (len(named) > 1)}"
-    print(f"{target}: {count}, {len(named[0][1].cells)} cells.")
+    print(f"{target}: {len(named)} process{'es' * (len(named) > 1)}, {len(named[0][1].cells)} cells.")
     print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
     return 0
 
 
 def _recorded(path: Path) -> Record:
     """Return what a record holds; ValueError for what is none."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the records in it ({path}/*.json).")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name records (python -m gate record makes them).")
     found = load(path)
     if found.committed:
         raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")
     return found.newest
 
 
-def differ_only_below(folder: Path, one: str, other: str) -> bool:
-    """Tell whether git knows both commits, and finds no difference but below this folder.
-
-    To commit a baseline is no change of the code: what is recorded after that can be added to it.
-    """
-    if not folder.is_dir():
-        return False
-    # The first pathspec is the whole checkout, the second the folder that git runs in.
-    command = ["git", "diff", "--quiet", "--end-of-options", one, other, "--", ":(top)", ":(exclude)."]
-    try:
-        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def check(
-    named: Sequence[tuple[str, Record]],
-    *,
-    allow_dirty: bool = False,
-    same_code: Callable[[str, str], bool] = lambda _one, _other: False,
-) -> None:
-    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid.
-
-    `same_code` tells of two commits whether they are of the same code all the same.
-    """
+def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: bool) -> None:
+    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid."""
     first_name, first = named[0]
+    first_id = str(first.commit.get("id"))
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
         if process.at == other.at:
             raise ValueError(f"{name} and {other_name} are of one process; give each once.")
@@ -94,21 +69,19 @@ def check(
             raise ValueError(f"{name} does not fit {first_name}: {different[0]} (head is {name}, base {first_name}).")
         if process.machine.get("versions") != first.machine.get("versions"):
             raise ValueError(f"{name} has other package versions than {first_name}; a baseline is of one environment.")
+        id_ = str(process.commit.get("id"))
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
             raise ValueError(
                 f"{name} is of uncommitted or unknown code; commit, record again, or promote with --allow-dirty."
             )
-        id_, first_id = str(process.commit.get("id")), str(first.commit.get("id"))
-        if not allow_dirty and id_ != first_id and not same_code(first_id, id_):
+        if not allow_dirty and id_ != first_id and not differ_only_below(baselines, first_id, id_):
             raise ValueError(
                 f"{name} is of commit {id_[:10]}, {first_name} of {first_id[:10]}; a baseline is of one version of the "
                 "code: record at the baseline's commit, or at one that differs below baselines/ only (or promote with "
                 "--allow-dirty)."
             )
         if wrong := first.cells.keys() ^ process.cells.keys():
-            raise ValueError(
-                f"{name} has other cells than {first_name}: {', '.join(sorted(wrong))}. Record all of them."
-            )
+            raise ValueError(f"{name} has other cells than {first_name}: {', '.join(sorted(wrong))}. Record all.")
         for cell, record in process.cells.items():
             if record.no_time and record.verdict not in NO_FAULT:
                 raise ValueError(
@@ -120,13 +93,15 @@ def check(
                 )
 
 
-def _workload(named: Sequence[tuple[str, Record]]) -> tuple[str, str]:
-    """Return the one workload that all processes timed."""
-    found: dict[tuple[str, str], str] = {}
-    for name, process in named:
-        for workload in process.workloads:
-            found.setdefault(workload, name)
-    if len(found) != 1:
-        told = ", ".join(f"{'/'.join(pair)} in {name}" for pair, name in found.items()) or "no cell"
-        raise ValueError(f"a baseline is of one workload; got {told}.")
-    return next(iter(found))
+def differ_only_below(folder: Path, one: str, other: str) -> bool:
+    """Tell whether git knows both commits, and finds no difference but below this folder.
+
+    To commit a baseline is no change of the code: what is recorded after that can be added to it.
+    """
+    # The first pathspec is the whole checkout, the second the folder that git runs in.
+    command = ["git", "diff", "--quiet", "--end-of-options", one, other, "--", ":(top)", ":(exclude)."]
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+    except OSError:
+        # No git, or no such folder.
+        return False

@@ -4,7 +4,6 @@ import argparse
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from gate import ROOT
 from gate.record.cell import cell_of
 from gate.record.files import Content, load_content, record_from_journal, record_of, write_json
-
-#: The checkout that this gate belongs to.
-ROOT = Path(__file__).resolve().parents[2]
 
 #: pytest's exit statuses when it got to its end: all passed, and some failed, as a cell does that is wrong.
 FINISHED = (0, 1)
@@ -34,6 +32,11 @@ PROGRESS = re.compile(r"^\[\d+/\d+\] (\S+): ?(.*)$", re.MULTILINE)
 FATAL = "Fatal Python error"
 
 
+def how_ended(status: int) -> str:
+    """Return in words how a process ended."""
+    return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a pytest process ended: its exit status (None: killed, as it hung), and its output."""
@@ -44,7 +47,7 @@ class Ended:
     def __str__(self) -> str:
         if self.status is None:
             return "killed as it printed nothing for --stall-seconds"
-        return f"exit status {self.status}" if self.status >= 0 else f"killed by {signal.Signals(-self.status).name}"
+        return how_ended(self.status)
 
     @property
     def results(self) -> dict[str, str]:
@@ -55,9 +58,8 @@ class Ended:
     @property
     def error(self) -> str:
         """The line that says what was wrong, for a process that timed nothing."""
-        lines = [line.strip() for line in self.log.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith(("ERROR", "E  ", "error")) or "rror: " in line]
-        return (told or lines or ["no output"])[-1]
+        lines = [line.strip() for line in self.log.splitlines() if line.strip()] or ["no output"]
+        return ([line for line in lines if line.startswith(("ERROR", "E  ")) or "rror: " in line] or lines)[-1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,23 +117,21 @@ def process(tests: dict[str, str], options: Sequence[str], logs: Path, name: str
     ValueError if pytest does not get to a cell.
     """
     left = dict(tests)
-    header: Content = {}
+    header: Content = {"machine_info": {}, "datetime": datetime.now(UTC).isoformat()}
     entries: dict[str, Content] = {}
     while left:
-        storage = logs / name
-        # What a run that was interrupted left there.
-        shutil.rmtree(storage, ignore_errors=True)
-        saved = [f"--benchmark-storage=file://{storage}", "--benchmark-save=process"]
-        log = logs / f"{name}-{len(tests) - len(left)}.log"
-        ended = run_pytest([*left.values(), *options, *saved], log, stall_s)
-        content = _kept(storage)
-        shutil.rmtree(storage, ignore_errors=True)
+        with TemporaryDirectory() as storage:
+            saved = [f"--benchmark-storage=file://{storage}", "--benchmark-save=process"]
+            log = logs / f"{name}-{len(tests) - len(left)}.log"
+            ended = run_pytest([*left.values(), *options, *saved], log, stall_s)
+            content = _kept(Path(storage))
         results = ended.results
         if ended.status != 0 and not results.keys() & left.keys():
             raise ValueError(f"pytest ended before a cell did ({ended}): {ended.error}")
+        for entry in content.pop("benchmarks", []) + content.pop("cells_without_time", []):
+            entries[entry["fullname"]] = entry
         # It names the tests one by one, which makes a part of a run; together they are the whole.
-        header = header or {key: content[key] for key in content.keys() - {"benchmarks", "cells_without_time", "gate"}}
-        entries |= {entry["fullname"]: entry for entry in content["benchmarks"] + content["cells_without_time"]}
+        header |= {key: value for key, value in content.items() if key != "gate"}
         for cell, result in results.items():
             if result.startswith("ERROR in setup"):
                 entries[tests[cell]] = _lost(cell, tests[cell], "failed", "its test could not be set up")
@@ -140,33 +140,22 @@ def process(tests: dict[str, str], options: Sequence[str], logs: Path, name: str
         if ended.status in FINISHED:
             break
         left = {cell: test for cell, test in left.items() if cell not in results}
-    stamp = {"machine_info": {}, "datetime": datetime.now(UTC).isoformat()}
-    return (
-        stamp
-        | header
-        | {
-            "benchmarks": [entry for entry in entries.values() if "stats" in entry],
-            "cells_without_time": [entry for entry in entries.values() if "stats" not in entry],
-        }
-    )
+    timed = [entry for entry in entries.values() if "stats" in entry]
+    return header | {"benchmarks": timed, "cells_without_time": [one for one in entries.values() if one not in timed]}
 
 
 def _lost(cell: str, test: str, verdict: str, why: str) -> Content:
     """Return the entry of a cell that has none: it took its process with it, or was never set up."""
-    info = {"cell": cell_of(cell), "verdict": verdict, "reason": why}
-    return {"group": None, "name": cell, "fullname": test, "params": None, "param": cell, "extra_info": info}
+    return {"name": cell, "fullname": test, "extra_info": {"cell": cell_of(cell), "verdict": verdict, "reason": why}}
 
 
 def _kept(storage: Path) -> Content:
-    """Return what a process saved, or else what its journal holds; no cell at all is an empty record."""
-    content: Content = {}
-    for path in storage.glob("*/journal-*.jsonl"):
-        content = record_from_journal(path)
+    """Return what a process saved, or else what its journal holds; empty without either."""
     for path in storage.glob("*/*.json"):
         # One that was cut short leaves the journal, which goes only after it.
         with suppress(ValueError):
-            content = load_content(path)
-    return {"benchmarks": [], "cells_without_time": []} | content
+            return load_content(path)
+    return next((record_from_journal(path) for path in storage.glob("*/journal-*.jsonl")), {})
 
 
 def run_pytest(arguments: Sequence[str], log: Path, stall_s: float) -> Ended:
@@ -175,6 +164,7 @@ def run_pytest(arguments: Sequence[str], log: Path, stall_s: float) -> Ended:
     # Unbuffered, as output is the sign of life.
     variables = {"TORCHINDUCTOR_CACHE_DIR": str(log.parents[1] / "compiled")} | os.environ | {"PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
+    status, size, since = None, 0, time.monotonic()
     with log.open("w") as output:
         started = subprocess.Popen(
             command,
@@ -186,25 +176,17 @@ def run_pytest(arguments: Sequence[str], log: Path, stall_s: float) -> Ended:
             start_new_session=True,
         )
         try:
-            status = _wait(started, log, stall_s)
+            while status is None and time.monotonic() - since < stall_s:
+                with suppress(subprocess.TimeoutExpired):
+                    status = started.wait(timeout=min(1.0, stall_s))
+                if (printed := log.stat().st_size) != size:
+                    size, since = printed, time.monotonic()
         finally:
             # Compile workers outlive a process that was killed.
             with suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
     return Ended(status, log.read_text(errors="replace"))
-
-
-def _wait(started: "subprocess.Popen[bytes]", log: Path, stall_s: float) -> int | None:
-    size, since = -1, time.monotonic()
-    while True:
-        try:
-            return started.wait(timeout=min(1.0, stall_s))
-        except subprocess.TimeoutExpired:
-            if (printed := log.stat().st_size) != size:
-                size, since = printed, time.monotonic()
-            elif time.monotonic() - since >= stall_s:
-                return None
 
 
 def save(content: Content, storage: Path, name: str) -> Path:

@@ -33,13 +33,13 @@ def change_of(head: CellRecord, bases: Sequence[CellRecord]) -> float:
     if no base has a time of a batch that head has too, by the same clock.
     """
     logs = []
-    new = _batch_ms(head)
+    head_ms = _batch_ms(head)
     for base in bases:
-        old = _batch_ms(base) if base.clock == head.clock else {}
-        if both := [batch for batch in new if batch in old]:
+        base_ms = _batch_ms(base) if base.clock == head.clock else {}
+        if both := [batch for batch in head_ms if batch in base_ms]:
             known = head.host_deficit_ms is not None and base.host_deficit_ms is not None
             deficits = [(one.host_deficit_ms or 0.0) if known else 0.0 for one in (base, head)]
-            logs.append(block_log([old[batch] for batch in both], [new[batch] for batch in both], *deficits))
+            logs.append(block_log([base_ms[batch] for batch in both], [head_ms[batch] for batch in both], *deficits))
     if not logs:
         raise ValueError(f"{head.id}: head and base have no batch in common that both have a time of.")
     return statistics.fmean(logs)
@@ -55,30 +55,22 @@ def _batch_ms(record: CellRecord) -> dict[float, float]:
     return {batch: statistics.median(steps) for batch, steps in times.items()}
 
 
-def screen(head: Record, baseline: Baseline, scope: Sequence[str], threshold: Threshold) -> "Screening":
-    """Compare a run with a baseline; `scope` are the baseline's cells that the run was asked for."""
-    return Screening(head, baseline, tuple(scope), threshold)
-
-
 @dataclass(frozen=True)
 class Screening:
-    """A run beside a baseline: which cells live pairs must settle, and the verdicts when they have."""
+    """A run beside a baseline: which cells live pairs must settle, and the verdicts when they have.
+
+    `scope` are the baseline's cells that the run was asked for.
+    """
 
     head: Record
     baseline: Baseline
-    scope: tuple[str, ...]
+    scope: Sequence[str]
     threshold: Threshold
 
     @cached_property
     def suspects(self) -> list[str]:
         """The comparable cells that are slower than the threshold, in the order they were run."""
         return [cell for cell in self._changes if self._slower(cell)]
-
-    @cached_property
-    def same_packages(self) -> bool:
-        """Whether exact costs are comparable: other packages, or another device, have others."""
-        new, old = self.head.machine, self.baseline.newest.machine
-        return same_packages(new, old) and new.get("device") == old.get("device")
 
     def verdicts(self, settled: Mapping[str, CellVerdict], why_not: str) -> list[CellVerdict]:
         """Return every verdict, the worst first.
@@ -95,10 +87,9 @@ class Screening:
 
     def _doubts(self, cell: str) -> list[str]:
         """Return why the times of a cell that has some on both sides are not comparable: by the newest process."""
-        newest = self._timed_bases(cell)[-1]
-        machines = reasons_of_machines(self.head.machine, self.baseline.newest.machine)
-        doubts = machines + reasons_of_cells(self.head.cells[cell], newest)
-        if not doubts and not (_batch_ms(self.head.cells[cell]).keys() & _batch_ms(newest).keys()):
+        head, base = self.head.cells[cell], self._timed_bases(cell)[-1]
+        doubts = reasons_of_machines(self.head.machine, self.baseline.newest.machine) + reasons_of_cells(head, base)
+        if not doubts and not (_batch_ms(head).keys() & _batch_ms(base).keys()):
             doubts.append("other batches: head and base have none in common")
         return doubts
 
@@ -114,37 +105,31 @@ class Screening:
     def _base_ms(self, cell: str) -> float:
         return statistics.median(ms for record in self._timed_bases(cell) if (ms := record.step_ms) is not None)
 
-    def _limit(self, cell: str) -> float:
-        return self.threshold.log(self._base_ms(cell))
-
     def _slower(self, cell: str) -> bool:
-        return self._changes[cell] > self._limit(cell)
+        return self._changes[cell] > self.threshold.log(self._base_ms(cell))
 
     def _verdict(self, cell: str, settled: CellVerdict | None, why_not: str) -> CellVerdict:
-        olds = self.baseline.records(cell)
-        if not olds:
+        bases = self.baseline.records(cell)
+        if not bases:
             return CellVerdict(cell, Verdict.NEW, "not in the record")
         head, timed = self.head.cells[cell], self._timed_bases(cell)
         if head.no_time or not timed:
-            return self._without_time(cell, head, olds, timed)
-        judged = settled or self._by_time(cell, why_not)
-        findings = compare(head, timed[-1])
-        return with_costs(judged, findings, same_packages=self.same_packages)
+            return self._without_time(cell, head, bases[-1])
+        machines = self.head.machine, self.baseline.newest.machine
+        # Other packages, or another device, have other exact costs.
+        same = same_packages(*machines) and machines[0].get("device") == machines[1].get("device")
+        return with_costs(settled or self._by_time(cell, why_not), compare(head, timed[-1]), same_packages=same)
 
-    def _without_time(
-        self, cell: str, head: CellRecord, olds: Sequence[CellRecord], timed: Sequence[CellRecord]
-    ) -> CellVerdict:
-        if timed:
+    def _without_time(self, cell: str, head: CellRecord, base: CellRecord) -> CellVerdict:
+        if self._timed_bases(cell):
             why = f"{head.no_time}; had a time before"
             return CellVerdict(cell, Verdict.REGRESSED, why, base_ms=self._base_ms(cell))
-        lacking = olds[-1].no_time
         if not head.no_time:
-            why = f"no time in the record ({lacking})"
-            verdict = Verdict.INCONCLUSIVE if olds[-1].verdict == "timed" else Verdict.NEW
-            return CellVerdict(cell, verdict, why, head_ms=head.step_ms)
-        if head.verdict == olds[-1].verdict == "out of memory":
+            verdict = Verdict.INCONCLUSIVE if base.verdict == "timed" else Verdict.NEW
+            return CellVerdict(cell, verdict, f"no time in the record ({base.no_time})", head_ms=head.step_ms)
+        if head.verdict == base.verdict == "out of memory":
             return CellVerdict(cell, Verdict.SAME, "out of memory, as before")
-        return CellVerdict(cell, Verdict.INCONCLUSIVE, f"{head.no_time} on head; {lacking} on base")
+        return CellVerdict(cell, Verdict.INCONCLUSIVE, f"{head.no_time} on head; {base.no_time} on base")
 
     def _by_time(self, cell: str, why_not: str) -> CellVerdict:
         """Return the verdict of a cell that live pairs did not settle."""
@@ -152,12 +137,12 @@ class Screening:
         if cell not in self._changes:
             why = "; ".join(self._doubts(cell))
             return CellVerdict(cell, Verdict.INCONCLUSIVE, why, base_ms=base_ms, head_ms=head.step_ms)
-        log, limit = self._changes[cell], self._limit(cell)
-        told = f"{math.expm1(log):+.1%} beside the record" if abs(log) > TOLD * limit else ""
+        log, slower = self._changes[cell], self._slower(cell)
+        told = f"{math.expm1(log):+.1%} beside the record" if abs(log) > TOLD * self.threshold.log(base_ms) else ""
         judged = CellVerdict(cell, Verdict.SAME, told, base_ms=base_ms, head_ms=base_ms * math.exp(log))
-        if log > math.log1p(RECORD_ALONE[head.clock] / 100) and self._slower(cell):
+        if slower and log > math.log1p(RECORD_ALONE[head.clock] / 100):
             said = cause(head, self._timed_bases(cell)[-1])
             return replace(judged, verdict=Verdict.REGRESSED, why=f"{told}: slower by the record alone", cause=said)
-        if self._slower(cell):
+        if slower:
             return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"{told}; not settled: {why_not}")
         return judged

@@ -47,19 +47,14 @@ class Baseline:
         return self.newest.at
 
     @property
-    def partial(self) -> bool:
-        """Whether it is of a run that was narrowed or did not get to its end."""
-        return self.newest.partial
-
-    @property
     def doubts(self) -> str:
         """Why nothing should pass that is as this record, "" where nothing speaks against it."""
-        if regressed := len(self.newest.regressed):
-            return f"{_plural(regressed, 'cell was', 'cells were')} slower than before when it was saved"
-        if unjudged := len(self.newest.unjudged):
-            cells = _plural(unjudged, "cell was", "cells were")
-            return f"{cells} missing, or seemed slower and could not be judged, when it was saved"
-        return ""
+        slower, unjudged = len(self.newest.regressed), len(self.newest.unjudged)
+        if not slower and not unjudged:
+            return ""
+        what = "slower than before" if slower else "missing, or seemed slower and could not be judged,"
+        count = slower or unjudged
+        return f"{count} cell{'s were' if count > 1 else ' was'} {what} when it was saved"
 
     @property
     def workloads(self) -> set[tuple[str, str]]:
@@ -76,9 +71,8 @@ class Baseline:
         return [process.cells[cell] for process in self.processes if cell in process.cells]
 
     def __str__(self) -> str:
-        kind = "baseline" if self.committed else "record"
-        count = _plural(len(self.processes), "process", "processes")
-        return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({count})"
+        kind, count = "baseline" if self.committed else "record", len(self.processes)
+        return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({count} process{'es' * (count > 1)})"
 
 
 def load(path: Path) -> Baseline:
@@ -127,67 +121,50 @@ def _json(text: str) -> Any:
 
 
 def _processes(lines: Sequence[Line]) -> tuple[Record, ...]:
-    heads = {line["process"]: line for line in lines if "cell" not in line}
-    infos: dict[int, list[Line]] = {number: [] for number in heads}
+    infos: dict[int, list[Line]] = {line["process"]: [] for line in lines if "cell" not in line}
     for line in lines:
         if "cell" in line:
             infos[line["process"]].append(line)
     found = []
-    for number, head in heads.items():
-        cells = cells_of(infos[number])
-        if not cells or len(cells) != len(infos[number]):
-            raise ValueError(f"process {number} has {len(infos[number])} lines of {len(cells)} cells")
-        found.append(Record(time_of(head["at"]), dict(head["machine"]), dict(head["commit"]), cells))
+    for about in (line for line in lines if "cell" not in line):
+        given = infos[about["process"]]
+        cells = cells_of(given)
+        if not cells or len(cells) != len(given):
+            raise ValueError(f"process {about['process']} has {len(given)} lines of {len(cells)} cells")
+        found.append(Record(time_of(about["at"]), dict(about["machine"]), dict(about["commit"]), cells))
     return tuple(sorted(found, key=lambda process: process.at))
 
 
-def find(folders: Iterable[Path], root: Path) -> list[Baseline]:
-    """Return the baselines and records of the folders, newest first by the time stored in them.
+def find(paths: Iterable[Path], root: Path) -> list[Baseline]:
+    """Return the baselines and records of these folders and files, newest first by the time stored in them.
 
     `root` is the folder of the index, which is checked first. ValueError for a file that cannot be read, that the
-    index names and is gone or was edited, or that is a baseline the index does not name.
+    index names and is gone or was edited, or that is a baseline the index does not name; a file that lies elsewhere
+    need not be in it.
     """
     indexed = check_index(root)
-    found = [_indexed(path, indexed, root) for folder in folders for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(path.glob("*.json")):
+            found.append(load(file))
+            held = path.is_dir() or file.resolve().is_relative_to(root.resolve())
+            if found[-1].committed and held and file.resolve() not in indexed:
+                raise ValueError(f"{file} is not in {root / INDEX}: {again(file)}")
     return sorted(found, key=lambda baseline: baseline.at, reverse=True)
 
 
-def find_file(path: Path, root: Path) -> Baseline:
-    """Return the baseline or record of a path; below `root` it is held to the index as those that `find` finds."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        return load(path)
-    return _indexed(path, check_index(root), root)
-
-
-def _indexed(path: Path, indexed: set[Path], root: Path) -> Baseline:
-    baseline = load(path)
-    if baseline.committed and path.resolve() not in indexed:
-        raise ValueError(f"{path} is not in {root / INDEX}: {again(path)}")
-    return baseline
-
-
-def newest_for(
-    baselines: Sequence[Baseline],
-    wanted: set[tuple[str, str]],
-    needs: Callable[[str, CellRecord], bool] = lambda _cell, _record: True,
-    *,
-    strict: bool = False,
-) -> Baseline | None:
-    """Return the newest that holds cells of one of the workloads and leaves no doubt: `baselines` come newest first.
+def newest_for(baselines: Sequence[Baseline], needs: Callable[[str, CellRecord], bool]) -> Baseline | None:
+    """Return the newest that leaves no doubt: `baselines` are of one workload and come newest first.
 
     A record in doubt is passed over: compared with it, what was slower or missing would be fine in the next run. So is
     a partial one that lacks cells that the run `needs` (told by id and record), for any that holds more of them.
-    `strict` takes none but committed baselines where there are any.
     """
-    fit = [baseline for baseline in baselines if baseline.workloads & wanted and not baseline.doubts]
-    committed = [baseline for baseline in fit if baseline.committed]
-    if strict and committed:
-        return committed[0]
+    fit = [baseline for baseline in baselines if not baseline.doubts]
     needed = {cell for one in fit for cell in one.cell_ids if needs(cell, one.records(cell)[-1])}
 
     def held(baseline: Baseline) -> int:
         # What a whole run did not hold was not there to be timed.
-        return len(needed.intersection(baseline.cell_ids)) if baseline.partial else len(needed)
+        return len(needed.intersection(baseline.cell_ids)) if baseline.newest.partial else len(needed)
 
     # The first of equals, which is the newest.
     return max(fit, key=held, default=None)
@@ -216,11 +193,11 @@ def read_index(root: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf8"))
         if content["kind"] != INDEX_KIND or content["schema"] != INDEX_SCHEMA:
             raise ValueError(f"kind {content['kind']!r}, schema {content['schema']!r}")
-        entries = [(entry["path"], entry["sha256"]) for entry in content["baselines"]]
-        for entry in entries:
-            if not all(isinstance(value, str) and value for value in entry):
-                raise ValueError(f"an entry has the path {entry[0]!r:.40} and the sha256 {entry[1]!r:.40}")
-        return dict(entries)
+        for entry in content["baselines"]:
+            for key in ("path", "sha256"):
+                if not (isinstance(entry[key], str) and entry[key]):
+                    raise ValueError(f"an entry has the {key} {entry[key]!r:.40}")
+        return {entry["path"]: entry["sha256"] for entry in content["baselines"]}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable index of baselines ({reason(error)}). Restore it: git checkout -- {path}"
@@ -240,18 +217,11 @@ def write(path: Path, root: Path, processes: Sequence[Record], workload: tuple[s
     texts = [json.dumps(line) for line in lines]
     # As JSON has it: the digest is of what a reader will find.
     digest = digest_of([json.loads(text) for text in texts])
-    index = read_index(root) | {path.relative_to(root).as_posix(): digest}
-    entries = [{"path": name, "sha256": digest} for name, digest in sorted(index.items())]
+    entries = sorted((read_index(root) | {path.relative_to(root).as_posix(): digest}).items())
     write_whole(path, "\n".join(texts) + "\n")
-    write_whole(
-        root / INDEX, json.dumps({"kind": INDEX_KIND, "schema": INDEX_SCHEMA, "baselines": entries}, indent=1) + "\n"
-    )
-
-
-def file_name(workload: tuple[str, str]) -> str:
-    """Return `article.json`, or `article-recorded.json` for other lengths than uniform ones."""
-    name, lengths = workload
-    return f"{name}.json" if lengths == "uniform" else f"{name}-{lengths}.json"
+    index = {"kind": INDEX_KIND, "schema": INDEX_SCHEMA}
+    index |= {"baselines": [{"path": name, "sha256": digest} for name, digest in entries]}
+    write_whole(root / INDEX, json.dumps(index, indent=1) + "\n")
 
 
 def digest_of(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -271,7 +241,3 @@ def _restore(path: Path) -> str:
 def _rounded(info: Line) -> Line:
     times = {key: value for key, value in info.items() if key.endswith("_ms") and isinstance(value, list)}
     return info | {key: [None if ms is None else round(ms, DIGITS) for ms in value] for key, value in times.items()}
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -12,11 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gate import ROOT
 from gate.judge.verdicts import PERCENT, fail
 from gate.live.comparison import Comparison, Request
 from gate.live.pair import SIDES
 from gate.live.report import write_report
-from gate.live.workers import INTERRUPTED, ROOT, Side
+from gate.live.workers import INTERRUPTED, Side
 from gate.live.worktrees import checkout, resolved
 from gate.record.files import write_json
 

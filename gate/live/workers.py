@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gate import ROOT
+from gate.baseline.recording import how_ended
 from gate.measure.worker import START
-
-#: The checkout that this gate belongs to: its harness drives both sides.
-ROOT = Path(__file__).resolve().parents[2]
 
 #: The exit status of a command that was interrupted.
 INTERRUPTED = 130
@@ -84,8 +83,7 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=10)
         self.kill()
-        status = self.process.returncode
-        return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+        return how_ended(self.process.returncode)
 
     def kill(self) -> None:
         """End it and all that it started: compile workers outlive a process that was killed."""

@@ -1,6 +1,7 @@
 """Draws tables as Markdown, which reads well in a terminal and can be pasted from there."""
 
 import io
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
@@ -12,11 +13,11 @@ from gate.record.cell import CellRecord
 WIDE = 10_000
 
 
-def markdown_box(*ids: str) -> Table:
-    """Return a table whose first columns are `ids`, drawn as Markdown."""
-    table = Table(box=box.MARKDOWN, header_style="")
-    for name in ids:
-        table.add_column(name)
+def markdown_box(*ids: str, numbers: Iterable[str] = ()) -> Table:
+    """Return a table whose first columns are `ids` and the next ones `numbers`, drawn as Markdown."""
+    table = Table(*ids, box=box.MARKDOWN, header_style="")
+    for name in numbers:
+        table.add_column(name, justify="right")
     return table
 
 

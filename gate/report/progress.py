@@ -22,30 +22,25 @@ class Progress:
         self.prefixes: dict[str, str] = {}
         self.live = False
 
-    @property
-    def reporter(self) -> pytest.TerminalReporter | None:
-        reporter: pytest.TerminalReporter | None = self.config.pluginmanager.get_plugin("terminalreporter")
-        return reporter
-
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        timed = [item for item in session.items if item.get_closest_marker("performance")]
+        # Without a reporter, as with -p no:terminal, nobody reads a line.
+        self.reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        timed = [item for item in session.items if self.reporter and item.get_closest_marker("performance")]
         for position, item in enumerate(timed, start=1):
             label = item.callspec.id if hasattr(item, "callspec") else item.name
             self.prefixes[item.nodeid] = f"[{position}/{len(timed)}] {label}: "
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_logstart(self, nodeid: str) -> Generator[None, None, None]:
-        reporter = self.reporter
-        if reporter is None or nodeid not in self.prefixes:
+        if nodeid not in self.prefixes:
             yield
             return
-        reporter.showfspath = False
+        self.reporter.showfspath = False
         try:
             yield
         finally:
-            reporter.showfspath = None
-        reporter.write_ensure_prefix(self.prefixes[nodeid])
-        reporter.flush()
+            self.reporter.showfspath = None
+        self._write(nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self) -> Generator[None, Any, Any]:
@@ -54,17 +49,17 @@ class Progress:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
-        self.live = report.nodeid in self.prefixes
-        live = self.live
+        self.live = live = report.nodeid in self.prefixes
         try:
             yield
         finally:
             self.live = False
-        reporter = self.reporter
-        if reporter is not None and live and (report.when == "call" or not report.passed):
-            result = _result(report, self.entries.get(report.nodeid))
-            reporter.write_ensure_prefix(self.prefixes[report.nodeid], result)
-            reporter.flush()
+        if live and (report.when == "call" or not report.passed):
+            self._write(report.nodeid, _result(report, self.entries.get(report.nodeid)))
+
+    def _write(self, nodeid: str, result: str = "") -> None:
+        self.reporter.write_ensure_prefix(self.prefixes[nodeid], result)
+        self.reporter.flush()
 
 
 def _result(report: pytest.TestReport, entry: dict[str, Any] | None) -> str:
@@ -75,18 +70,14 @@ def _result(report: pytest.TestReport, entry: dict[str, Any] | None) -> str:
     elif report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected failure"
         words.append(reason if reason.startswith("Skipped") else f"skipped, {reason}")
-    if entry is not None:
-        words.append(_entry_result(entry))
+    if entry is not None and "cell" not in entry["extra_info"]:
+        words.append(f"{format_ms(entry['stats']['median'] * 1e3)} ms")
+    elif entry is not None:
+        record = CellRecord.read(entry["extra_info"])
+        if record.step_ms is None:
+            words.append(no_time_word(record))
+        else:
+            spread = f"({format_ms(min(record.times_ms))}..{format_ms(max(record.times_ms))})"
+            words.append(f"{format_ms(record.step_ms)} ms {spread}")
+            words += [] if record.peak_bytes is None else [f"{record.peak_bytes / 1e9:.1f} GB"]
     return ", ".join(words) or "passed"
-
-
-def _entry_result(entry: dict[str, Any]) -> str:
-    info = entry["extra_info"]
-    if "cell" not in info:
-        return f"{format_ms(entry['stats']['median'] * 1e3)} ms"
-    record = CellRecord.read(info)
-    if record.step_ms is None:
-        return no_time_word(record)
-    spread = f"({format_ms(min(record.times_ms))}..{format_ms(max(record.times_ms))})"
-    peak = "" if record.peak_bytes is None else f", {record.peak_bytes / 1e9:.1f} GB"
-    return f"{format_ms(record.step_ms)} ms {spread}{peak}"

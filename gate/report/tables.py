@@ -1,16 +1,34 @@
-"""Tables of a record: ms a step beside the article's, then what each cell cost."""
+"""Print the tables of a record as Markdown: ms a step beside the article's, then what each cell cost.
 
+The article times a toy decoder and GPT-2 on one H100 (PyTorch 2.5.1, CUDA 12.4, bfloat16 autocast). It evaluates
+without a causal mask and trains with one; GPT-2 it trains only, with dropout.
+"""
+
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from gate.baseline.store import load
 from gate.record.cell import CellRecord, format_ms
 from gate.record.files import Record
-from gate.report.article import article_ms
 from gate.report.markdown import WIDE, markdown_box, no_time_word, render
 
 COLUMNS = (("eval", "eager"), ("eval", "compiled"), ("train", "eager"), ("train", "compiled"))
+
+#: Backend and collator -> the article's ms a step by column; a word where it gives no time, None where it has no cell.
+ARTICLE_MS: dict[tuple[str, str], tuple[int | str | None, ...]] = {
+    ("sdpa_padded", "pad_fixed"): (132, 130, 342, 299),
+    ("sdpa_padded", "pad_longest"): (129, 116, 337, 294),
+    ("sdpa_nested", "nested"): (131, 42, "not run", "not run"),
+    ("fa2_varlen", "packed"): (51, "not supported then", 160, "not supported then"),
+    ("xformers_auto", "packed"): (50, 42, 159, "failed then"),
+    ("gpt2_hf_sdpa_padded", "pad_longest"): (None, None, 815, 440),
+    ("gpt2_hf_fa2_padded", "pad_longest"): (None, None, 620, None),
+    ("gpt2_hf_fa2", "packed"): (None, None, 323, None),
+}
 
 #: The costs of a cell: a field, the title of its column, how it is written, and what it is multiplied by.
 COSTS = (
@@ -24,6 +42,20 @@ COSTS = (
 )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m gate table`."""
+    parser.add_argument("record", type=Path, metavar="RECORD", help="a record that was saved, or a baseline")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; ValueError for a file that cannot be read."""
+    found = load(args.record)
+    if found.committed:
+        print(f"{found}: of each cell the process in the middle.\n")
+    print(tables(typical(found.processes), heading="### "))
+    return 0
+
+
 def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
     """Return every table of a record as text at most `width` columns wide, or wider where an id needs it."""
     groups: dict[tuple[Any, ...], list[CellRecord]] = {}
@@ -34,11 +66,16 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
     blocks = []
     for (workload, lengths, dtype, as_article), group in groups.items():
         masks = "eval without, train with" if as_article else "eval with, train without"
-        title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, {masks} a causal mask"
         legend = "ms a step, * the best of its column"
-        if any(article_ms(one.cell) is not None for one in group):
+        same_work = as_article and (workload, lengths, dtype) == ("article", "uniform", "bfloat16")
+        if same_work and any((one.cell["backend"], one.cell["collator"]) in ARTICLE_MS for one in group):
             legend += "; in brackets the article's ms, and ours as a multiple of it"
-        blocks.append("\n\n".join([title, render(_step_table(group), width), f"{legend}. {_work(group)}".strip()]))
+        timed = next((one for one in group if one.tokens), None)
+        if timed and timed.tokens:
+            count, mean = len(set(timed.batches or range(len(timed.tokens)))), sum(timed.tokens) / len(timed.tokens)
+            legend += f". {count} batches of {mean:,.0f} tokens on average"
+        title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, {masks} a causal mask"
+        blocks.append(f"{title}\n\n{render(_step_table(group, ARTICLE_MS if same_work else {}), width)}\n\n{legend}.")
     if blocks:
         blocks.append(f"{_machine(record.machine)}\n\n{render(_cost_table(record), width)}")
     return "\n\n".join(blocks)
@@ -58,10 +95,8 @@ def typical(processes: Sequence[Record]) -> Record:
     return Record(newest.at, newest.machine, newest.commit, chosen)
 
 
-def _step_table(group: Sequence[CellRecord]) -> Table:
-    table = markdown_box("backend", "collator")
-    for mode, execution in COLUMNS:
-        table.add_column(f"{mode} {execution}", justify="right")
+def _step_table(group: Sequence[CellRecord], article: dict[tuple[str, str], tuple[int | str | None, ...]]) -> Table:
+    """Each cell as `31.0* (51, 0.61x)`: its ms, a star at the best of a column, the article's, the ratio of both."""
     rows: dict[tuple[str, str], dict[tuple[str, str], CellRecord]] = {}
     for one in group:
         cell = one.cell
@@ -70,56 +105,40 @@ def _step_table(group: Sequence[CellRecord]) -> Table:
         column: min((ms for row in rows.values() if column in row and (ms := row[column].step_ms)), default=None)
         for column in COLUMNS
     }
-    for (backend, collator), row in rows.items():
-        any_cell = next(iter(row.values())).cell
+    table = markdown_box("backend", "collator", numbers=[" ".join(column) for column in COLUMNS])
+    for key, row in rows.items():
         texts = []
-        for mode, execution in COLUMNS:
-            # Within one table the mask follows from the mode, also for a cell that did not run.
-            causal = any_cell["causal"] == (any_cell["mode"] == mode)
-            cell = any_cell | {"mode": mode, "execution": execution, "causal": causal}
-            texts.append(_step_text(row.get((mode, execution)), article_ms(cell), best[mode, execution]))
-        table.add_row(backend, collator, *texts)
+        for column, theirs in zip(COLUMNS, article.get(key, [None] * len(COLUMNS)), strict=True):
+            ms = row[column].step_ms if column in row else None
+            text = _time(row[column]) if column in row else "-"
+            text += "*" * (ms is not None and ms == best[column])
+            if isinstance(theirs, str):
+                text += f" (article: {theirs})"
+            elif theirs is not None:
+                text += f" ({theirs}, {ms / theirs:.2f}x)" if ms else f" ({theirs})"
+            texts.append(text)
+        table.add_row(*key, *texts)
     return table
-
-
-def _step_text(one: CellRecord | None, article: float | str | None, best: float | None) -> str:
-    """`31.0* (51, 0.61x)`: ours, a star if it is the best of its column, the article's, ours / article's."""
-    if one is None:
-        ms, text = None, "-"
-    elif (ms := one.step_ms) is None:
-        text = no_time_word(one)
-    else:
-        text = format_ms(ms) + ("*" if ms == best else "")
-    if article is None:
-        return text
-    if isinstance(article, str):
-        return f"{text} (article: {article})"
-    return f"{text} ({article:g}, {ms / article:.2f}x)" if ms else f"{text} ({article:g})"
 
 
 def _cost_table(record: Record) -> Table:
-    table = markdown_box("cell")
-    for column in ("ms a step", *(title for _, title, _, _ in COSTS)):
-        table.add_column(column, justify="right")
+    table = markdown_box("cell", numbers=["ms a step", *(title for _, title, _, _ in COSTS)])
     for cell, one in record.cells.items():
         values = [(getattr(one, name), shape, scale) for name, _, shape, scale in COSTS]
-        costs = ("-" if value is None else shape.format(value * scale) for value, shape, scale in values)
-        table.add_row(cell, no_time_word(one) if one.step_ms is None else format_ms(one.step_ms), *costs)
+        table.add_row(
+            cell, _time(one), *("-" if value is None else shape.format(value * scale) for value, shape, scale in values)
+        )
     return table
 
 
-def _work(group: Sequence[CellRecord]) -> str:
-    one = next((one for one in group if one.tokens), None)
-    if one is None or not one.tokens:
-        return ""
-    batches = len(set(one.batches or range(len(one.tokens))))
-    return f"{batches} batches of {sum(one.tokens) / len(one.tokens):,.0f} tokens on average."
+def _time(one: CellRecord) -> str:
+    return no_time_word(one) if one.step_ms is None else format_ms(one.step_ms)
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    versions = [f"{name} {version}" for name, version in (machine.get("versions") or {}).items() if version]
     power = machine.get("power_limit_w")
     limit = [f"{power:g} W"] if isinstance(power, int | float) else []
     named = {"driver": "driver", "CUDA": "cuda_runtime", "Python": "python"}
-    others = [f"{name} {machine[key]}" for name, key in named.items() if machine.get(key)]
-    return ", ".join([machine.get("device", "unknown device"), *limit, *others, *versions])
+    known = [f"{name} {machine[key]}" for name, key in named.items() if machine.get(key)]
+    versions = [f"{name} {version}" for name, version in (machine.get("versions") or {}).items() if version]
+    return ", ".join([machine.get("device", "unknown device"), *limit, *known, *versions])

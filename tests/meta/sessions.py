@@ -12,6 +12,8 @@ import io
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -29,6 +31,9 @@ from tests.meta.faults import runner
 from tests.selection import MARKS
 
 ROOT = Path(__file__).parents[2]
+
+#: In place of options: run the command that the one red test of the session before printed.
+AGAIN = ["again"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,12 @@ def _ran(code: int, printed: str, items: Sequence[dict[str, Any]], ended: dict[s
     return Ran(code, printed, found, {name: (outcome, seconds) for name, (outcome, seconds) in ended.items()})
 
 
+def command_of(printed: str) -> list[str]:
+    """Return the options of the command that runs the one red test of a session again."""
+    (options,) = re.findall(r"^ *again: pytest (.*)$", printed, re.MULTILINE)
+    return shlex.split(options)
+
+
 def run(
     *sessions: Sequence[str], injects: Sequence[str] = (), profile: str = "ci", folders: Sequence[str] = runner.FOLDERS
 ) -> list[Ran]:
@@ -173,9 +184,10 @@ def main() -> None:
     asked = json.load(sys.stdin)
     runner.preload(asked["profile"], asked["folders"])
     start = time.monotonic()
-    found = [
-        _forked([f"--hypothesis-profile={asked['profile']}", *options], inject) for options, inject in asked["jobs"]
-    ]
+    found: list[list[Any]] = []
+    for options, inject in asked["jobs"]:
+        chosen = command_of(found[-1][1]) if options == AGAIN else options
+        found.append(_forked([f"--hypothesis-profile={asked['profile']}", *chosen], inject))
     print(f"{len(found)} sessions in {time.monotonic() - start:.1f} s", file=sys.stderr)
     json.dump(found, sys.stdout)
 

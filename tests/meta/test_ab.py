@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from gate import ROOT
 from gate.__main__ import main
 from gate.live import command, worktrees
-from gate.live.workers import ROOT
 from tests.studies.live import EQUAL, copied
 
 pytestmark = pytest.mark.meta

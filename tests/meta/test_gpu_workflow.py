@@ -53,7 +53,7 @@ def test_its_commands_of_pytest_know_their_options(workflow, pytestconfig) -> No
 
 def test_its_commands_of_the_gate_know_their_options(workflow) -> None:
     found = commands(workflow, "gate")
-    assert {arguments[0] for arguments in found} == {"ab", "history"}
+    assert {arguments[0] for arguments in found} == {"ab"}
     for name, *arguments in found:
         parser = argparse.ArgumentParser(exit_on_error=False)
         importlib.import_module(COMMANDS[name]).add_arguments(parser)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from gate import ROOT
 from gate.judge.live import FITS
 from gate.live.comparison import Comparison, Found, Request
 from gate.live.pair import Block, block_logs
-from gate.live.workers import ROOT, Side
+from gate.live.workers import Side
 
 pytestmark = pytest.mark.meta
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,15 +25,20 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def promote(tmp_path, root):
-    """Promotes records that are saved first, and returns the exit status."""
+def promote(tmp_path, root, capsys):
+    """Promotes records, saved first, or paths: returns the exit status, or the line that refuses them."""
 
-    def run(*records, options=()):
-        paths = [tmp_path / "records" / f"{number}.json" for number in range(len(records))]
-        for path, one in zip(paths, records, strict=True):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content_of(one)))
-        return main(["promote", *map(str, paths), "--baselines", str(root), *options])
+    def run(*given, options=()):
+        paths = []
+        for number, one in enumerate(given):
+            paths.append(one if isinstance(one, Path) else tmp_path / "records" / f"{number}.json")
+            if one is not paths[-1]:
+                paths[-1].parent.mkdir(exist_ok=True)
+                paths[-1].write_text(json.dumps(content_of(one)))
+        try:
+            return main(["promote", *map(str, paths), "--baselines", str(root), *options])
+        except SystemExit as ended:
+            return f"{ended.code}: " + capsys.readouterr().err.splitlines()[-1]
 
     return run
 
@@ -48,12 +54,6 @@ def test_records_of_fresh_processes_become_one_baseline_that_more_are_added_to(p
         f"{SLUG}/article-recorded.json",
         f"{SLUG}/article.json",
     ]
-
-
-def refused(promote, capsys, *records, options=()):
-    with pytest.raises(SystemExit, match="2"):
-        promote(*records, options=options)
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 FIRST = record(timed(), timed(cell=EVAL))
@@ -76,22 +76,21 @@ FIRST = record(timed(), timed(cell=EVAL))
         (record(timed(), timed(cell=EVAL, gpu_after={"other_processes": 1})), "timed beside 1 other processes"),
     ],
 )
-def test_what_does_not_fit_is_not_promoted(promote, root, capsys, other, why):
+def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
     at = other.at.replace(hour=0 if "one process" in why else 1)
-    assert why in refused(promote, capsys, FIRST, replace(other, at=at))
+    refused = promote(FIRST, replace(other, at=at))
+    assert refused != 0
+    assert refused.startswith("2: ")
+    assert why in refused
     assert not root.exists()
 
 
-def test_only_records_are_promoted(promote, root, capsys, tmp_path):
-    assert "promote without it" in refused(promote, capsys, FIRST, options=["--add"])
-    promote(FIRST)
-    for path, why in ((tmp_path / "records", "is a folder"), (tmp_path / "gone", "does not exist")):
-        with pytest.raises(SystemExit, match="2"):
-            main(["promote", str(path), "--baselines", str(root)])
-        assert why in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["promote", str(root / SLUG / "article.json"), "--baselines", str(root)])
-    assert "is a baseline already" in capsys.readouterr().err
+def test_only_records_are_promoted(promote, root, tmp_path):
+    assert "promote without it" in promote(FIRST, options=["--add"])
+    assert promote(FIRST) == 0
+    assert "is not a readable benchmark record (IsADirectory" in promote(tmp_path / "records")
+    assert "is not a readable benchmark record (FileNotFound" in promote(tmp_path / "gone")
+    assert "is a baseline already" in promote(root / SLUG / "article.json")
 
 
 def test_a_cell_that_is_out_of_memory_and_dirty_code_on_demand_are_promoted(promote):
@@ -100,7 +99,7 @@ def test_a_cell_that_is_out_of_memory_and_dirty_code_on_demand_are_promoted(prom
     assert promote(record(timed(), timed(cell=EVAL, verdict="out of memory"))) == 0
 
 
-def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(promote, capsys, tmp_path, monkeypatch):
+def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(promote, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
@@ -121,4 +120,4 @@ def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(pr
     later = record(*FIRST.cells.values(), hours=5)
     assert promote(replace(later, commit=commit("baselines/README")), options=["--add"]) == 0
     other = replace(record(*FIRST.cells.values(), hours=6), commit=commit("more.py"))
-    assert "record at the baseline's commit" in refused(promote, capsys, other, options=["--add"])
+    assert "record at the baseline's commit" in promote(other, options=["--add"])

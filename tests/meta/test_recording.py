@@ -1,7 +1,6 @@
 """Fresh processes are recorded: what they timed is kept, and one that crashes or hangs costs the cell that did it."""
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -61,16 +60,11 @@ def gate_record(tmp_path, monkeypatch):
             return Ended(status, printed)
 
         monkeypatch.setattr(recording, "run_pytest", made_up)
-        return main_record(f"--storage=file://{tmp_path}", "--name=h100", *options)
+        return main(["record", f"--storage=file://{tmp_path}", "--name=h100", *options])
 
     run.calls = calls
     run.saved = lambda: [load_record(path) for path in sorted(tmp_path.glob("NVIDIA*/*_h100.json"))]
     return run
-
-
-def main_record(*options):
-    """What `python -m gate record` does with these options."""
-    return main(["record", *options])
 
 
 def test_each_process_runs_all_cells_in_an_order_of_its_own_and_is_a_whole_record(gate_record):
@@ -102,10 +96,21 @@ def test_a_cell_that_is_never_set_up_has_failed_and_a_skipped_one_is_not_there(g
     assert second not in one.cells
 
 
-def told(capsys, *options):
+@pytest.mark.parametrize(
+    ("options", "printed", "why"),
+    [
+        (["--processes=0"], "", "--processes 0"),
+        (["--name=../x"], "", "--name '../x' is not a file name"),
+        (["--name="], "", "--name ''"),
+        (["--stall-seconds=0"], "", "--stall-seconds 0"),
+        ([], "usage\nERROR: no such option: --x\n", "(exit status 4): ERROR: no such option: --x"),
+    ],
+)
+def test_a_bad_option_and_pytests_own_words_are_one_line(monkeypatch, tmp_path, capsys, options, printed, why):
+    monkeypatch.setattr(recording, "run_pytest", lambda *_: Ended(4, printed))
     with pytest.raises(SystemExit, match="2"):
-        main_record(*options)
-    return capsys.readouterr().err.splitlines()[-1]
+        main(["record", f"--storage={tmp_path}", *options])
+    assert why in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_record_of_no_cell_is_none(gate_record, capsys):
@@ -113,16 +118,6 @@ def test_a_record_of_no_cell_is_none(gate_record, capsys):
         gate_record(does=dict.fromkeys(CELLS, "skipped"))
     assert "no cell was timed" in capsys.readouterr().err.splitlines()[-1]
     assert not gate_record.saved()
-
-
-def test_pytests_own_words_come_through(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(recording, "run_pytest", lambda *_: Ended(4, "usage\nERROR: no such option: --x\n"))
-    assert "(exit status 4): ERROR: no such option: --x" in told(capsys, f"--storage={tmp_path}")
-
-
-@pytest.mark.parametrize("option", ["--processes=0", "--name=../x", "--name=", "--stall-seconds=0"])
-def test_a_bad_option_is_one_line(option, capsys):
-    assert option.partition("=")[0] in told(capsys, option)
 
 
 def test_a_silent_process_is_killed_with_its_children(tmp_path, monkeypatch):
@@ -143,11 +138,11 @@ def test_a_silent_process_is_killed_with_its_children(tmp_path, monkeypatch):
 def gone(pid):
     for _ in range(50):
         try:
-            os.kill(pid, 0)
-            # A container may have nobody who buries it.
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (ProcessLookupError, FileNotFoundError):
+            return True
+        # A container may have nobody who buries it.
+        if state == "Z":
             return True
         time.sleep(0.1)
     return False

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from gate.live.workers import ROOT
+from gate import ROOT
 from gate.report.markdown import markdown_box, render
 
 EQUAL = "equal"

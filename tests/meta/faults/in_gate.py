@@ -329,7 +329,7 @@ def what_launches_add_is_left_out_live(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pair, "_deficit", lambda blocks, side: None)
 
 
-@inject(SCREEN + "test_another_device_or_setting_is_inconclusive")
+@inject(SCREEN + "test_a_time_under_other_conditions_is_inconclusive")
 def power_limits_are_no_matter(patch: pytest.MonkeyPatch) -> None:
     """Times of a GPU are compared with those of one that may draw more power."""
     patch.delitem(compatible.SETTINGS, "power_limit_w")
