@@ -65,7 +65,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATTERN",
         help="only cells whose id matches the glob, such as '*train*causal*', or one of several between commas",
     )
-    group.addoption("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
+    group.addoption(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="only this attention backend, also path/to/file.py:object or module:object (repeatable)",
+    )
     group.addoption("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
     group.addoption(
         "--compiled",
