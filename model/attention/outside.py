@@ -5,23 +5,20 @@ The object is a `Backend` record, or a plain function with the signature of `fla
 """
 
 import functools
-import importlib
-import importlib.util
 import inspect
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from collators import COLLATORS, CollatorOptions, Example
+from collators.outside import loaded
 from model.attention.backend import ANY, Backend, first_line
 from model.attention.case import Case, default_device
 from model.attention.sdpa import SdpaContext, prepare_masked, prepare_unmasked_where_possible
@@ -55,11 +52,8 @@ def outside_backend(spec: str) -> Backend:
     ValueError, in one line, if there is no such object, its import raises, or it is neither a record nor a function
     with a known signature that runs on this machine.
     """
+    found = loaded("--backend", spec)
     where, _, name = spec.rpartition(":")
-    found = getattr(_module(spec, where), name, None)
-    if found is None:
-        public = [each for each in vars(_module(spec, where)) if not each.startswith("_")]
-        raise ValueError(f"--backend {spec!r}: {where} has no {name!r}; it has {', '.join(public[:8]) or 'nothing'}.")
     own = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where) + f".{name}"
     if isinstance(found, Backend):
         if "-" in found.name:
@@ -70,37 +64,6 @@ def outside_backend(spec: str) -> Backend:
             f"--backend {spec!r} is {type(found).__name__}; give a Backend record or an attention function."
         )
     return _plain(spec, own, found)
-
-
-def _module(spec: str, where: str) -> ModuleType:
-    """Import a module by its name, or a file by its path."""
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        path = Path(where).resolve()
-        if not path.is_file():
-            raise ValueError(f"--backend {spec!r}: there is no file {path}.")
-        name = f"outside_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
-        if name not in sys.modules:
-            loaded = importlib.util.spec_from_file_location(name, path)
-            assert loaded is not None
-            assert loaded.loader is not None
-            module = importlib.util.module_from_spec(loaded)
-            # Dataclasses and Triton look a function's module up by its name.
-            sys.modules[name] = module
-            try:
-                loaded.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[name]
-                raise
-        return sys.modules[name]
-    except ModuleNotFoundError as error:
-        hint = "install it, set PYTHONPATH, or give the path of its file" if error.name == where.split(".")[0] else ""
-        raise ValueError(f"--backend {spec!r}: {error}{f'; {hint}' if hint else ''}.") from None
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"--backend {spec!r}: importing {where} raised {_short(error)}.") from None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Objects from outside this repository: `package.module:object`, or `path/to/file.py:object`."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def loaded(option: str, spec: str) -> Any:
+    """Return the object that the value of an option names, imported from a module or from a file.
+
+    ValueError, in one line, if there is no such module, file or object, or if its import raises.
+    """
+    where, _, name = spec.rpartition(":")
+    module = _module(option, spec, where)
+    if not hasattr(module, name):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise ValueError(f"{option} {spec!r}: {where} has no {name!r}; it has {', '.join(public[:8]) or 'nothing'}.")
+    return getattr(module, name)
+
+
+def _module(option: str, spec: str, where: str) -> ModuleType:
+    try:
+        return _file(option, spec, where) if where.endswith(".py") else importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        hint = "; install it, set PYTHONPATH, or give the path of its file" if error.name == where.split(".")[0] else ""
+        raise ValueError(f"{option} {spec!r}: {error}{hint}.") from None
+    except _NoFile as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{option} {spec!r}: importing {where} raised {type(error).__name__}: {first}.") from None
+
+
+class _NoFile(Exception):
+    pass
+
+
+def _file(option: str, spec: str, where: str) -> ModuleType:
+    path = Path(where).resolve()
+    if not path.is_file():
+        raise _NoFile(f"{option} {spec!r}: there is no file {path}.")
+    name = f"outside_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # Dataclasses, pickle and Triton look a function's module up by its name.
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
