@@ -1,12 +1,17 @@
 """Pytest plugin: which families of transformers the packing tests cover, and the report of what they found."""
 
+import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from collators.outside import loaded
 from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
+from tests.packing.collated import collated, features_of, understood
 from tests.packing.subset import CI_FAMILIES
 
 ALL, CI = "all", "ci"
@@ -15,6 +20,10 @@ ALL, CI = "all", "ci"
 DEFAULT_FOLDER = "packing-report"
 
 ENTRY = "packing"
+
+#: The families and implementations that a collator from outside is run through without others.
+FOR_A_COLLATOR = ("llama", "gpt2")
+NATIVE = ("eager", "sdpa")
 
 
 @dataclass(eq=False)
@@ -30,6 +39,7 @@ class Found:
 
 
 FOUND = pytest.StashKey[Found]()
+UNDERSTOOD = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with -m packing: these attention implementations, the project's packed backends among them (default: "
         "eager, sdpa and sdpa_document_mask on a CPU, every one that runs on a GPU)",
     )
+    group.addoption(
+        "--collator-arguments",
+        metavar="JSON",
+        help="with -m packing --collator SPEC: the arguments of the collator, a JSON object",
+    )
 
 
 def asked_for(config: pytest.Config) -> bool:
@@ -63,8 +78,39 @@ def asked_for(config: pytest.Config) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave these tests alone where others are asked for: to import transformers takes seconds."""
-    return True if collection_path == Path(__file__).parent and not asked_for(config) else None
+    """Leave these tests alone where others are asked for: to import transformers takes seconds.
+
+    With `--collator SPEC` the tests of that collator are all that is run.
+    """
+    if collection_path == Path(__file__).parent:
+        return True if not asked_for(config) else None
+    if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
+        return (collection_path.name == "test_collator.py") != bool(outside_collator(config))
+    return None
+
+
+def outside_collator(config: pytest.Config) -> str:
+    """Return the SPEC of `--collator`, "" if it names none or one of this project's."""
+    return next((name for name in config.getoption("collator") or () if ":" in name), "")
+
+
+def collator_asked(config: pytest.Config) -> Callable[..., Any]:
+    """Return the collator that `--collator SPEC` and `--collator-arguments` make; ValueError in one line."""
+    spec, text = outside_collator(config), config.getoption("collator_arguments")
+    found = loaded("--collator", spec)
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--collator-arguments {text!r} is no JSON: {error}.") from None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--collator-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
+    if not callable(found):
+        raise ValueError(f"--collator {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
+    try:
+        made = found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
+    except Exception as error:
+        raise ValueError(f"--collator {spec!r} with {arguments} raised {type(error).__name__}: {error}.") from None
+    return made if arguments or isinstance(found, type) else found
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,6 +119,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(found)
     if config.getoption("packing_report") and config.getoption("markexpr") != "packing":
         raise pytest.UsageError("--packing-report reports on the packing tests; run them: pytest -m packing.")
+    if outside_collator(config):
+        if config.getoption("markexpr") != "packing":
+            raise pytest.UsageError("--collator SPEC proves a collator from outside; run it: pytest -m packing.")
+        try:
+            made = collated(collator_asked(config), features_of((3, 2)))
+        except Exception as error:
+            raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
+        config.stash[UNDERSTOOD] = understood(made)
     chosen = config.getoption("packing_families")
     if chosen not in (ALL, CI):
         from model.huggingface.families import family_named
@@ -93,6 +147,8 @@ def families(config: pytest.Config) -> list[Any]:
     from model.huggingface.families import all_families
 
     chosen = config.getoption("packing_families")
+    if outside_collator(config) and chosen == ALL:
+        return [family for family in all_families() if family.name in FOR_A_COLLATOR]
     names = None if chosen == ALL else CI_FAMILIES.keys() if chosen == CI else chosen.split(",")
     return [family for family in all_families() if names is None or family.name in names]
 
@@ -105,7 +161,15 @@ def implementations(config: pytest.Config) -> list[Any]:
     device, chosen = default_device(), config.getoption("packing_implementations")
     if chosen:
         return [implementation_named(name, device) for name in chosen.split(",")]
-    return list(default_implementations(device))
+    every = list(default_implementations(device))
+    return [each for each in every if each.name in NATIVE] if outside_collator(config) else every
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say how a collator from outside was understood."""
+    if not outside_collator(config):
+        return None
+    return f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
