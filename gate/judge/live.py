@@ -123,7 +123,8 @@ class LiveJudge:
         return with_costs(self._by_time(cell), findings, same_packages=self.same_versions)
 
     def _by_time(self, cell: str) -> CellVerdict:
-        screening, *fresh = self.results[cell]
+        results = self.results[cell]
+        screening, *fresh = results
         change, limit = self._change(cell), self._limit(cell)
         if change is None:
             why = f"{len(fresh)} of {pairs.FEWEST_PAIRS} fresh pairs were run within --minutes"
@@ -147,8 +148,9 @@ class LiveJudge:
         if shown and agreed and change.log < -limit:
             return replace(judged, verdict=Verdict.IMPROVED, why=f"{word} in {by}")
         if abs(change.log) > limit or max(change.high, -change.low) > pairs.TO_BE_SEEN * limit:
-            each = ", ".join(f"{math.expm1(one.change.log):+.1%}" for one in fresh if one.change)
-            return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"its pairs disagree: {each}")
+            first, *each = (f"{math.expm1(one.change.log):+.1%}" for one in results if one.change)
+            why = f"undecided after {by}: {', '.join(each)} (screening: {first})"
+            return replace(judged, verdict=Verdict.INCONCLUSIVE, why=why)
         return replace(judged, why=f"{word}, by less than the threshold" if shown else f"not confirmed by {by}")
 
 

@@ -34,7 +34,7 @@ def asked(items: list[pytest.Item]) -> set[str]:
 def verdicts(request: pytest.FixtureRequest) -> Verdicts:
     """What one run of the catalogue found, in a process that shares nothing with this one."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.meta.faults", "--json", *sorted(asked(request.session.items))],
+        [sys.executable, "-m", "tests.studies.faults", "--json", *sorted(asked(request.session.items))],
         cwd=request.config.rootpath,
         capture_output=True,
         encoding="utf-8",

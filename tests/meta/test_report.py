@@ -240,7 +240,7 @@ def test_what_comes_and_goes_says_how_often_it_did(sessions: dict[str, Ran]) -> 
     (line,) = (
         line for line in sessions["known_bias_off_in_every_third_step"].printed.splitlines() if line[:5] == "XFAIL"
     )
-    assert "a sum that comes and goes (docs/reproductions/some.py): " in line
+    assert "a sum that comes and goes (some.py): " in line
     assert re.search(r"2 of 5 runs, \d+ batches$", sessions["known_bias_off_in_every_third_step"].printed, re.MULTILINE)
 
 
