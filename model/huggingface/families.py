@@ -26,11 +26,15 @@ JITTER = 0.1
 
 @dataclass(frozen=True)
 class Family:
-    """A model type, the class that transformers' mapping gives it, and whether its attention is causal."""
+    """A model type, the class that transformers' mapping gives it, and whether its attention is causal.
+
+    `config` is the file of a model's own config (model/huggingface/own.py), "" for the defaults of the class.
+    """
 
     name: str
     class_name: str
     kind: Kind
+    config: str = ""
 
 
 class CannotBuild(Exception):
@@ -124,6 +128,10 @@ def config_class(family: Family) -> Any:
 
 def small_config(family: Family) -> tuple[str, dict[str, Any]]:
     """Return the family's config class, as a dotted name, and the keyword arguments that make it small."""
+    if family.config:
+        from model.huggingface.own import small_own_config
+
+        return small_own_config(family)
     chosen = config_class(family)
     arguments = small_arguments(chosen)
     if family.kind == "decoder" and hasattr(chosen(**given_of(chosen)), "is_decoder"):
@@ -134,12 +142,17 @@ def small_config(family: Family) -> tuple[str, dict[str, Any]]:
 def small_arguments(chosen: Any) -> dict[str, Any]:
     """Return arguments that make a config class small, by the names and values of its defaults."""
     given = given_of(chosen)
-    default = chosen(**given)
-    values = default.to_dict()
+    return smaller(chosen(**given), given)
+
+
+def smaller(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that make a config small, by its fields; `given` stay as they are."""
+    chosen, values = type(config), config.to_dict()
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and name in NESTED:
-            arguments[name] = small_arguments(type(getattr(default, name)))
+            part = getattr(config, name)
+            arguments[name] = smaller(part, given_of(type(part)))
         elif name in SIZES and (value is not None or name in NEVER_NONE):
             arguments[name] = SIZES[name]
         elif name in AT_MOST and (value is not None or name in NEVER_NONE):

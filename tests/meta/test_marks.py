@@ -35,7 +35,10 @@ def folder_of(file: str) -> str:
 @every_mark
 def test_every_test_has_the_mark_of_its_folder_and_no_other(session: Callable[[str], Ran], mark: str) -> None:
     items = [item for item in session("whatever mark").items if folder_of(item.file) == mark]
-    files = {f"tests/{mark}/{path.name}" for path in (Path(__file__).parents[1] / mark).glob("test_*.py")}
+    # Those of a collator from outside are run where one is named.
+    left_out = {"test_collator.py"}
+    folder = Path(__file__).parents[1] / mark
+    files = {f"tests/{mark}/{path.name}" for path in folder.glob("test_*.py") if path.name not in left_out}
     assert {item.file for item in items} == files
     assert [item.id for item in items if set(item.marks) != {mark}] == []
 

@@ -40,6 +40,7 @@ class Found:
 
 FOUND = pytest.StashKey[Found]()
 UNDERSTOOD = pytest.StashKey[str]()
+OWN = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=ALL,
         metavar="all|ci|NAME,NAME",
         help="with -m packing: every family (default), one of each kind, or these",
+    )
+    group.addoption(
+        "--hf-config",
+        metavar="FILE|FOLDER",
+        help="with -m packing: the model of this config.json, made small, instead of families",
     )
     group.addoption(
         "--packing-implementations",
@@ -80,11 +86,13 @@ def asked_for(config: pytest.Config) -> bool:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave these tests alone where others are asked for: to import transformers takes seconds.
 
-    With `--collator SPEC` the tests of that collator are all that is run.
+    With `--collator SPEC` the tests of that collator are all that is run, with `--hf-config` those of that model.
     """
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
+        if config.getoption("hf_config"):
+            return collection_path.name != "test_packing.py"
         return (collection_path.name == "test_collator.py") != bool(outside_collator(config))
     return None
 
@@ -127,6 +135,16 @@ def pytest_configure(config: pytest.Config) -> None:
         except Exception as error:
             raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
         config.stash[UNDERSTOOD] = understood(made)
+    if place := config.getoption("hf_config"):
+        if config.getoption("markexpr") != "packing":
+            raise pytest.UsageError("--hf-config checks a model's packing; run it: pytest -m packing.")
+        from model.huggingface.own import changes, own_family
+
+        try:
+            config.stash[OWN] = own_family(place)
+        except ValueError as error:
+            raise pytest.UsageError(f"--hf-config: {error}") from None
+        config.stash[UNDERSTOOD] = f"made small: {', '.join(changes(config.stash[OWN]))}"
     chosen = config.getoption("packing_families")
     if chosen not in (ALL, CI):
         from model.huggingface.families import family_named
@@ -146,6 +164,8 @@ def families(config: pytest.Config) -> list[Any]:
     """Return the families that `--packing-families` means, in their order."""
     from model.huggingface.families import all_families
 
+    if OWN in config.stash:
+        return [config.stash[OWN]]
     chosen = config.getoption("packing_families")
     if outside_collator(config) and chosen == ALL:
         return [family for family in all_families() if family.name in FOR_A_COLLATOR]
@@ -166,7 +186,9 @@ def implementations(config: pytest.Config) -> list[Any]:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say how a collator from outside was understood."""
+    """Say how a collator from outside was understood, and how a config was made small."""
+    if OWN in config.stash:
+        return f"{config.getoption('hf_config')}: {config.stash[OWN].class_name}, {config.stash[UNDERSTOOD]}"
     if not outside_collator(config):
         return None
     return f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}"
@@ -188,7 +210,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         leak = next((leak for leak in KNOWN_LEAKS if leak.test == metafunc.function.__name__), None)
         names = [each.name for each in implementations(metafunc.config)]
         for family in families(metafunc.config):
-            entry = record["families"].get(family.name, {})
+            # What is known of a family's defaults is not known of a config.
+            entry = {} if family.config else record["families"].get(family.name, {})
             known = leak is not None and marker is not None and leak.strikes(entry, marker.args, names)
             reason = f"{leak.reason} ({leak.reproduction} {family.name})" if leak else ""
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if known else []
@@ -204,7 +227,7 @@ def families_with_windows(metafunc: pytest.Metafunc) -> None:
 
         known = {each.family: each for each in IGNORED_WINDOWS if each.present(this_machine())}
         for family in families(metafunc.config):
-            window = known.get(family.name)
+            window = None if family.config else known.get(family.name)
             reason = f"{window.reason} ({window.reproduction})" if window else ""
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if window else []
             params.append(pytest.param(family, id=family.name, marks=marks))
@@ -218,9 +241,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from model.attention import default_device
     from tests.packing.records import changes_between, file_name, load, merged, record_of, recorded, save
-    from tests.packing.report import report
+    from tests.packing.report import own_report, report
 
     record = record_of(entries, default_device())
+    if OWN in config.stash:
+        family = config.stash[OWN]
+        text = own_report(family, entries[family.name])
+        terminalreporter.section(f"is it safe to pack? {config.getoption('hf_config')}")
+        terminalreporter.write_line(text)
+        return
     before = recorded(default_device())
     if before is not None:
         known = {name: entry for name, entry in before["families"].items() if name in entries}

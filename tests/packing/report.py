@@ -15,8 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from model.huggingface.inputs import LAYOUTS, WAYS
+from model.huggingface.families import Family
+from model.huggingface.inputs import LAYOUTS, WAYS, way_named
 from tests.packing.records import Change, Record, changes_between, state_of
+from tests.packing.reproduction import reproduction
 
 WIDE = 10_000
 
@@ -165,3 +167,23 @@ def grouped(changes: Iterable[Change]) -> list[tuple[str, str, str, str]]:
     for (what, before, after), names in families.items():
         shared.setdefault((before, after, ", ".join(names)), []).append(what)
     return [("; ".join(whats), before, after, names) for (before, after, names), whats in shared.items()]
+
+
+def own_report(family: Family, entry: Mapping[str, Any]) -> str:
+    """Return the verdicts on a model's own config as lines, and a script that shows what is wrong."""
+    if "cannot_build" in entry:
+        return f"{family.class_name} cannot be built: {entry['cannot_build']}"
+    lines = []
+    for layout in LAYOUTS:
+        for text, names in verdicts_of(entry, layout).items():
+            lines.append(f"{TITLES[layout]}, {', '.join(names)}: {text}")
+    wrong = [
+        (name, way.name)
+        for way in sorted(WAYS, key=lambda way: way.cache, reverse=True)
+        for name, each in entry["implementations"].items()
+        if name in ("eager", "sdpa") and state_of(each.get("ways", {}).get(way.name, "refused")) == "wrong"
+    ]
+    if wrong:
+        name, way = wrong[0]
+        lines += ["", f"These lines show it ({name}, {way}):", "", reproduction(family, name, way_named(way))]
+    return "\n".join(lines)
