@@ -62,6 +62,11 @@ def four_d(features: Features) -> Batch:
     return {"input_ids": batch["input_ids"], "labels": batch["labels"], "attention_mask": seen[None, None]}
 
 
+def shuffled(features: Features) -> Batch:
+    """One row whose offsets are those of the sequences in reverse order."""
+    return flattened(features) | {"cu_seq_lens_q": flattened(features[::-1])["cu_seq_lens_q"]}
+
+
 def changed(made: Collate, **change: Callable[[Batch], Any]) -> Collate:
     """Return a collator with other values under some keys; None takes a key away."""
 

@@ -25,23 +25,46 @@ for options in json.load(sys.stdin):
 json.dump(results, sys.stdout)
 """
 
+#: A file with collators.
+COLLATORS = "tests/packing/test_collated.py"
+
 BAD: dict[str, list[str]] = {
     "--packing-report reports on the packing tests": ["-m", "meta", "--packing-report"],
     "there is no language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
     "there is no implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
+    "run it: pytest -m packing.": ["-m", "correctness", "--collator=nowhere.py:collate"],
+    "there is no file": ["-m", "packing", "--collator=nowhere.py:collate"],
+    "is no JSON": ["-m", "packing", f"--collator={COLLATORS}:flattened", "--collator-arguments={"],
+    "flattened() got an unexpected keyword": [
+        *("-m", "packing", f"--collator={COLLATORS}:flattened", '--collator-arguments={"x": 1}'),
+    ],
+    "the collator returned int": ["-m", "packing", "--collator=builtins:len"],
+    "nowhere.json cannot be read": ["-m", "packing", "--hf-config=nowhere.json"],
 }
 
+#: Collators from outside, and how the run of their contracts ends.
+OUTSIDE = {"flattened": pytest.ExitCode.OK, "four_d": pytest.ExitCode.OK, "shuffled": pytest.ExitCode.TESTS_FAILED}
 
-def test_a_bad_option_is_refused_in_a_line() -> None:
+
+def sessions(*options: list[str]) -> list[tuple[int, str]]:
     done = subprocess.run(
         [sys.executable, "-c", SESSIONS],
-        input=json.dumps(list(BAD.values())),
+        input=json.dumps(options),
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
         check=True,
     )
-    for wanted, (code, err) in zip(BAD, json.loads(done.stdout), strict=True):
+    return [(code, err) for code, err in json.loads(done.stdout)]
+
+
+def test_a_collator_from_outside_is_held_to_contracts() -> None:
+    asked = [["-m", "packing", f"--collator={COLLATORS}:{name}", "-k", "contract or loader"] for name in OUTSIDE]
+    assert [code for code, _ in sessions(*asked)] == list(OUTSIDE.values())
+
+
+def test_a_bad_option_is_refused_in_a_line() -> None:
+    for wanted, (code, err) in zip(BAD, sessions(*BAD.values()), strict=True):
         assert code == pytest.ExitCode.USAGE_ERROR, wanted
         assert wanted in err
         assert "Traceback" not in err
