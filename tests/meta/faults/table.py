@@ -16,13 +16,13 @@ PRODUCED = "Produced "
 
 HEAD = """# Injected faults
 
-Green means something only if red is possible. Each row below is a fault that was injected into the code under test: a
-small patch of a collator, a backend, the decoder or the step. It names the test that turned red, and the cells. That
-test failed by its own assertion (in a few rows by an error that the catalogue names). It is green without the fault.
-The patches are in `tests/meta/faults`, and `pytest -m meta` injects them again.
+A green run means something only if the tests can turn red. Each row below is a fault that was injected into the code
+under test. A fault is a small patch of a collator, a backend, the decoder or the step, for example. The row names the
+test that turned red, and the cells. That test failed by its own assertion (in a few rows by an error that the catalogue
+names). It is green without the fault. The patches are in `tests/meta/faults`. `pytest -m meta` injects them again.
 
-`python -m tests.studies.faults --write` runs every fault on the CPU and writes this file. With names of faults, and
-without `--write`, it runs those."""
+`python -m tests.studies.faults --write` runs every fault on the CPU and writes this file. With names of faults and
+without `--write`, it runs only those."""
 
 
 def produced(seconds: float) -> str:
