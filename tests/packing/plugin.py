@@ -133,7 +133,12 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             made = collated(collator_asked(config), features_of((3, 2)))
         except Exception as error:
-            raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
+            told = (
+                f"{error}"
+                if f"{error}".startswith("--collator")
+                else f"--collator {outside_collator(config)!r}: {error}"
+            )
+            raise pytest.UsageError(told.splitlines()[0]) from None
         config.stash[UNDERSTOOD] = understood(made)
     if place := config.getoption("hf_config"):
         if config.getoption("markexpr") != "packing":
