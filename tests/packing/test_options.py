@@ -26,7 +26,7 @@ json.dump(results, sys.stdout)
 """
 
 BAD: dict[str, list[str]] = {
-    "--packing-report reports on the packing tests": ["-m", "meta", "--packing-report"],
+    "--packing-report needs the packing tests": ["-m", "meta", "--packing-report"],
     "there is no language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
     "there is no implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
 }
