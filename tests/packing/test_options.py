@@ -27,8 +27,8 @@ json.dump(results, sys.stdout)
 
 BAD: dict[str, list[str]] = {
     "--packing-report needs the packing tests": ["-m", "meta", "--packing-report"],
-    "there is no language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
-    "there is no implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
+    "unknown language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
+    "unknown implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
 }
 
 
@@ -51,8 +51,8 @@ def test_a_bad_option_is_refused_in_a_line() -> None:
     ("arguments", "wanted"),
     [
         (["table", "nowhere.json"], "nowhere.json is no packing record"),
-        (["reproduce", "llamma"], "no language-model family 'llamma'"),
-        (["reproduce", "gpt2", "sdpa", "packed"], "there is no way 'packed'"),
+        (["reproduce", "llamma"], "unknown language-model family 'llamma'"),
+        (["reproduce", "gpt2", "sdpa", "packed"], "unknown way 'packed'"),
     ],
 )
 def test_a_bad_command_is_refused_in_a_line(
