@@ -71,7 +71,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="only this attention backend, also path/to/file.py:object or module:object (repeatable)",
     )
-    group.addoption("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
+    group.addoption(
+        "--collator",
+        action="append",
+        metavar="NAME",
+        help="only this collator, with -m packing also path/to/file.py:object or module:object (repeatable)",
+    )
     group.addoption(
         "--compiled",
         choices=("default", "all", "none"),
@@ -102,7 +107,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--no-exact-costs",
         action="store_true",
-        help="do not run the step that measures exact costs, such as kernel launches and peak memory",
+        help="do not run the step that counts kernel launches and measures peak memory",
     )
     group.addoption(
         "--cell-seconds",
@@ -111,7 +116,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=CELL_SECONDS,
         help="do not time a cell if its first step shows that all its steps would take longer than this (default 300)",
     )
-    group.addoption("--steps", type=int, metavar="N", help="run only the workload's first N batches")
+    group.addoption("--steps", type=int, metavar="N", help="time only the workload's first N batches")
     group.addoption(
         "--order-seed",
         type=int,
