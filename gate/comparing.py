@@ -34,7 +34,7 @@ def add_options(group: Any) -> None:
     percent = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
     strict = "With --benchmark-compare: fail for inconclusive and missing cells too, and if no cell is compared."
     beyond = "With --benchmark-compare: a cell is slower only beyond this many"
-    no_settle = "With --benchmark-compare: run no live pair; a cell that seems slower stays inconclusive."
+    no_settle = "With --benchmark-compare: run no live pair to settle cells that seem slower."
     group.addoption("--gate-strict", action="store_true", help=strict)
     group.addoption("--gate-threshold-percent", type=float, metavar="P", help=f"{beyond} percent. Default: {percent}.")
     us = f"{beyond} microseconds a step, too. Default: {Threshold.us:g}."
