@@ -48,11 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         profile = settings.get_profile(name)
     except InvalidArgument:
-        raise pytest.UsageError(f"--hypothesis-profile={name}: choose ci, dev or deep.") from None
+        raise pytest.UsageError(
+            f"--hypothesis-profile={name} is no profile of this project; choose ci, dev or deep."
+        ) from None
     seed = config.getoption("--hypothesis-seed", None)
     if profile.derandomize and seed is not None:
         raise pytest.UsageError(
-            f"--hypothesis-seed={seed}: profile {name} draws the same batches each time; add --hypothesis-profile=dev."
+            f"--hypothesis-seed={seed}: profile {name} always draws the same batches; add --hypothesis-profile=dev."
         )
     if not profile.derandomize and seed is None:
         # Known, so that a red test can say how to run it again.

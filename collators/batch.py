@@ -51,7 +51,7 @@ class Batch:
             )
             raise ValueError(
                 f"a {self.layout} batch of {len(self.lengths)} sequences in {slots} needs {needed}; got {got}. "
-                "Pad, cut and convert all fields alike, and give their lengths."
+                "Correct these fields, or the lengths."
             )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:

@@ -49,16 +49,16 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     ) -> None:
         self.lengths = checked_lengths(lengths)
         if num_replicas < 1:
-            raise ValueError(f"num_replicas needs to be 1 or more; got {num_replicas}. Pass the world size.")
+            raise ValueError(f"num_replicas must be 1 or more; got {num_replicas}. Pass the world size.")
         if rank is not None and not 0 <= rank < num_replicas:
-            raise ValueError(f"rank needs to be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank.")
+            raise ValueError(f"rank must be in 0..{num_replicas - 1}; got {rank}. Pass this process's rank.")
         if len(self.lengths) < num_replicas:
             raise ValueError(
-                f"{num_replicas} replicas need as many examples; got {len(self.lengths)}. "
+                f"{num_replicas} replicas need at least {num_replicas} examples; got {len(self.lengths)}. "
                 "Pass more examples or use fewer replicas."
             )
         if seed < 0:
-            raise ValueError(f"seed needs to be 0 or more; got {seed}. Pass a non-negative integer.")
+            raise ValueError(f"seed must be 0 or more; got {seed}. Pass a non-negative integer.")
         self.shuffle = shuffle
         self.seed = seed
         self.num_replicas = num_replicas
@@ -70,7 +70,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next `iter` and `len` are about; ValueError if it is negative."""
         if epoch < 0:
-            raise ValueError(f"epoch needs to be 0 or more; got {epoch}. Count epochs from 0.")
+            raise ValueError(f"epoch must be 0 or more; got {epoch}. Count epochs from 0.")
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -78,7 +78,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
             processes = torch.distributed.get_world_size()
             if processes % self.num_replicas:
                 raise ValueError(
-                    f"batches dealt out to {processes} processes need num_replicas that divide them; "
+                    f"batches distributed to {processes} processes need num_replicas that divides {processes}; "
                     f"got {self.num_replicas}. Pass num_replicas=accelerator.num_processes."
                 )
         batches = self._epoch_plan().batches
@@ -113,7 +113,7 @@ class EpochBatchSampler(Sampler[list[int]], ABC):
         if self._dealt_out:
             raise AttributeError("batch_size")
         raise ValueError(
-            f"a loader that deals out batches needs those of all ranks; got num_replicas={self.num_replicas} and "
+            f"a loader that distributes batches needs those of all ranks; got num_replicas={self.num_replicas} and "
             f"rank={self.rank}. Pass num_replicas=accelerator.num_processes and rank=None."
         )
 
@@ -150,7 +150,7 @@ def checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
         except TypeError:
             length = 0
         if length < 1:
-            raise ValueError(f"lengths[{index}] needs to be an integer of 1 or more; got {value!r}. Pass token counts.")
+            raise ValueError(f"lengths[{index}] must be an integer of 1 or more; got {value!r}. Pass token counts.")
         checked.append(length)
     if not checked:
         raise ValueError("a batch sampler needs the length of at least one example; got none. Pass lengths.")

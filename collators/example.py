@@ -55,7 +55,7 @@ def checked_lengths(
             )
         if pad_id is not None and bool((ids == pad_id).any()):
             raise ValueError(
-                f"{where} contains the pad id {pad_id}, which padding would make ambiguous; choose a pad id "
+                f"{where} contains the pad id {pad_id}, so nothing tells its tokens from padding; choose a pad id "
                 "outside the vocabulary in use."
             )
         lengths.append(length)

@@ -40,10 +40,12 @@ class LengthBucketBatchSampler(EpochBatchSampler):
     ) -> None:
         super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
         if batch_size < 1:
-            raise ValueError(f"batch_size needs to be 1 or more; got {batch_size}. Pass a count.")
+            raise ValueError(f"batch_size must be 1 or more; got {batch_size}. Pass a count.")
         edges = tuple(bucket_edges)
         if not edges or edges[0] < 1 or any(left >= right for left, right in pairwise(edges)):
-            raise ValueError(f"bucket_edges needs rising lengths of 1 or more; got {edges}. Pass e.g. (64, 128, 256).")
+            raise ValueError(
+                f"bucket_edges must be rising lengths of 1 or more; got {edges}. Pass e.g. (64, 128, 256)."
+            )
         self.most_examples = batch_size
         self.bucket_edges = edges
         self._buckets: list[list[int]] = [[] for _ in range(len(edges) + 1)]
@@ -82,8 +84,8 @@ class LengthBucketBatchSampler(EpochBatchSampler):
         full = sum(len(bucket) // self.most_examples for bucket in self._buckets)
         if self.drop_last and full < self.num_replicas:
             raise ValueError(
-                f"{self.num_replicas} replicas with drop_last need a full batch each; got {full} "
-                f"of batch_size={self.most_examples}. Lower batch_size, use fewer edges or drop_last=False."
+                f"{self.num_replicas} replicas with drop_last need at least {self.num_replicas} full batches; "
+                f"got {full} of batch_size={self.most_examples}. Lower batch_size, use fewer edges or drop_last=False."
             )
         batches = sum(-(-len(bucket) // self.most_examples) for bucket in self._buckets)
         if not self.drop_last and batches > self.most_batches:

@@ -94,7 +94,7 @@ def _unreadable(path: str, error: Exception, advice: str) -> ValueError:
         cause = error.strerror
     else:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return ValueError(f"{path} needs to be a readable file of lengths; got: {cause.rstrip('.')}. {advice}")
+    return ValueError(f"{path} must be a readable file of lengths; got: {cause.rstrip('.')}. {advice}")
 
 
 def _from_text(path: str) -> FileLengths:

@@ -42,7 +42,7 @@ class _NoFile(Exception):
 def _file(option: str, spec: str, where: str) -> ModuleType:
     path = Path(where).resolve()
     if not path.is_file():
-        raise _NoFile(f"{option} {spec!r}: there is no file {path}.")
+        raise _NoFile(f"{option} {spec!r}: there is no file {path}; check the path.")
     name = f"outside_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
     if name in sys.modules:
         return sys.modules[name]

@@ -35,12 +35,12 @@ class TokenBudgetBatchSampler(EpochBatchSampler):
     ) -> None:
         super().__init__(lengths, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
         if max_tokens < 1:
-            raise ValueError(f"max_tokens needs to be 1 or more; got {max_tokens}. Pass a budget in tokens.")
+            raise ValueError(f"max_tokens must be 1 or more; got {max_tokens}. Pass a budget in tokens.")
         for index, length in enumerate(self.lengths):
             if length > max_tokens:
                 raise ValueError(
-                    f"lengths[{index}] needs to fit max_tokens={max_tokens}; got {length}. "
-                    "Raise the budget or split that example."
+                    f"lengths[{index}] must be at most max_tokens={max_tokens}; got {length}. "
+                    "Raise max_tokens or split that example."
                 )
         self.max_tokens = max_tokens
         self.padded = padded

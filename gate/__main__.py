@@ -1,4 +1,4 @@
-"""`python -m gate COMMAND`: what the gate does outside of a pytest session."""
+"""`python -m gate COMMAND`: compare two commits, record step times, make a baseline, print tables."""
 
 import argparse
 import importlib

@@ -32,12 +32,13 @@ SHOWN = ("device", "driver", "cuda_runtime", "python", "power_limit_w", "max_sm_
 def add_options(group: Any) -> None:
     """Add the options of a comparison to pytest's group."""
     percent = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
-    strict = "Comparing: an inconclusive or missing cell fails too, as does a run that compares no cell."
-    smaller = "Comparing: a smaller slowdown is none. Default:"
-    no_settle = "Comparing: leave what seems slower inconclusive. Default: run it live beside the record's commit."
+    strict = "With --benchmark-compare: fail for inconclusive and missing cells too, and if no cell is compared."
+    beyond = "With --benchmark-compare: a cell is slower only beyond this many"
+    no_settle = "With --benchmark-compare: run no live pair to settle cells that seem slower."
     group.addoption("--gate-strict", action="store_true", help=strict)
-    group.addoption("--gate-threshold-percent", type=float, metavar="P", help=f"{smaller} {percent}.")
-    group.addoption("--gate-threshold-us", type=float, metavar="US", help=f"{smaller} {Threshold.us:g}.")
+    group.addoption("--gate-threshold-percent", type=float, metavar="P", help=f"{beyond} percent. Default: {percent}.")
+    us = f"{beyond} microseconds a step, too. Default: {Threshold.us:g}."
+    group.addoption("--gate-threshold-us", type=float, metavar="US", help=us)
     group.addoption("--gate-no-settle", action="store_true", help=no_settle)
 
 
@@ -66,7 +67,7 @@ class Comparing:
         for name in ONLY_COMPARING:
             flag, value = f"--{name.replace('_', '-')}", self.config.getoption(name)
             if not self.value and value is not None and value is not False:
-                raise ValueError(f"{flag} judges a comparison; add --benchmark-compare.")
+                raise ValueError(f"{flag} needs a comparison; add --benchmark-compare.")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{flag} {value} is not a number of 0 or more.")
 
@@ -89,8 +90,8 @@ class Comparing:
             self.baselines = [baseline for baseline in self.baselines if matches(baseline.path, name)][:1]
             if not self.baselines:
                 raise ValueError(
-                    f"--benchmark-compare={name}: no such record in {' or '.join(map(str, folders))}, nor a test path; "
-                    "without a value it takes the newest record."
+                    f"--benchmark-compare={name} names no record in {' or '.join(map(str, folders))} and no test path; "
+                    "name a record, or leave the name out to take the newest."
                 )
 
     def check_collected(self, ids: Iterable[str]) -> None:
@@ -99,9 +100,9 @@ class Comparing:
         found = {(key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one}
         if isinstance(self.value, str) and found and not self.baselines[0].workloads & found:
             raise ValueError(
-                f"--benchmark-compare={self.value}: {self.baselines[0].path.name} is of "
-                f"{_named(self.baselines[0].workloads)}, and this run times {_named(found)}; "
-                "name a record of that, or none for the newest."
+                f"--benchmark-compare={self.value}: {self.baselines[0].path.name} holds cells of "
+                f"{_named(self.baselines[0].workloads)}, but this run times {_named(found)}; "
+                "name a record of that workload, or leave the name out to take the newest."
             )
 
     def _choose(self, head: Record) -> Baseline | None:
@@ -117,9 +118,9 @@ class Comparing:
             return committed[0]
         baseline = newest_for(fit, needs)
         for other in fit if baseline is None else fit[: fit.index(baseline)]:
-            why = other.doubts or "it lacks cells, as its run was a part of one"
+            why = other.doubts or "it lacks cells, because its run timed only some"
             again = f"--benchmark-compare={other.path.stem}"
-            self.told.append(f"Passed over {other.path.name}: {why}. To compare with it all the same: {again}")
+            self.told.append(f"Passed over {other.path.name}: {why}. To compare with it anyway: {again}")
         return baseline
 
     def finish(self, head: Record, slug: str, width: int, say: Callable[[str], None] | None) -> None:
@@ -129,8 +130,8 @@ class Comparing:
             return
         self.baseline = self._choose(head)
         if self.baseline is None:
-            advice = "make one: pytest -m performance --benchmark-save=NAME"
-            self.told.append(f"No record of {_named(head.workloads)} on {slug} yet; {advice}")
+            advice = "save one: pytest -m performance --benchmark-save=NAME"
+            self.told.append(f"{slug} has no record of {_named(head.workloads)} yet; {advice}")
             self.failed = self._strict
             return
         base = self.baseline.newest
@@ -160,7 +161,7 @@ class Comparing:
         from gate.live.settle import settle
 
         count = f"{len(self.suspects)} cell{'s seem' if len(self.suspects) > 1 else ' seems'}"
-        say(f"{count} slower; running live beside the commit of {self.baseline} ...")
+        say(f"{count} slower; a live pair now compares this checkout with the commit of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
         try:
             return settle(
@@ -236,7 +237,9 @@ def changes(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
     pairs += [(key, base.get(key), head.get(key)) for key in SHOWN]
     told = [f"changed: {key} is {two[1]} on head, {two[0]} on base" for key, *two in pairs if two[0] != two[1]]
     if not same_packages(head, base):
-        told.append("Other versions have other exact costs (memory, launches, compilations): only times are judged.")
+        told.append(
+            "The packages differ, and exact costs (memory, launches, compilations) with them: only times are judged."
+        )
     return told
 
 

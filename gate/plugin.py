@@ -169,7 +169,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Says which marks were chosen for the user."""
-    chosen = f"no -m given, so -m '{config.option.markexpr}' (step times: pytest -m performance)"
+    chosen = f"without -m, this runs -m '{config.option.markexpr}' (for step times: pytest -m performance)"
     return f"varlen-gate: {chosen}" if config.stash[GATE].implied_marks else None
 
 
@@ -294,5 +294,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if gate.journal is not None and gate.saved >= gate.entries.keys():
         gate.journal.path.unlink()
     elif gate.journal is not None:
-        told = f"Not saved; raw samples of {len(gate.entries)} cells are in {gate.journal.path}"
+        count = len(gate.entries)
+        cells = f"{count} cell{'s' * (count != 1)}"
+        told = f"No record was saved. The step times of {cells} are in {gate.journal.path}"
         terminalreporter.write_line(told)

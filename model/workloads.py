@@ -199,5 +199,7 @@ def workload_named(name: str | None, device: Device, lengths: str | None = None)
         drawn.draw(workload.batch_size, workload.config.max_length, workload.seed)
     except ValueError as error:
         others = ", ".join(f"{w.name} takes up to {w.config.max_length}" for w in WORKLOADS if w.name != workload.name)
-        raise ValueError(f"{error} That is the maximum of workload {workload.name}; {others} (--workload).") from None
+        raise ValueError(
+            f"{error} Workload {workload.name} takes up to {workload.config.max_length}; {others} (--workload)."
+        ) from None
     return replace(workload, lengths=drawn)

@@ -191,7 +191,7 @@ KNOWN_FAILURES: tuple[KnownFailure, ...] = (
 KNOWN_LEAKS: tuple[KnownLeak, ...] = (
     KnownLeak(
         test="test_a_flattened_row_equals_each_sequence_alone",
-        reason="masks, convolutions or recurrent states that do not look at where position_ids restart",
+        reason="masks, convolutions or recurrent states ignore where position_ids restart",
     ),
     KnownLeak(
         test="test_a_row_with_offsets_and_numbers_equals_each_sequence_alone",
@@ -199,19 +199,19 @@ KNOWN_LEAKS: tuple[KnownLeak, ...] = (
     ),
     KnownLeak(
         test="test_a_default_cache_changes_nothing",
-        reason="a cache, empty as it is, switches the detection of packed rows off",
+        reason="a cache, although it is empty, turns off the detection of packed rows",
     ),
     KnownLeak(
         test="test_a_mask_of_ones_changes_nothing",
-        reason="a 2-D attention mask, all ones as it is, switches the detection of packed rows off",
+        reason="a 2-D attention mask, although it is all ones, turns off the detection of packed rows",
     ),
     KnownLeak(
         test="test_padding_on_the_right_changes_nothing",
-        reason="padding takes part in what a family computes of the tokens before it",
+        reason="padding changes what a family computes for the tokens before it",
     ),
     KnownLeak(
         test="test_padding_on_the_left_with_positions_changes_nothing",
-        reason="padding takes part in what a family computes of the tokens after it",
+        reason="padding changes what a family computes for the tokens after it",
     ),
     KnownLeak(
         test="test_padding_on_the_left_changes_nothing",
@@ -224,7 +224,7 @@ IGNORED_WINDOWS: tuple[IgnoredWindow, ...] = (
     IgnoredWindow(
         family="moshi",
         versions=">=4.53",
-        reason="the mask of MoshiForCausalLM is causal, or none, and never as long as its sliding_window",
+        reason="MoshiForCausalLM makes a causal mask or none, and ignores its sliding_window",
         reproduction="findings/moshi_window.sh",
     ),
 )

@@ -43,7 +43,7 @@ SYMBOLS: dict[State, tuple[str, str]] = {
 LEGEND = (
     "ok     supported: must pass here",
     "n/a    unavailable here: skipped (with --require, a failure)",
-    "xfail  known failure of a dependency: expected to fail (a pass is an error)",
+    "xfail  known failure of a dependency: must fail here; a pass fails the test",
     "-      undeclared: the backend does not claim it",
     "full, causal: without and with a causal mask",
 )
@@ -62,8 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         nargs="?",
         const="table",
         metavar="table|json",
-        help="print every combination and its state on this machine (also as JSON: --matrix=json); run no tests. "
-        "--backend, --collator, --cells choose what, --workload and --lengths for which sizes",
+        help="print the support status of every cell on this machine, or with --matrix=json as JSON; run no tests. "
+        "--backend, --collator and --cells choose the cells, --workload and --lengths the sizes",
     )
 
 
@@ -75,7 +75,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     paths = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
     for given in [shape, *paths] if shape not in SHAPES else paths:
         raise pytest.UsageError(
-            f"--matrix takes table (the default) or json, and no test paths, as it runs no tests; got {given!r}. "
+            f"--matrix takes table (the default) or json, and no test paths; got {given!r}. "
             "Choose combinations with --backend, --collator or --cells."
         )
     workload, device = checked_workload(config), default_device()
@@ -104,7 +104,7 @@ def chosen(config: pytest.Config, workload: Workload) -> list[Cell]:
     ]
     if not matched:
         raise pytest.UsageError(
-            f"--cells {pattern!r} matches no cell; ids look like {cells[0].id!r} (--matrix=json lists them all)."
+            f"--cells {pattern!r} matches no cell; ids look like {cells[0].id!r}. --matrix=json lists them all."
         )
     return matched
 
@@ -209,8 +209,8 @@ def closing(entries: Sequence[Entry], hidden: int) -> list[str]:
     lines = []
     if hidden:
         lines.append(
-            f"Not in the table: {plural(hidden, 'combination')} of a backend with a collator of another layout, "
-            "undeclared as a backend takes one layout: padded, packed or nested (--matrix=json lists them)."
+            f"Not in the table: {plural(hidden, 'combination')} of a backend with a collator of another layout. "
+            "A backend takes one layout: padded, packed or nested. --matrix=json lists them."
         )
     if count["supported"]:
         cell = next(cell for cell, found in entries if found.state == "supported")

@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cells",
         metavar="PATTERN",
-        help="only cells whose id matches the glob, such as '*train*causal*', or one of several between commas",
+        help="only cells whose id matches one of these globs, separated by commas, such as '*train*causal*'",
     )
     group.addoption(
         "--backend",
@@ -71,47 +71,57 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="only this attention backend, also path/to/file.py:object or module:object (repeatable)",
     )
-    group.addoption("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
+    group.addoption(
+        "--collator",
+        action="append",
+        metavar="NAME",
+        help="only this collator, with -m packing also path/to/file.py:object or module:object (repeatable)",
+    )
     group.addoption(
         "--compiled",
         choices=("default", "all", "none"),
         default="default",
-        help="compiled cells: those the workload names, all, or none (a compilation takes seconds)",
+        help="which compiled cells run: all, none, or the default (timing: those that the workload names; "
+        "correctness: one on a CPU, a few of each backend on a GPU)",
     )
-    group.addoption("--workload", metavar="NAME", help="what is timed: smoke (default without a GPU), article, long")
+    group.addoption(
+        "--workload",
+        metavar="NAME",
+        help="the sizes that are timed: smoke (default without a GPU), article (default with one) or long",
+    )
     group.addoption(
         "--lengths",
         metavar="NAME|FILE",
-        help="a length distribution, or a file: one integer a line, .npy, .parquet; write --lengths=FILE, as pytest "
-        "looks for its rootdir in a path that follows a blank",
+        help="a length distribution, or a file: text with one integer a line, .npy or .parquet. Write --lengths=FILE "
+        "with the equals sign, or pytest takes the path for its rootdir",
     )
     group.addoption(
         "--require",
         nargs="?",
         const=EVERY,
         metavar="NAME,NAME",
-        help="a cell that is unavailable here fails instead of being skipped; --require=NAME,NAME: only those of these "
-        "backends",
+        help="cells that are unavailable here fail instead of being skipped: all of them, or with --require=NAME,NAME "
+        "those of these backends",
     )
+    group.addoption("--profile-kernels", action="store_true", help="also record how long each kernel of a step takes")
     group.addoption(
-        "--profile-kernels", action="store_true", help="keep with each step time how long each kernel of a step took"
-    )
-    group.addoption(
-        "--no-exact-costs", action="store_true", help="leave out the step that counts kernel launches and peak memory"
+        "--no-exact-costs",
+        action="store_true",
+        help="do not run the step that counts kernel launches and measures peak memory",
     )
     group.addoption(
         "--cell-seconds",
         type=float,
         metavar="SECONDS",
         default=CELL_SECONDS,
-        help="a cell whose steps would take longer, by its first one, is not timed: it is too slow (default 300)",
+        help="do not time a cell if its first step shows that all its steps would take longer than this (default 300)",
     )
-    group.addoption("--steps", type=int, metavar="N", help="time (and warm up on) the workload's first N batches only")
+    group.addoption("--steps", type=int, metavar="N", help="time only the workload's first N batches")
     group.addoption(
         "--order-seed",
         type=int,
         metavar="SEED",
-        help="time cells in a random order that follows from SEED",
+        help="time the cells in a random order; SEED fixes that order",
     )
 
 
@@ -139,9 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ASKED] = hello_of(config.option)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
     if not (seconds := config.getoption("cell_seconds")) > 0:
-        raise pytest.UsageError(
-            f"--cell-seconds {seconds:g}: a cell needs some time; give seconds, or inf for no limit."
-        )
+        raise pytest.UsageError(f"--cell-seconds {seconds:g} is not more than 0; give seconds, or inf for no limit.")
     if patterns is not None:
         every = candidates(config, workload.name, workload.lengths.name, [workload.dtype])
         ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *every)]
@@ -152,7 +160,10 @@ def pytest_configure(config: pytest.Config) -> None:
                     "(see pytest --matrix)."
                 )
     if steps is not None and not 1 <= steps <= workload.num_batches:
-        raise pytest.UsageError(f"--steps {steps}: workload {workload.name} has {workload.num_batches} batches.")
+        raise pytest.UsageError(
+            f"--steps {steps}: workload {workload.name} has {workload.num_batches} batches; "
+            f"give 1 to {workload.num_batches}."
+        )
     if any(config.getoption(option) for option in ("cells", "backend", "collator")) and (
         refused := nothing_declared(config)
     ):
@@ -306,7 +317,10 @@ def nothing_declared(config: pytest.Config) -> str | None:
             refused = cell.backend.undeclared_reasons(cell.case(device, sizes))
             if not refused:
                 return None
-            reason = reason or f"no cell asked for is declared: {cell.backend.name} {refused[0]} (see pytest --matrix)."
+            reason = reason or (
+                f"every cell asked for is undeclared: {cell.backend.name} {refused[0]}. "
+                "Choose cells from pytest --matrix."
+            )
     return reason
 
 
@@ -328,8 +342,9 @@ def refuse_without_cells(config: pytest.Config, names: Sequence[str]) -> None:
     none = ("NOTSET" in name.rpartition("[")[2].removesuffix("]").split("-") for name in names)
     if asked and names and all(none):
         raise pytest.UsageError(
-            f"{', '.join(asked)}: no such cell is declared here for what is run (see pytest --matrix); what is timed "
-            f"ends in -{chosen_workload(config).name}, what is proved in -{DRAWN}; --cells times what that leaves out."
+            f"{', '.join(asked)}: the tests that run have no such cell; choose one from pytest --matrix. "
+            f"Ids of timed cells end in -{chosen_workload(config).name}, those of correctness tests in -{DRAWN}. "
+            "A workload times only some cells; --cells times every cell that it matches."
         )
 
 

@@ -1,4 +1,4 @@
-"""Make a baseline of saved records: a file below baselines/ and its line in the index, for a commit of their own."""
+"""Make a baseline of saved records: write its file in baselines/ and its line in the index, to be committed."""
 
 import argparse
 import itertools
@@ -16,12 +16,18 @@ NO_FAULT = ("out of memory", "too slow")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m gate promote`."""
-    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="of fresh processes (gate record)")
     parser.add_argument(
-        "--baselines", type=Path, default=Path("baselines"), metavar="FOLDER", help="default: baselines"
+        "records", nargs="+", type=Path, metavar="RECORD", help="a record of a fresh process, saved by gate record"
     )
-    parser.add_argument("--add", action="store_true", help="keep the processes that the baseline has")
-    parser.add_argument("--allow-dirty", action="store_true", help="take records of uncommitted or unknown code too")
+    parser.add_argument(
+        "--baselines",
+        type=Path,
+        default=Path("baselines"),
+        metavar="FOLDER",
+        help="the folder of baselines (default: baselines)",
+    )
+    parser.add_argument("--add", action="store_true", help="add the records to the processes of the existing baseline")
+    parser.add_argument("--allow-dirty", action="store_true", help="accept records of uncommitted or unknown code")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,16 +37,18 @@ def run(args: argparse.Namespace) -> int:
     workloads = {workload for each in found.values() for workload in each}
     if len(workloads) != 1:
         told = ", ".join(f"{'/'.join(pair)} in {name}" for name, pairs in found.items() for pair in pairs)
-        raise ValueError(f"a baseline is of one workload; got {told or 'no cell'}.")
+        raise ValueError(
+            f"a baseline needs records of one workload; got {told or 'no cell'}. Give those of one workload."
+        )
     (workload,) = workloads
     slug = str(named[0][1].machine.get("device_slug") or "")
     if not slug:
-        raise ValueError(f"{named[0][0]} names no device; record it with this version of the gate.")
+        raise ValueError(f"{named[0][0]} does not name its device; record it again with this version of the gate.")
     name, lengths = workload
     target: Path = args.baselines / slug / f"{name if lengths == 'uniform' else f'{name}-{lengths}'}.json"
     if args.add:
         if not target.exists():
-            raise ValueError(f"--add: there is no {target} yet; promote without it.")
+            raise ValueError(f"--add needs an existing baseline, but {target} does not exist; leave --add out.")
         named = [(str(target), process) for process in load(target).processes] + named
     check(named, args.baselines, allow_dirty=args.allow_dirty)
     write(target, args.baselines, [process for _, process in named], workload)
@@ -53,7 +61,7 @@ def _recorded(path: Path) -> Record:
     """Return what a record holds; ValueError for what is none."""
     found = load(path)
     if found.committed:
-        raise ValueError(f"{path} is a baseline already; name the records that it shall be made of.")
+        raise ValueError(f"{path} is already a baseline; give the records to make a baseline of.")
     return found.newest
 
 
@@ -63,33 +71,36 @@ def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: 
     first_id = str(first.commit.get("id"))
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
         if process.at == other.at:
-            raise ValueError(f"{name} and {other_name} are of one process; give each once.")
+            raise ValueError(f"{name} and {other_name} come from the same process; give only one of them.")
     for name, process in named:
-        if different := reasons_of_machines(process.machine, first.machine):
-            raise ValueError(f"{name} does not fit {first_name}: {different[0]} (head is {name}, base {first_name}).")
+        sides = (f"in {name}", f"in {first_name}")
+        if different := reasons_of_machines(process.machine, first.machine, sides):
+            raise ValueError(f"a baseline needs records of one machine; {different[0]}. Record both on one machine.")
         if process.machine.get("versions") != first.machine.get("versions"):
-            raise ValueError(f"{name} has other package versions than {first_name}; a baseline is of one environment.")
+            raise ValueError(f"{name} and {first_name} differ in package versions; record both in one environment.")
         id_ = str(process.commit.get("id"))
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
             raise ValueError(
-                f"{name} is of uncommitted or unknown code; commit, record again, or promote with --allow-dirty."
+                f"{name} comes from uncommitted or unknown code; commit and record again, or use --allow-dirty."
             )
         if not allow_dirty and id_ != first_id and not differ_only_below(baselines, first_id, id_):
             raise ValueError(
-                f"{name} is of commit {id_[:10]}, {first_name} of {first_id[:10]}; a baseline is of one version of the "
-                "code: record at the baseline's commit, or at one that differs below baselines/ only (or promote with "
-                "--allow-dirty)."
+                f"{name} comes from commit {id_[:10]}, {first_name} from {first_id[:10]}, and their code differs. "
+                "Record both at one commit, or promote with --allow-dirty."
             )
         if wrong := first.cells.keys() ^ process.cells.keys():
-            raise ValueError(f"{name} has other cells than {first_name}: {', '.join(sorted(wrong))}. Record all.")
+            raise ValueError(
+                f"{name} and {first_name} do not both have {', '.join(sorted(wrong))}; record all cells in both."
+            )
         for cell, record in process.cells.items():
             if record.no_time and record.verdict not in NO_FAULT:
                 raise ValueError(
-                    f"{name}: {cell} has no valid time ({record.no_time}); a baseline holds none but right cells."
+                    f"{name}: {cell} has no valid time ({record.no_time}). "
+                    "Correct the cell or leave it out, and record again."
                 )
             if others := other_processes(record):
                 raise ValueError(
-                    f"{name}: {cell} was timed beside {others} other processes on the GPU; record it again."
+                    f"{name}: {others} other process{'es' * (others > 1)} used the GPU beside {cell}; record it again."
                 )
 
 

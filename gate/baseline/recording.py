@@ -1,4 +1,4 @@
-"""Record what is timed in several fresh processes, as a baseline needs them; options of pytest come after `--`."""
+"""Record step times in several fresh processes, for a baseline; pytest's options follow `--`."""
 
 import argparse
 import os
@@ -46,7 +46,7 @@ class Ended:
 
     def __str__(self) -> str:
         if self.status is None:
-            return "killed as it printed nothing for --stall-seconds"
+            return "killed, because it printed nothing for --stall-seconds"
         return how_ended(self.status)
 
     @property
@@ -64,11 +64,17 @@ class Ended:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m gate record`."""
-    parser.add_argument("--processes", type=int, default=5, metavar="N", help="fresh processes (default 5)")
-    parser.add_argument("--name", default="record", help="records are NUMBER_NAME.json (default: record)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of cells, another one in each process")
+    parser.add_argument("--processes", type=int, default=5, metavar="N", help="number of fresh processes (default 5)")
+    parser.add_argument("--name", default="record", help="save the records as NUMBER_NAME.json (default: record)")
     parser.add_argument(
-        "--stall-seconds", type=float, default=300, metavar="S", help="a process silent for so long hangs (default 300)"
+        "--seed", type=int, default=0, help="fixes the order of the cells, which differs in each process (0)"
+    )
+    parser.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=300,
+        metavar="S",
+        help="kill a process that prints nothing for longer than this (default 300)",
     )
     parser.add_argument(
         "--storage",
@@ -76,24 +82,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: Path(text.removeprefix("file://")),
         default=Path(".benchmarks"),
         metavar="DIR",
-        help="records go to its folder of this device",
+        help="save the records in DIR/DEVICE (default .benchmarks)",
     )
-    parser.add_argument("pytest_arguments", nargs="*", metavar="ARGUMENT", help="after --: for pytest, as they are")
+    parser.add_argument("pytest_arguments", nargs="*", metavar="ARGUMENT", help="options of pytest, after --")
 
 
 def run(args: argparse.Namespace) -> int:
     """Time the cells in each process and save a record after each; 1 if a cell has no valid time."""
     if args.processes < 1:
-        raise ValueError(f"--processes {args.processes}: a record needs at least one.")
+        raise ValueError(f"--processes {args.processes} is less than 1; give 1 or more.")
     if not args.name or Path(args.name).name != args.name:
-        raise ValueError(f"--name {args.name!r} is not a file name.")
+        raise ValueError(f"--name {args.name!r} is not a file name; give one without slashes.")
     if not args.stall_seconds > 0:
-        raise ValueError(f"--stall-seconds {args.stall_seconds:g}: a process needs some time to print a line.")
+        raise ValueError(f"--stall-seconds {args.stall_seconds:g} is not more than 0; give seconds.")
     logs = args.storage.absolute() / "logs"
     ended = run_pytest([*args.pytest_arguments, "--collect-only"], logs / "collected.log", args.stall_seconds)
     tests = {cell: test for test, cell in COLLECTED.findall(ended.log)}
     if ended.status != 0 or not tests:
-        raise ValueError(f"no cell was collected ({ended}): {ended.error}")
+        raise ValueError(f"pytest collected no cell ({ended}): {ended.error}")
     without_time: dict[str, str] = {}
     for number in range(args.processes):
         order = random.Random(f"{args.seed} {number}").sample(list(tests), len(tests))
@@ -101,7 +107,9 @@ def run(args: argparse.Namespace) -> int:
         content = process(shuffled, args.pytest_arguments, logs, args.name, args.stall_seconds)
         cells = record_of(content).cells
         if not cells:
-            raise ValueError("no cell was timed: all that were selected are skipped here (pytest --matrix says why).")
+            raise ValueError(
+                "no cell was timed: this machine skips every selected cell. Run pytest --matrix to see why."
+            )
         path = save(content, args.storage, args.name)
         without_time |= {cell: record.no_time for cell, record in cells.items() if record.no_time}
         print(f"[{number + 1}/{args.processes}] {len(cells)} cells in {path}", flush=True)
@@ -127,7 +135,7 @@ def process(tests: dict[str, str], options: Sequence[str], logs: Path, name: str
             content = _kept(Path(storage))
         results = ended.results
         if ended.status != 0 and not results.keys() & left.keys():
-            raise ValueError(f"pytest ended before a cell did ({ended}): {ended.error}")
+            raise ValueError(f"pytest ended before it finished a cell ({ended}): {ended.error}")
         for entry in content.pop("benchmarks", []) + content.pop("cells_without_time", []):
             entries[entry["fullname"]] = entry
         # It names the tests one by one, which makes a part of a run; together they are the whole.

@@ -41,7 +41,7 @@ def change_of(head: CellRecord, bases: Sequence[CellRecord]) -> float:
             deficits = [(one.host_deficit_ms or 0.0) if known else 0.0 for one in (base, head)]
             logs.append(block_log([base_ms[batch] for batch in both], [head_ms[batch] for batch in both], *deficits))
     if not logs:
-        raise ValueError(f"{head.id}: head and base have no batch in common that both have a time of.")
+        raise ValueError(f"{head.id}: head and base timed no batch in common; time the same batches on both.")
     return statistics.fmean(logs)
 
 
@@ -79,7 +79,7 @@ class Screening:
         """
         found = [self._verdict(cell, settled.get(cell), why_not) for cell in self.head.cells]
         missing = [cell for cell in self.scope if cell not in self.head.cells]
-        found += [CellVerdict(cell, Verdict.MISSING, "in the record, not run on head") for cell in missing]
+        found += [CellVerdict(cell, Verdict.MISSING, "in the record, but head did not run it") for cell in missing]
         return worst_first(found)
 
     def _timed_bases(self, cell: str) -> list[CellRecord]:
@@ -122,7 +122,7 @@ class Screening:
 
     def _without_time(self, cell: str, head: CellRecord, base: CellRecord) -> CellVerdict:
         if self._timed_bases(cell):
-            why = f"{head.no_time}; had a time before"
+            why = f"{head.no_time}; the record has a time"
             return CellVerdict(cell, Verdict.REGRESSED, why, base_ms=self._base_ms(cell))
         if not head.no_time:
             verdict = Verdict.INCONCLUSIVE if base.verdict == "timed" else Verdict.NEW
@@ -142,7 +142,12 @@ class Screening:
         judged = CellVerdict(cell, Verdict.SAME, told, base_ms=base_ms, head_ms=base_ms * math.exp(log))
         if slower and log > math.log1p(RECORD_ALONE[head.clock] / 100):
             said = cause(head, self._timed_bases(cell)[-1])
-            return replace(judged, verdict=Verdict.REGRESSED, why=f"{told}: slower by the record alone", cause=said)
+            return replace(
+                judged,
+                verdict=Verdict.REGRESSED,
+                why=f"{told}: too large for noise, even without a live pair",
+                cause=said,
+            )
         if slower:
             return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"{told}; not settled: {why_not}")
         return judged

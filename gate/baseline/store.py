@@ -104,8 +104,8 @@ def _lines(path: Path) -> list[Line] | None:
         return None
     if head.get("schema") != SCHEMA:
         raise ValueError(
-            f"{path} has schema {head.get('schema')!r}, this version of the gate reads {SCHEMA}. "
-            f"Make it anew: python -m gate record, then {again(path)}"
+            f"{path} has schema {head.get('schema')!r}, but this version of the gate reads {SCHEMA}. "
+            f"Record it again (python -m gate record), then run {again(path)}"
         )
     lines = [_json(line) for line in others]
     if not text.endswith("\n") or not all(isinstance(line, dict) for line in lines):
@@ -149,7 +149,7 @@ def find(paths: Iterable[Path], root: Path) -> list[Baseline]:
             found.append(load(file))
             held = path.is_dir() or file.resolve().is_relative_to(root.resolve())
             if found[-1].committed and held and file.resolve() not in indexed:
-                raise ValueError(f"{file} is not in {root / INDEX}: {again(file)}")
+                raise ValueError(f"{file} is not in {root / INDEX}. To add it, run {again(file)}")
     return sorted(found, key=lambda baseline: baseline.at, reverse=True)
 
 
@@ -176,10 +176,10 @@ def check_index(root: Path) -> set[Path]:
     for name, digest in read_index(root).items():
         path = root / name
         if not path.is_file():
-            raise ValueError(f"{path} is gone, though {root / INDEX} names it. {_restore(path)}")
+            raise ValueError(f"{path} does not exist, but {root / INDEX} names it. {_restore(path)}")
         lines = _lines(path)
         if lines is None or digest_of(lines) != digest:
-            raise ValueError(f"{path} is not as it was promoted: it was edited, or cut short. {_restore(path)}")
+            raise ValueError(f"{path} has changed since it was promoted: it was edited, or cut short. {_restore(path)}")
         named.add(path.resolve())
     return named
 
@@ -231,11 +231,11 @@ def digest_of(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def again(path: Path) -> str:
     """Return how to make a baseline again."""
-    return f"python -m gate promote RECORD... (with the records of {path.stem} on {path.parent.name})"
+    return f"python -m gate promote RECORD... with the records of {path.stem} on {path.parent.name}."
 
 
 def _restore(path: Path) -> str:
-    return f"Restore it (git checkout -- {path}), or make it anew: {again(path)}"
+    return f"Restore it (git checkout -- {path}), or make it again: run {again(path)}"
 
 
 def _rounded(info: Line) -> Line:

@@ -50,7 +50,7 @@ def cause(head: CellRecord, base: CellRecord) -> Cause:
     if head.step_ms is None or base.step_ms is None:
         return Cause("unclear", "unclear: step times of both sides are needed")
     if head.step_ms <= base.step_ms:
-        return Cause("unclear", "unclear: its median step was no slower")
+        return Cause("unclear", "unclear: the median step is not slower on head")
     rise_ms = head.step_ms - base.step_ms
     if (more := _rise(head.padded_token_share, base.padded_token_share)) and more[0] < 1:
         more_slots = math.log((1 - more[1]) / (1 - more[0]))
@@ -84,7 +84,7 @@ def _of_gpu(head: CellRecord, base: CellRecord, rise_ms: float) -> Cause:
     bound = host_bound(head)
     # A step that waits for the device in its midst keeps the host as long as the device: then the kernels tell.
     if bound and host_did and not device_did:
-        return Cause("host", f"host: {levels}; the device waits for it")
+        return Cause("host", f"host: {levels}; the device waits for the host")
     if device_did or bound is False:
         return Cause("device", f"device: {_movers(head, base) or levels}")
     return Cause("unclear", f"unclear: {levels}")
@@ -95,7 +95,7 @@ def _of_cpu(head: CellRecord, base: CellRecord) -> Cause:
     told = f"wall {_was(head.step_ms, base.step_ms)}"
     if from_data(head.kernels) and from_data(base.kernels):
         movers = _movers(head, base)
-        told += f"; {movers}" if movers else "; torch's operators take no longer"
+        told += f"; {movers}" if movers else "; no torch operator is slower"
     return Cause("host", f"host: {told}")
 
 

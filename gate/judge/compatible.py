@@ -30,15 +30,21 @@ SETTINGS = {
 CLOCK_WANDERS = 0.2
 
 
-def reasons_of_machines(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """Return what speaks against comparing any time of two `machine_info`s: another device, or one set otherwise."""
+def reasons_of_machines(
+    head: Mapping[str, Any], base: Mapping[str, Any], sides: tuple[str, str] = ("on head", "on base")
+) -> list[str]:
+    """Return what speaks against comparing any time of two `machine_info`s: another device, or one set otherwise.
+
+    `sides` is what the sentences call the two.
+    """
     found = []
+    here, there = sides
     if head.get("device") != base.get("device"):
-        found.append(f"another device: {head.get('device')} on head, {base.get('device')} on base")
+        found.append(f"another device: {head.get('device')} {here}, {base.get('device')} {there}")
     for key, name in SETTINGS.items():
         new, old = head.get(key), base.get(key)
         if is_number(new) and is_number(old) and new != old:
-            found.append(f"{name} is {new:g} on head, {old:g} on base")
+            found.append(f"{name} is {new:g} {here}, {old:g} {there}")
     return found
 
 
@@ -47,19 +53,19 @@ def reasons_of_cells(head: CellRecord, base: CellRecord) -> list[str]:
     found = []
     new, old = throttled(head), throttled(base)
     if new != old:
-        found.append(f"throttled in another way: {_list(new)} on head, {_list(old)} on base")
+        found.append(f"throttling differs: {_list(new)} on head, {_list(old)} on base")
     for record, side in ((head, "head"), (base, "base")):
         if others := other_processes(record):
-            found.append(f"{others} other process{'es' * (others > 1)} on the GPU of {side}")
+            found.append(f"{others} other process{'es' * (others > 1)} on {side}'s GPU")
         if len(record.times_ms) < FEWEST_STEPS:
             found.append(f"too few steps: {len(record.times_ms)} on {side}, at least {FEWEST_STEPS} are needed")
     if head.clock != base.clock:
-        found.append(f"other clocks: timed by the {head.clock} on head, by the {base.clock} on base")
+        found.append(f"other timers: the {head.clock} clock on head, the {base.clock} clock on base")
     clocks = [_sm_clock(record) for record in (head, base)]
     if all(map(is_number, clocks)) and abs(math.log(clocks[0] / clocks[1])) > CLOCK_WANDERS:
-        found.append(f"other clocks: {clocks[0]:g} MHz on head, {clocks[1]:g} MHz on base")
+        found.append(f"other SM clock rates: {clocks[0]:g} MHz on head, {clocks[1]:g} MHz on base")
     if (work := sorted({*(head.tokens or ())})) and (before := sorted({*(base.tokens or ())})) and work != before:
-        found.append(f"other batches: sizes of {sum(work):,} tokens in all on head, of {sum(before):,} on base")
+        found.append(f"other batches: their sizes add up to {sum(work):,} tokens on head, {sum(before):,} on base")
     return found
 
 
@@ -93,4 +99,4 @@ def _sm_clock(record: CellRecord) -> Any:
 
 
 def _list(reasons: set[str]) -> str:
-    return ", ".join(sorted(reasons)) or "not"
+    return ", ".join(sorted(reasons)) or "none"

@@ -67,7 +67,11 @@ class Finding:
         if self.now is None or self.then is None:
             value = self.then if self.now is None else self.now
             known = "" if value is None else shown(value)
-            return f"{name} is not measured now, was {known}" if self.kind == "lost" else f"{name} {known}, none before"
+            return (
+                f"{name} is not measured now, was {known}"
+                if self.kind == "lost"
+                else f"{name} {known}, not measured before"
+            )
         return f"{name} {_told_apart(self.now, self.then, shown)}{_change(self.now, self.then)}"
 
 
@@ -90,7 +94,7 @@ def compare(head: CellRecord, base: CellRecord) -> list[Finding]:
 def _finding(cost: str, head: Any, base: Any, why: str) -> Finding | None:
     for side, value in (("head", head), ("base", base)):
         if value is not None and not _is_cost(value):
-            return Finding(cost, None, None, "lost", f"{value!r} of {side} is not a number of it")
+            return Finding(cost, None, None, "lost", f"{side} has {value!r}, which is no valid value")
     if head == base:
         return None
     if head is None:
@@ -110,8 +114,8 @@ def _other_work(head: CellRecord, base: CellRecord) -> str:
     if not new or not old or new == old:
         return ""
     return (
-        f"other batches: {len(new - old)} of {len(new)} sizes of head are not those of base, "
-        f"and {len(old - new)} of base's {len(old)} are not run on head, so no exact cost is compared"
+        f"other batches: {len(new - old)} of head's {len(new)} sizes are not on base, "
+        f"{len(old - new)} of base's {len(old)} not on head; exact costs are not compared"
     )
 
 

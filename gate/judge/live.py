@@ -114,7 +114,7 @@ class LiveJudge:
         """Return the verdict of a cell that both sides run."""
         results = self.results.get(cell)
         if not results:
-            return CellVerdict(cell, Verdict.INCONCLUSIVE, "no time was left for it within --minutes")
+            return CellVerdict(cell, Verdict.INCONCLUSIVE, "not measured: --minutes ended the run first")
         if any(one.lost for one in results):
             return _lost(cell, results)
         if note := next((one.note for one in results if one.note), ""):
@@ -135,7 +135,7 @@ class LiveJudge:
         if not fresh:
             hidden = pairs.FLAG_SHARE * limit + (change.high - change.log) / 2
             if hidden > pairs.TO_BE_SEEN * limit:
-                return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"noise hides what is below {hidden:.1%}")
+                return replace(judged, verdict=Verdict.INCONCLUSIVE, why=f"noise hides changes below {hidden:.1%}")
             return judged
         by = f"{len(fresh)} fresh pairs"
         shown, word = change.low > 0 or change.high < 0, "slower" if change.log > 0 else "faster"
@@ -151,7 +151,9 @@ class LiveJudge:
             first, *each = (f"{math.expm1(one.change.log):+.1%}" for one in results if one.change)
             why = f"undecided after {by}: {', '.join(each)} (screening: {first})"
             return replace(judged, verdict=Verdict.INCONCLUSIVE, why=why)
-        return replace(judged, why=f"{word}, by less than the threshold" if shown else f"not confirmed by {by}")
+        return replace(
+            judged, why=f"{word}, but by less than the threshold" if shown else f"{by} did not confirm a change"
+        )
 
 
 def _lost(cell: str, results: Sequence[PairResult]) -> CellVerdict:

@@ -125,7 +125,7 @@ def counts(verdicts: Sequence[CellVerdict], *, strict: bool) -> str:
     if fail(verdicts, strict=strict):
         return "; ".join(filter(None, [f"FAILED: {told}", nothing]))
     if nothing:
-        return f"{nothing.upper()}: {told} (fails under --gate-strict)"
+        return f"NO VERDICT: {told}; {nothing} (fails only under --gate-strict)"
     unjudged = any(one.fails(strict=True) for one in verdicts)
     words = " and ".join(verdict for verdict in reversed(STRICT))
     return f"passed: {told}" + (f" ({words} fail under --gate-strict)" if unjudged else "")

@@ -48,34 +48,75 @@ class Plan:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m gate ab`."""
     for side in SIDES:
-        parser.add_argument(f"--{side}", metavar="REF", help=f"{side}: a commit, or a folder with a checkout")
+        parser.add_argument(f"--{side}", metavar="REF", help=f"{side}: a commit, or the folder of a checkout")
     for side in SIDES:
-        parser.add_argument(f"--{side}-env", metavar="DIR", help=f"{side}: a virtual environment, or a python in it")
+        parser.add_argument(
+            f"--{side}-env", metavar="DIR", help=f"{side}: the folder of a virtual environment, or its python"
+        )
     timed = parser.add_argument_group("what is timed")
-    timed.add_argument("--workload", metavar="NAME", help="smoke, article, long; this machine's default without it")
+    timed.add_argument(
+        "--workload", metavar="NAME", help="smoke (default without a GPU), article (default with one) or long"
+    )
     timed.add_argument("--lengths", metavar="NAME|FILE", help="a length distribution, or a file of lengths")
-    timed.add_argument("--cells", metavar="PATTERN", help="only cells whose id matches one of these globs")
+    timed.add_argument(
+        "--cells", metavar="PATTERN", help="only cells whose id matches one of these globs, separated by commas"
+    )
     timed.add_argument("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
     timed.add_argument("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
-    timed.add_argument("--compiled", choices=("default", "all", "none"), default="default", help="compiled cells")
+    timed.add_argument(
+        "--compiled",
+        choices=("default", "all", "none"),
+        default="default",
+        help="which compiled cells run: those that the workload names (default), all, or none",
+    )
     timed.add_argument("--steps", type=int, metavar="N", help="only the workload's first N batches")
     timed.add_argument(
-        "--cell-seconds", type=float, default=300.0, metavar="S", help="a cell that would take longer is too slow (300)"
-    )
-    timed.add_argument(
-        "--stall-seconds", type=float, default=300.0, metavar="S", help="a worker silent for so long hangs (300)"
+        "--cell-seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="do not time a cell whose steps would take longer than this (300)",
     )
     judged = parser.add_argument_group("how it is judged")
     defaults = f"{PERCENT['cuda']:g} on a GPU, {PERCENT['cpu']:g} on a CPU"
-    judged.add_argument("--threshold-percent", type=float, metavar="P", help=f"smaller changes pass ({defaults})")
-    judged.add_argument("--threshold-us", type=float, default=20.0, metavar="US", help="and so do these (20)")
+    judged.add_argument(
+        "--threshold-percent",
+        type=float,
+        metavar="P",
+        help=f"only a change beyond this many percent counts ({defaults})",
+    )
+    judged.add_argument(
+        "--threshold-us",
+        type=float,
+        default=20.0,
+        metavar="US",
+        help="only a change that is also beyond this many microseconds a step counts (20)",
+    )
     judged.add_argument("--alpha", type=float, default=0.05, help="the probability of any false slowdown (0.05)")
-    judged.add_argument("--seed", type=int, default=0, help="of the order of cells, and of who runs a block first")
-    judged.add_argument("--minutes", type=float, metavar="M", help="start no cell that would end later than this")
-    judged.add_argument("--gate-strict", action="store_true", help="inconclusive and missing cells fail too")
-    judged.add_argument("--folder", type=Path, metavar="DIR", help="keep all there (.benchmarks/ab/TIME)")
-    judged.add_argument("--cache", type=Path, metavar="DIR", help="compiled code, kept for later runs (FOLDER/cache)")
-    judged.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run, as it was planned")
+    judged.add_argument(
+        "--gate-strict",
+        action="store_true",
+        help="fail for inconclusive and missing cells too, and if no cell is compared",
+    )
+    runs = parser.add_argument_group("how it runs")
+    runs.add_argument(
+        "--seed", type=int, default=0, help="fixes the order of the cells, and which side runs each block first (0)"
+    )
+    runs.add_argument(
+        "--minutes", type=float, metavar="M", help="start no cell that would end more than M minutes after the start"
+    )
+    runs.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="kill a worker that sends nothing for longer than this (300)",
+    )
+    runs.add_argument("--folder", type=Path, metavar="DIR", help="write all files to DIR (.benchmarks/ab/TIME)")
+    runs.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled code for later runs (FOLDER/cache)")
+    runs.add_argument(
+        "--resume", type=Path, metavar="DIR", help="resume the interrupted run in DIR, with the options of its start"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,13 +125,13 @@ def run(args: argparse.Namespace) -> int:
     again = f"python -m gate ab --resume {folder}"
     try:
         with sides_of(plan, folder) as sides:
-            print(f"{plan.asked[0]} against {plan.asked[1]}; after an interruption, go on with: {again}", flush=True)
+            print(f"{plan.asked[0]} against {plan.asked[1]}; to resume after an interruption: {again}", flush=True)
             request = Request(
                 sides, folder, plan.hello, plan.percent, plan.us, plan.alpha, plan.seed, plan.stall_s, args.minutes
             )
             found = Comparison(request, lambda line: print(line, flush=True)).run()
     except KeyboardInterrupt:
-        print(f"interrupted; finished cells are kept, go on with: {again}")
+        print(f"interrupted; finished cells are kept. To resume: {again}")
         return INTERRUPTED
     print(write_report(found, plan.asked, plan.alpha, folder, strict=plan.strict))
     return int(fail(found.verdicts, strict=plan.strict))
@@ -104,7 +145,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
             missing = next(name for name in pair if name not in given)
             raise ValueError(f"--{given[0]} needs --{missing} to compare with.".replace("_", "-"))
     if args.base is None and args.base_env is None:
-        raise ValueError("nothing to compare: give --base and --head, or --base-env and --head-env.")
+        raise ValueError("gate ab got nothing to compare; give --base and --head, or --base-env and --head-env.")
     _check_numbers(args)
     commits = (str(ROOT), str(ROOT)) if args.base is None else (resolved(args.base, ROOT), resolved(args.head, ROOT))
     asked = [" in ".join(filter(None, (getattr(args, side), getattr(args, f"{side}_env")))) for side in SIDES]
@@ -123,7 +164,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
     )
     folder = args.folder or Path(".benchmarks") / "ab" / f"{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "plan.json").exists():
-        raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --folder.")
+        raise ValueError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --folder.")
     write_json(folder / "plan.json", asdict(plan))
     return plan, folder
 
@@ -175,8 +216,8 @@ def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
     if others:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ValueError(
-            "--resume goes on with the run as it was planned; only --minutes and --gate-strict may be new, "
-            f"got {told}: leave that out, or start another run."
+            f"--resume takes no other options than --minutes and --gate-strict; got {told}. "
+            "Leave that out, or start another run."
         )
     _check_numbers(args)
     try:
@@ -185,7 +226,9 @@ def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:
             raise ValueError(f"its schema is {kept.get('schema')}, this gate's is {SCHEMA}")
         plan = Plan(**kept | {key: tuple(kept[key]) for key in ("commits", "pythons", "asked")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no plan to go on with ({error}).") from None
+        raise ValueError(
+            f"{path} is not a plan that can be resumed ({error}); give the folder of an interrupted run."
+        ) from None
     if args.gate_strict and not plan.strict:
         plan = replace(plan, strict=True)
         write_json(path, asdict(plan))
@@ -199,7 +242,7 @@ def _python(environment: str | None) -> str:
     path = Path(environment).absolute()
     path = path / "bin" / "python" if path.is_dir() else path
     if not (path.is_file() and os.access(path, os.X_OK)):
-        raise ValueError(f"{environment!r} holds no python that can be run; give a virtual environment's folder.")
+        raise ValueError(f"{environment!r} holds no executable bin/python; give the folder of a virtual environment.")
     return str(path)
 
 

@@ -69,7 +69,9 @@ class Comparison:
         greeted = self._pair(0).ready()
         device, machine = (greeted["head"][key] for key in ("device", "machine"))
         if greeted["base"]["device"] != device:
-            raise ValueError(f"base runs on {greeted['base']['device']} and head on {device}: nothing can be compared.")
+            raise ValueError(
+                f"base runs on {greeted['base']['device']}, head on {device}; give both sides the same device."
+            )
         percent = PERCENT[device] if self.request.percent is None else self.request.percent
         same_versions = same_packages(machine, greeted["base"]["machine"])
         threshold = Threshold(percent, self.request.us)
@@ -78,7 +80,7 @@ class Comparison:
         base, head = ({each["id"]: each["unavailable"] for each in greeted[side]["cells"]} for side in SIDES)
         if all([*base.values(), *head.values()]):
             why = next(iter(head.values()), "none is declared here")
-            raise ValueError(f"neither side runs a cell of what was asked for: {why}.")
+            raise ValueError(f"neither side can run a cell that was asked for: {why}. Choose other cells.")
         both = [cell for cell, why in head.items() if not why and base.get(cell) == ""]
         random.Random(self.request.seed).shuffle(both)
         # A GPU's host has cores to spare: fresh pairs start while others run.
@@ -86,7 +88,7 @@ class Comparison:
         self._start(ahead)
         self._measure(0, both)
         if chosen := self.judge.flag():
-            self.say(f"to settle by fresh pairs: {', '.join(chosen)}")
+            self.say(f"fresh pairs will settle: {', '.join(chosen)}")
         for number in range(1, pairs.MOST_PAIRS + 1):
             chosen = self.judge.unsettled()
             if not chosen or self.stopped:
@@ -148,11 +150,11 @@ class Comparison:
     def _notes(self, verdicts: Sequence[CellVerdict]) -> list[str]:
         notes = []
         if better := sum(finding.kind == "better" for one in verdicts for finding in one.findings):
-            notes.append(f"{better} exact costs are lower than on base: a new baseline would hold that.")
+            notes.append(f"{better} exact costs are lower than on base. Promote a new baseline to keep them low.")
         if self.stopped:
-            notes.append("Stopped at the limit of --minutes before all pairs were run.")
+            notes.append("--minutes ended the run before all pairs were run.")
         if not self.judge.same_versions:
-            notes.append("The sides have other packages: exact costs are told, and only times are judged.")
+            notes.append("The packages of the two sides differ: exact costs are shown, but only times are judged.")
         return notes
 
 
@@ -160,7 +162,7 @@ def _finished(path: Path) -> PairResult:
     try:
         return PairResult.read(json.loads(path.read_text(encoding="utf8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no finished cell ({error}); remove it to measure that again.") from None
+        raise ValueError(f"{path} is not a finished cell ({error}); delete it to measure the cell again.") from None
 
 
 def _line(result: PairResult) -> str:
@@ -186,4 +188,6 @@ def _beside_nothing(found: CellVerdict) -> CellVerdict:
     """Judge a cell where base has no time of any: *new* cells alone must not pass for a comparison."""
     if found.verdict not in (Verdict.NEW, Verdict.SAME):
         return found
-    return replace(found, verdict=Verdict.INCONCLUSIVE, why=f"{found.why}; no cell has a time on base to compare with")
+    return replace(
+        found, verdict=Verdict.INCONCLUSIVE, why=f"{found.why}; base has no time of any cell, so nothing is compared"
+    )

@@ -86,11 +86,11 @@ class LivePair:
         try:
             reply = worker.answer()
         except Lost as error:
-            raise ValueError(f"{side}: its worker ended ({error}): {worker.last_line}") from None
+            raise ValueError(f"{side}: the worker stopped ({error}). Its last line: {worker.last_line}") from None
         if "error" in reply:
             raise ValueError(
                 f"{side} ({worker.side.checkout}) cannot be driven by this gate: {reply['error']}. "
-                "Correct what was asked for, or compare with a commit whose models it knows."
+                "Correct the options, or choose a commit whose models this gate knows."
             )
         self.greeted[side] = reply
 
@@ -103,7 +103,7 @@ class LivePair:
             _all_are("ready", opened)
             tokens: list[list[int]] = [opened[side]["tokens"] for side in SIDES]
             if tokens[0] != tokens[1]:
-                had, has = (f"{len(each)} of {sum(each):,} tokens in all" for each in tokens)
+                had, has = (f"{len(each)} batch{'es' * (len(each) != 1)} with {sum(each):,} tokens" for each in tokens)
                 return _without_time(cell, opened, f"other batches: base has {had}, head {has}")
             blocks: list[Block] = []
             for block in self._blocks(len(tokens[0]), rng):
@@ -216,7 +216,7 @@ def _without_time(cell: str, replies: Mapping[str, Reply], note: str = "") -> Pa
         for each in (replies[side] for side in SIDES)
     )
     if not note and base.verdict == head.verdict == FITS:
-        note = "each side fits into memory alone, and the two do not"
+        note = "each side alone fits into memory, but both together do not"
     return PairResult(cell, base, head, note=note)
 
 

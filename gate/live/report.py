@@ -30,9 +30,9 @@ def report(found: Found, asked: Sequence[str], alpha: float, *, strict: bool) ->
     lines = [
         f"## {asked[0]} (base) against {asked[1]} (head)",
         "",
-        f"{machine}. {pairs}. A change counts beyond {threshold.percent:g}% and {threshold.us:g} us a step; "
-        f"a false slowdown in any cell has a probability of at most {alpha:g}; all intervals hold at once with "
-        f"{1 - alpha:g}.",
+        f"{machine}. {pairs}. A change counts only beyond {threshold.percent:g}% and {threshold.us:g} us a step. "
+        f"The probability of any false slowdown is at most {alpha:g}. "
+        f"All intervals hold together with a probability of {1 - alpha:g}.",
         "",
         *verdict_lines(found.verdicts, strict=strict, every=True)[:-1],
     ]

@@ -50,7 +50,7 @@ def cannot_settle(commit: Mapping[str, Any], machines: Mapping[str, Mapping[str,
     if not commit.get("id") or commit.get("id") == "unversioned":
         return "the record names no commit"
     if commit.get("dirty"):
-        return "the record is of a checkout with changes that no commit has"
+        return "the record was made with uncommitted changes"
     known = subprocess.run(
         ["git", "cat-file", "-e", f"{commit['id']}^{{commit}}"], cwd=checkout, capture_output=True, check=False
     )

@@ -18,7 +18,10 @@ def resolved(ref: str, repository: Path) -> str:
         return str(folder.absolute())
     answer = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if answer.returncode:
-        raise ValueError(f"{ref!r} is neither a commit of {repository} nor a folder with {MODELS}; see git log.")
+        raise ValueError(
+            f"{ref!r} is neither a commit of {repository} nor the folder of a checkout, which has {MODELS}/; "
+            "choose a commit from git log."
+        )
     return answer.stdout.strip()
 
 

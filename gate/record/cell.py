@@ -100,7 +100,7 @@ class CellRecord:
                 raise ValueError(f"{each.name} of {name} is {value!r:.40}, not {words} ({each.metadata['unit']})")
             values[each.name] = value
         if "cell" not in values:
-            raise ValueError('an entry has no "cell"')
+            raise ValueError('an entry lacks the key "cell"')
         record = cls(**values)
         clock = (record.gpu_after or {}).get("sm_clock_mhz")
         if is_number(clock) and clock <= 0:  # type: ignore[operator]
@@ -169,7 +169,9 @@ def cell_of(cell: str) -> dict[str, Any]:
     parts = cell.split("-", 7)
     names = ("backend", "collator", "mode", "causal", "dtype", "execution", "workload", "lengths")
     if len(parts) < 7:
-        raise ValueError(f"{cell!r} is no cell id; one has 7 or 8 words with hyphens between them.")
+        raise ValueError(
+            f"{cell!r} is not a cell id; an id joins 7 or 8 words with hyphens (see pytest --matrix=json)."
+        )
     key: dict[str, Any] = dict(zip(names, [*parts, "uniform"], strict=False))
     return key | {"causal": key["causal"] == "causal"}
 

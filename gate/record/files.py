@@ -172,7 +172,7 @@ def record_from_journal(path: Path) -> Content:
     try:
         header, *entries = map(json.loads, path.read_text(encoding="utf8").split("\n")[:-1])
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable journal ({error}).") from None
+        raise ValueError(f"{path} is not a readable journal ({error}). Delete it, and time the cells again.") from None
     return header | {
         "benchmarks": [entry for entry in entries if "stats" in entry],
         "cells_without_time": [entry for entry in entries if "stats" not in entry],

@@ -44,14 +44,14 @@ COSTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m gate table`."""
-    parser.add_argument("record", type=Path, metavar="RECORD", help="a record that was saved, or a baseline")
+    parser.add_argument("record", type=Path, metavar="RECORD", help="a saved record, or a baseline")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables; ValueError for a file that cannot be read."""
     found = load(args.record)
     if found.committed:
-        print(f"{found}: of each cell the process in the middle.\n")
+        print(f"{found}: each cell shows its process with the median time.\n")
     print(tables(typical(found.processes), heading="### "))
     return 0
 
@@ -65,7 +65,7 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
         groups.setdefault((cell["workload"], cell["lengths"], cell["dtype"], as_article), []).append(one)
     blocks = []
     for (workload, lengths, dtype, as_article), group in groups.items():
-        masks = "eval without, train with" if as_article else "eval with, train without"
+        masks = "eval full, train causal" if as_article else "eval causal, train full"
         legend = "ms a step, * the best of its column"
         same_work = as_article and (workload, lengths, dtype) == ("article", "uniform", "bfloat16")
         if same_work and any((one.cell["backend"], one.cell["collator"]) in ARTICLE_MS for one in group):
@@ -74,7 +74,7 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
         if timed and timed.tokens:
             count, mean = len(set(timed.batches or range(len(timed.tokens)))), sum(timed.tokens) / len(timed.tokens)
             legend += f". {count} batches of {mean:,.0f} tokens on average"
-        title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, {masks} a causal mask"
+        title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, mask: {masks}"
         blocks.append(f"{title}\n\n{render(_step_table(group, ARTICLE_MS if same_work else {}), width)}\n\n{legend}.")
     if blocks:
         blocks.append(f"{_machine(record.machine)}\n\n{render(_cost_table(record), width)}")

@@ -151,9 +151,9 @@ class Backend:
                 case.head_dim % self.head_dim_multiple == 0,
                 f"takes head dims that are multiples of {self.head_dim_multiple}; got {case.head_dim}",
             ),
-            (self.windows or case.window is None, f"has no window; got one of {case.window} tokens"),
+            (self.windows or case.window is None, f"has no sliding window; got a window of {case.window} tokens"),
             (self.softcaps or case.softcap is None, f"has no soft cap; got {case.softcap}"),
-            (self.sinks or not case.sinks, "has no sinks; got some"),
+            (self.sinks or not case.sinks, "has no attention sinks; got sinks=True"),
             (case.dtype in dtypes, f"takes {', '.join(map(_short, dtypes))}; got {_short(case.dtype)}"),
         ]
         refused = [refusal.reason for refusal in self.undeclared if refusal.matches(case)]
@@ -199,8 +199,8 @@ class Backend:
             )
         if isinstance(batch, PaddedBatch) and batch.padding_side != case.padding_side:
             raise ValueError(
-                f"{self.name} was asked for padding on the {case.padding_side}; got a batch padded on the "
-                f"{batch.padding_side}. Make the case from the collator of the batch."
+                f"{self.name} got a case with padding on the {case.padding_side}, but a batch padded on the "
+                f"{batch.padding_side}; make the case from the collator of the batch."
             )
         if reasons := self.unsupported_reasons(case) or self.batch_reasons(batch):
             raise ValueError(f"{self.name} {'; '.join(reasons)}. See pytest --matrix for what works here.")

@@ -45,9 +45,11 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
-            raise ValueError(f"a window holds the token itself, at least 1; got {self.window}. None means no window.")
+            raise ValueError(
+                f"a window must be at least 1 token, the query itself; got {self.window}. Pass None for no window."
+            )
         if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"a soft cap is positive; got {self.softcap}. None means no cap.")
+            raise ValueError(f"a soft cap must be positive; got {self.softcap}. Pass None for no cap.")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ def outside_backend(spec: str) -> Backend:
     own = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where) + f".{name}"
     if isinstance(found, Backend):
         if "-" in found.name:
-            raise ValueError(f"--backend {spec!r}: its name {found.name!r} has a hyphen, which ids are joined with.")
+            raise ValueError(
+                f"--backend {spec!r}: its name {found.name!r} has a hyphen, which separates words of an id; use '_'."
+            )
         return replace(found, spec=spec)
     if not callable(found):
         raise ValueError(
@@ -139,7 +141,9 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        raise ValueError(f"--backend {spec!r} has no signature that Python can read; wrap it in a function.") from None
+        raise ValueError(
+            f"--backend {spec!r}: Python cannot read its signature; wrap it in a Python function."
+        ) from None
     layout, options = _options(spec, parameters)
     device = default_device()
     made = functools.partial(
@@ -195,7 +199,7 @@ def _options(spec: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[An
         )
     scale = next((each for each in SCALES if each in names), "")
     if not scale:
-        raise ValueError(f"--backend {spec!r} takes no scale of the scores; add an argument {' or '.join(SCALES[:2])}.")
+        raise ValueError(f"--backend {spec!r} takes no softmax scale; add an argument {' or '.join(SCALES[:2])}.")
     causal = next((each for each in (*CAUSAL, Options.window) if each in names), "")
     known = {scale, causal}
     unknown = [
@@ -206,7 +210,9 @@ def _options(spec: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[An
         and name not in known
     ]
     if unknown:
-        raise ValueError(f"--backend {spec!r} needs {', '.join(unknown)}, which nobody gives it; give a default.")
+        raise ValueError(
+            f"--backend {spec!r} needs {', '.join(unknown)}, which the suite does not pass; give a default."
+        )
     return layout, Options(scale, causal, "enable_gqa" in names)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from collators.batch import PackedBatch
 from model.attention import Backend, Case
-from model.huggingface.masks import MaskFunction, Prepared, Unprepared, case_of, refuse
+from model.huggingface.masks import OTHER, MaskFunction, Prepared, Unprepared, case_of, refuse
 from model.huggingface.segments import segments_between, told_segments
 
 PREFIX = "varlen_gate_"
@@ -104,18 +104,21 @@ class Attention:
         # Up to 5.0 at least, transformers gave the positions in the cache in place of the length.
         length = q_length if cache_position is None else len(cache_position)
         if batch_size != 1:
-            refuse(self.name, f"takes sequences flattened into one row; got a batch of {batch_size} rows")
+            refuse(self.name, f"takes sequences flattened into one row; got a batch of {batch_size} rows. Flatten it")
         if length != kv_length or q_offset:
             refuse(
-                self.name, f"takes whole sequences, not steps from a cache; got {length} queries on {kv_length} keys"
+                self.name,
+                f"takes whole sequences, not steps from a cache; got {length} queries on {kv_length} keys. "
+                "Give no past_key_values",
             )
         if use_vmap:
-            refuse(self.name, "is causal or full; this model adds a mask function of its own")
+            refuse(self.name, f"is causal or full, but this model adds a mask function of its own; {OTHER}")
         # transformers itself cuts a mask that is wider than the ids, where it counts the keys by a cache.
         if attention_mask is not None and tuple(attention_mask.shape) != (1, kv_length):
             refuse(
                 self.name,
-                f"takes an attention_mask of the row's own (1, {kv_length}); got {tuple(attention_mask.shape)}",
+                f"takes an attention_mask of the row's shape, (1, {kv_length}); got {tuple(attention_mask.shape)}. "
+                "Leave it out",
             )
         if attention_mask is not None and not bool(attention_mask.all()):
             refuse(self.name, "takes no padding; got an attention_mask with zeros. Flatten the sequences without it")
@@ -148,26 +151,33 @@ class Attention:
             mask = mask.prepared(others, query.device)
         if not isinstance(mask, Prepared):
             got = "none" if mask is None else f"one of type {type(mask).__name__}"
-            refuse(self.name, f"needs the mask of its own mask function; {layer} was handed {got}")
+            refuse(
+                self.name,
+                f"needs the mask of its own mask function; {layer} got {got}. Register both, as registered() does",
+            )
         if dropout:
             refuse(self.name, f"has no dropout; {layer} asks for {dropout}. Set it to 0 in the config, or call eval()")
         if query.shape[-1] != value.shape[-1]:
-            refuse(self.name, f"takes one head dim; got {query.shape[-1]} of queries and {value.shape[-1]} of values")
+            refuse(
+                self.name,
+                f"takes one head dim; got {query.shape[-1]} of queries and {value.shape[-1]} of values. Choose another "
+                "attention implementation",
+            )
         if query.shape[0] != 1 or key.shape[:3:2] != query.shape[:3:2] or value.shape[:3] != key.shape[:3]:
             refuse(
                 self.name,
-                f"takes one row that attends to itself; {layer} hands it queries of {tuple(query.shape)}, keys of "
+                f"takes one row that attends to itself; {layer} got queries of {tuple(query.shape)}, keys of "
                 f"{tuple(key.shape)} and values of {tuple(value.shape)}",
             )
         if sliding_window is not None and mask.longest > sliding_window:
             refuse(
                 self.name,
-                f"has no sliding window; {layer} asks for one of {sliding_window}, and the longest sequence has "
-                f"{mask.longest} tokens",
+                f"has no sliding window; {layer} asks for one of {sliding_window} tokens, but the longest sequence has "
+                f"{mask.longest}. Cut it to {sliding_window}",
             )
         for name, asked in others.items():
             if name not in WITHOUT_EFFECT and asked is not None and asked is not False:
-                refuse(self.name, f"does not do {NEEDS.get(name, name)}, which {layer} asks for ({name})")
+                refuse(self.name, f"does not support {NEEDS.get(name, name)}, which {layer} needs ({name}); {OTHER}")
         if not torch.compiler.is_compiling():
             self._check(query, key, mask)
         # Autocast leaves rotated queries and keys, and norms of them, in float32.
@@ -180,7 +190,9 @@ class Attention:
         Compiled blocks are not asked: the length of a row would be a graph of its own.
         """
         if query.shape[2] != mask.length:
-            refuse(self.name, f"has a mask of {mask.length} tokens; got queries of {query.shape[2]}")
+            refuse(
+                self.name, f"made a mask of {mask.length} tokens; got {query.shape[2]} queries. Give it the whole row"
+            )
         heads = (query.shape[1], key.shape[1], query.shape[-1])
         case = case_of(self.backend, mask.dtype, query.device, causal=mask.causal is not False, heads=heads)
         if case not in self.checked:
@@ -285,7 +297,7 @@ def _forgetting(attention: Attention) -> Callable[..., None]:
             refuse(
                 attention.name,
                 f"was not asked for a mask by {type(module).__name__}, which does not attend through transformers' "
-                "AttentionInterface",
+                "AttentionInterface; choose another model",
             )
 
     return after

@@ -96,7 +96,7 @@ def family_named(name: str) -> Family:
     known = [family.name for family in all_families()]
     close = [other for other in known if name.lower()[:4] in other] or known[:5]
     raise ValueError(
-        f"there is no language-model family {name!r} in this transformers; there are {', '.join(close)}, ..."
+        f"unknown language-model family {name!r}; choose one that this transformers has, such as {', '.join(close)}."
     )
 
 

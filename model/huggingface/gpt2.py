@@ -120,7 +120,9 @@ def seeded_gpt2(
 
 
 def _not_called(*args: Any, **kwargs: Any) -> Tensor:
-    raise ValueError("GPT-2 attends through transformers; its backends have no attention of the article's decoder.")
+    raise ValueError(
+        "a GPT-2 backend attends through transformers, not in the article's decoder; choose another backend."
+    )
 
 
 def _padding_mask(batch: PaddedBatch, case: Case) -> dict[str, Any]:

@@ -91,4 +91,4 @@ def implementation_named(name: str, device: Device) -> Implementation:
     for implementation in known:
         if implementation.name == name:
             return implementation
-    raise ValueError(f"there is no implementation {name!r} on {device}; there are {', '.join(i.name for i in known)}.")
+    raise ValueError(f"unknown implementation {name!r} on {device}; choose one of: {', '.join(i.name for i in known)}.")

@@ -91,7 +91,7 @@ def way_named(name: str) -> Way:
     for way in WAYS:
         if way.name == name:
             return way
-    raise ValueError(f"there is no way {name!r}; there are {'; '.join(way.name for way in WAYS)}.")
+    raise ValueError(f"unknown way {name!r} to give sequences; choose one of: {'; '.join(way.name for way in WAYS)}.")
 
 
 @dataclass(frozen=True)

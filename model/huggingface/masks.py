@@ -15,6 +15,10 @@ from model.huggingface.segments import TELLING, told_segments
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+#: What to do where a model needs what no backend here does.
+OTHER = "choose another attention implementation"
+
+
 def refuse(name: str, reason: str) -> NoReturn:
     """Raise a ValueError of one line that says what the implementation called `name` does not do."""
     raise ValueError(f"{name} {reason}.")
@@ -49,7 +53,7 @@ class NoTensor:
     name: str
 
     def _refused(self, *operands: Any) -> NoReturn:
-        refuse(self.name, "makes no mask, and this model works on the mask itself before it attends, or as it does")
+        refuse(self.name, "makes no mask, but this model reads or changes the mask itself; " + OTHER)
 
     # A model cuts a mask, adds it to scores, inverts and multiplies it, moves it or asks for its shape.
     __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __invert__ = _refused
@@ -94,7 +98,7 @@ class Unprepared(NoTensor):
             if segments is None:
                 refuse(
                     self.name,
-                    f"is not told the segments, as this model hands its layers none of {', '.join(TELLING)}; "
+                    f"does not know the segments, because this model's layers get none of {', '.join(TELLING)}; "
                     "run it inside attending(model, backend)",
                 )
             self.found = self.prepare(segments)
@@ -106,24 +110,25 @@ class Unprepared(NoTensor):
         if segments.num_slots != self.length:
             refuse(
                 self.name,
-                f"was told the segments of {segments.num_slots} tokens; this model's layers have {self.length}",
+                f"got segments of {segments.num_slots} tokens, but this model's layers have {self.length}; "
+                "give the offsets of this row",
             )
         if self.local_size is not None and longest > self.local_size:
             refuse(
                 self.name,
-                f"attends to whole sequences; this model's layers see {self.local_size} tokens (a sliding window or "
-                f"chunks), and the longest sequence has {longest}",
+                f"attends to whole sequences, but this model's layers see {self.local_size} tokens (a sliding window "
+                f"or chunks). The longest sequence has {longest}; cut it to {self.local_size}",
             )
         sees_first, sees_any_next, sees_all_next = self._seen(segments)
         # Chunks are cut along the row, by transformers; those of a sequence begin with it.
         if not sees_first and self.local_size is None:
             refuse(
                 self.name,
-                "attends to whole sequences; this model's own mask hides the first token of a sequence from a later "
-                "one (a sliding window, or other segments than those told)",
+                "attends to whole sequences, but this model's mask hides the first token of a sequence from a later "
+                "one. Check its sliding window, and the segments that it got",
             )
         if longest > 1 and sees_any_next != sees_all_next:
-            refuse(self.name, "is causal or full; this model's own mask lets some tokens see later ones")
+            refuse(self.name, "is causal or full, but this model's mask lets only some tokens see later ones; " + OTHER)
         causal = None if longest <= 1 else not sees_any_next
         case = case_of(self.backend, self.dtype, segments.cu_seqlens.device, causal=causal is not False)
         return Prepared(self.name, self.backend.prepare(segments, case), causal, longest, self.dtype, self.length)

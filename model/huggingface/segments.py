@@ -32,12 +32,16 @@ def told_segments(arguments: Mapping[str, Any], row: tuple[int, int], device: to
     _refuse_unless_integers(name, values, device)
     if name == "cu_seq_lens_q":
         if values.ndim != 1:
-            raise ValueError(f"cu_seq_lens_q are one row of offsets, [N+1]; got a shape of {tuple(values.shape)}.")
+            raise ValueError(
+                f"cu_seq_lens_q must have one dimension, [N+1]; got shape {tuple(values.shape)}. Give offsets."
+            )
         _refuse_other_keys(values, arguments.get("cu_seq_lens_k"), device)
         # Kernels read offsets as they lie in memory, whatever their strides say.
         return segments_between(values.to(torch.int32).contiguous(), length)
     if tuple(values.shape) != row:
-        raise ValueError(f"{name} of a flattened row of {length} tokens are (1, {length}); got {tuple(values.shape)}.")
+        raise ValueError(
+            f"{name} must have the shape of the row, (1, {length}); got {tuple(values.shape)}. Give one for each token."
+        )
     # A sequence goes on where its number stays, or its position goes up by one.
     follows = 0 if name == "seq_idx" else 1
     starts = torch.ones(length, dtype=torch.bool, device=values.device)
@@ -51,7 +55,7 @@ def _refuse_unless_integers(name: str, values: Any, device: torch.device) -> Non
         got = values.dtype if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise ValueError(f"{name} must be a tensor of int32 or int64; got {got}. Give what the collator returns.")
     if values.device != device:
-        raise ValueError(f"{name} must lie where the row does, on {device}; got {values.device}. Move them together.")
+        raise ValueError(f"{name} must be on the device of the row, {device}; got {values.device}. Move them together.")
 
 
 def _refuse_other_keys(queries: Tensor, keys: Any, device: torch.device) -> None:
@@ -60,8 +64,8 @@ def _refuse_other_keys(queries: Tensor, keys: Any, device: torch.device) -> None
     _refuse_unless_integers("cu_seq_lens_k", keys, device)
     if keys.tolist() != queries.tolist():
         raise ValueError(
-            f"cu_seq_lens_k must be cu_seq_lens_q, as a row attends to itself; got {keys.tolist()} for "
-            f"{queries.tolist()}. Leave it out."
+            f"cu_seq_lens_k must equal cu_seq_lens_q, {queries.tolist()}, because a row attends to itself; got "
+            f"{keys.tolist()}. Leave cu_seq_lens_k out."
         )
 
 
@@ -73,7 +77,9 @@ def segments_between(cu_seqlens: Tensor, length: int) -> PackedBatch:
     offsets = cu_seqlens.tolist()
     lengths = tuple(end - start for start, end in pairwise(offsets))
     if not lengths or offsets[0] != 0 or offsets[-1] != length or min(lengths) < 0:
-        raise ValueError(f"cu_seq_lens_q must rise from 0 to the {length} tokens of the row; got {offsets}.")
+        raise ValueError(
+            f"cu_seq_lens_q must rise from 0 to the {length} tokens of the row; got {offsets}. Give its own offsets."
+        )
     # Backends look at the offsets and the size of the row, never at what stands in it.
     row = cu_seqlens.new_empty((1, length), dtype=torch.int64)
     return PackedBatch(

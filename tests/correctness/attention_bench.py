@@ -453,4 +453,6 @@ class AttentionBench:
             if self.cell.backend.name in str(error):
                 return
             raise
-        raise AssertionError(f"{self.cell.id} takes a batch that it says it refuses: lengths {run.batch.lengths}.")
+        raise AssertionError(
+            f"{self.cell.id} must refuse this batch by its batch_reasons, but takes it: lengths {run.batch.lengths}."
+        )

@@ -124,7 +124,9 @@ def block(label: str, failure: Failure, again: str) -> str:
     runs = f"; failed {len(failure.errors)} of {len(failure.runs)} runs" if len(failure.runs) > 1 else ""
     lines = [f"{label}: {head}{runs}"]
     if len(failure.runs) > 1 and not failure.repeats:
-        lines.append("it does not repeat: some kernel gives other numbers each run, or reads what it must not")
+        lines.append(
+            "it does not repeat: a kernel gives other numbers in each run, or reads memory that it must not read"
+        )
     if isinstance(error, Wrong) and found and error.what:
         lines.append(error.what)
     lines += drawn(failure.given, error.on if isinstance(error, Wrong) else "")
@@ -214,10 +216,10 @@ def assert_same(name: str, was: Tensor, now: Tensor) -> None:
     if not torch.equal(was, now):
         error = float((was.double() - now.double()).abs().max()) if was.shape == now.shape else float("inf")
         # A name that goes on in "must change" may end in a comma.
-        raise Wrong("must be the same bit by bit", [Mismatch(name.rstrip(","), None, error, 0.0)])
+        raise Wrong("must be bitwise equal", [Mismatch(name.rstrip(","), None, error, 0.0)])
 
 
 def assert_changed(name: str, was: Tensor, now: Tensor) -> None:
     """Fail where two tensors do not differ."""
     if torch.equal(was, now):
-        raise Wrong(f"{name} must change, and does not")
+        raise Wrong(f"{name} must change, but does not")

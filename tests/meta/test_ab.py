@@ -38,8 +38,8 @@ def test_equal_code_passes_and_finished_cells_are_not_measured_again(
 ):
     run = tmp_path / "run"
     assert ab(base, ROOT, run, f"--cells={LOOP},{MASK}", "--minutes=0") == 0
-    assert "NOTHING WAS JUDGED: 2 inconclusive" in capsys.readouterr().out
-    assert {cell["why"] for cell in cells(run).values()} == {"no time was left for it within --minutes"}
+    assert "NO VERDICT: 2 inconclusive; nothing was judged" in capsys.readouterr().out
+    assert {cell["why"] for cell in cells(run).values()} == {"not measured: --minutes ended the run first"}
     assert main(["ab", f"--resume={run}", "--gate-strict"]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == "passed: 2 same"
@@ -49,7 +49,7 @@ def test_equal_code_passes_and_finished_cells_are_not_measured_again(
     assert capsys.readouterr().out.splitlines()[-1] == "passed: 2 same"
     with pytest.raises(SystemExit):
         ab(base, ROOT, run)
-    assert "holds a run already" in capsys.readouterr().err.splitlines()[-1]
+    assert "already holds a run" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_slowdowns_fail_and_their_causes_are_named(base: Path, tmp_path: Path):
@@ -121,22 +121,25 @@ def test_one_environment_shares_what_is_compiled(repository: Path, tmp_path: Pat
 
 
 USAGE = {
-    "nothing": ([], "nothing to compare: give --base and --head"),
+    "nothing": ([], "gate ab got nothing to compare; give --base and --head"),
     "one_side": (["--base=HEAD"], "--base needs --head"),
     "one_environment": (["--head-env=/x"], "--head-env needs --base-env"),
     "no_commit": (["--base=HEAD", "--head=no-such-ref"], "'no-such-ref' is neither a commit"),
     "option_for_a_commit": (["--base=HEAD", "--head=--all"], "'--all' is neither a commit"),
     "empty_commit": (["--base=", "--head=HEAD"], "'' is neither a commit"),
-    "no_environment": (["--base-env=/nowhere", "--head-env=/nowhere"], "'/nowhere' holds no python"),
-    "no_python": (["--base-env=/tmp", "--head-env=/tmp"], "'/tmp' holds no python"),
+    "no_environment": (["--base-env=/nowhere", "--head-env=/nowhere"], "'/nowhere' holds no executable bin/python"),
+    "no_python": (["--base-env=/tmp", "--head-env=/tmp"], "'/tmp' holds no executable bin/python"),
     "alpha": (["--base=HEAD", "--head=HEAD", "--alpha=0.9"], "--alpha 0.9 is not between 1e-06 and 0.5"),
     "steps": (["--base=HEAD", "--head=HEAD", "--steps=0"], "--steps 0 is not between 1 and inf"),
-    "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is no plan to go on with"),
-    "resume_and_more": (["--resume=/nowhere", "--cells=*"], "--resume goes on with the run as it was planned"),
+    "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is not a plan that can be resumed"),
+    "resume_and_more": (
+        ["--resume=/nowhere", "--cells=*"],
+        "--resume takes no other options than --minutes and --gate-strict",
+    ),
     "resume_for_less": (["--resume=/nowhere", "--minutes=-3"], "--minutes -3 is not between 0 and inf"),
     "resume_for_nan": (["--resume=/nowhere", "--minutes=nan"], "--minutes nan is not between 0 and inf"),
 } | {
-    f"resume_{option}": (["--resume=/nowhere", f"--{option}={value}"], f"got --{option}: leave that out")
+    f"resume_{option}": (["--resume=/nowhere", f"--{option}={value}"], f"got --{option}. Leave that out")
     for option, value in {"base": "HEAD", "head-env": "/x", "alpha": 0.4, "stall-seconds": -1, "folder": "/x"}.items()
 }
 
@@ -159,4 +162,4 @@ def test_a_broken_plan_is_told(tmp_path: Path, kept: str, capsys: pytest.Capture
     (tmp_path / "plan.json").write_text(kept)
     with pytest.raises(SystemExit):
         main(["ab", f"--resume={tmp_path}"])
-    assert "is no plan to go on with" in capsys.readouterr().err.splitlines()[-1]
+    assert "is not a plan that can be resumed" in capsys.readouterr().err.splitlines()[-1]

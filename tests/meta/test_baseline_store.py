@@ -73,12 +73,18 @@ def index_edited(path, **changes):
 
 
 HARMS = {
-    "deleted": (lambda path: path.unlink(), "is gone, though"),
-    "edited": (lambda path: line_edited(path, 3, faster), "is not as it was promoted"),
-    "a line lost": (lambda path: path.write_text("".join(path.open().readlines()[:-1])), "is not as it was promoted"),
+    "deleted": (lambda path: path.unlink(), "does not exist, but"),
+    "edited": (lambda path: line_edited(path, 3, faster), "has changed since it was promoted"),
+    "a line lost": (
+        lambda path: path.write_text("".join(path.open().readlines()[:-1])),
+        "has changed since it was promoted",
+    ),
     "truncated": (lambda path: path.write_text(path.read_text()[:-9]), "a line was edited, or cut short"),
-    "truncated in its first line": (lambda path: path.write_text(path.read_text()[:20]), "is not as it was promoted"),
-    "emptied": (lambda path: path.write_text(""), "is not as it was promoted"),
+    "truncated in its first line": (
+        lambda path: path.write_text(path.read_text()[:20]),
+        "has changed since it was promoted",
+    ),
+    "emptied": (lambda path: path.write_text(""), "has changed since it was promoted"),
     "older schema": (lambda path: line_edited(path, 0, lambda line: line.update(schema=1)), "has schema 1"),
     "no index": (lambda path: (path.parents[1] / INDEX).unlink(), "is not in"),
     "index torn": (lambda path: (path.parents[1] / INDEX).write_text("{"), "is not a readable index"),
@@ -114,7 +120,7 @@ def test_spaces_and_line_ends_are_no_edits(written, root):
         # Until schema 1 a baseline was one value over many lines.
         (
             lambda path: path.write_text(json.dumps({"kind": KIND, "schema": 1}, indent=1)),
-            "has schema 1, this .* reads 2",
+            "has schema 1, but this .* reads 2",
         ),
         (lambda path: line_edited(path, 1, lambda line: line.pop("at")), "KeyError: 'at'"),
         (lambda path: line_edited(path, 1, lambda line: line.update(process=7)), "KeyError: 0"),

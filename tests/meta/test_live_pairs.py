@@ -116,14 +116,14 @@ def test_a_cell_that_neither_opens_is_the_same_only_where_it_does_not_fit(arena:
 
 @pytest.mark.parametrize("asked", ["open", "block"])
 def test_two_that_fit_alone_and_not_together_blame_neither(arena: Arena, asked: str):
-    why = "each side fits into memory alone, and the two do not"
+    why = "each side alone fits into memory, but both together do not"
     assert arena.run(does("crowded", asked), does("crowded", asked)) == REST | {ODD: ("inconclusive", why)}
     (only,) = arena.found.results[ODD]
     assert only.base.verdict == only.head.verdict == FITS
 
 
 def test_a_side_that_fits_beside_another_is_not_blamed_for_the_one_that_does_not(arena: Arena):
-    why = "each side fits into memory alone, and the two do not"
+    why = "each side alone fits into memory, but both together do not"
     assert arena.run({}, does("out of memory", "block")) == REST | {ODD: ("inconclusive", why)}
 
 
@@ -154,7 +154,9 @@ def test_a_broken_result_of_an_earlier_run_is_told_and_named(tmp_path: Path, are
     path = tmp_path / "run" / "pairs" / "0" / f"{ODD}.json"
     for broken in ('{"cell": ', "[]", path.read_text().replace('"wall_ms": [', '"wall_ms": ["x", ')):
         path.write_text(broken)
-        with pytest.raises(ValueError, match=f"{ODD}.json is no finished cell .*; remove it to measure that again"):
+        with pytest.raises(
+            ValueError, match=f"{ODD}.json is not a finished cell .*; delete it to measure the cell again"
+        ):
             arena.run({}, {})
 
 
@@ -165,7 +167,7 @@ def test_slower_and_faster_cells_are_told_with_what_they_cost(arena: Arena):
         CELLS[1]: ("regressed", "slower in 2 fresh pairs; host: wall 31.5 ms (was 30.0)"),
         CELLS[0]: ("regressed", "compilations 1, was 0"),
         CELLS[2]: ("improved", "faster in 2 fresh pairs"),
-        CELLS[3]: ("same", "slower, by less than the threshold"),
+        CELLS[3]: ("same", "slower, but by less than the threshold"),
     }
     assert arena.found.pairs == 3
     assert len((arena.folder / "pids").read_text().split()) == 2 * 3, "every pair has workers of its own"
@@ -206,7 +208,9 @@ def test_costs_of_other_packages_are_told_and_not_judged(arena: Arena):
     base = {"hello": {"machine": {"versions": {"torch": "2.11.0"}}}}
     found = arena.run(base, {"costs": {ODD: {"compilations": 1}}})
     assert found == REST | {ODD: ("same", "compilations 1, was 0")}
-    assert arena.found.notes == ["The sides have other packages: exact costs are told, and only times are judged."]
+    assert arena.found.notes == [
+        "The packages of the two sides differ: exact costs are shown, but only times are judged."
+    ]
 
 
 def test_a_slower_preparation_is_named(arena: Arena):
@@ -216,7 +220,7 @@ def test_a_slower_preparation_is_named(arena: Arena):
 
 
 def test_other_batches_are_not_compared(arena: Arena):
-    why = "other batches: base has 2 of 15 tokens in all, head 3 of 24 tokens in all"
+    why = "other batches: base has 2 batches with 15 tokens, head 3 batches with 24 tokens"
     assert arena.run({}, {"tokens": {ODD: [7, 8, 9]}}) == REST | {ODD: ("inconclusive", why)}
 
 
@@ -238,7 +242,7 @@ def test_cells_of_one_side_are_missing_or_new(arena: Arena):
 def test_new_cells_alone_are_no_comparison(arena: Arena):
     found = arena.run({"does": {cell: {"open": "out of memory"} for cell in CELLS}}, {})
     assert {verdict for verdict, _ in found.values()} == {"inconclusive"}
-    assert found[ODD][1].endswith("no cell has a time on base to compare with")
+    assert found[ODD][1].endswith("base has no time of any cell, so nothing is compared")
 
 
 def test_the_same_seed_has_the_same_order_and_another_one_another(tmp_path: Path):
@@ -259,9 +263,9 @@ def test_the_same_seed_has_the_same_order_and_another_one_another(tmp_path: Path
             {},
             "base .* cannot be driven by this gate: ImportError: said so",
         ),
-        ({}, {"hello": {"device": "cuda"}}, "base runs on cpu and head on cuda"),
-        ({"ms": {}}, {"ms": {}}, "neither side runs a cell of what was asked for: none is declared here"),
-        *[({"unavailable": dict.fromkeys(CELLS, "no GPU")},) * 2 + ("neither side runs a cell .*: no GPU",)],
+        ({}, {"hello": {"device": "cuda"}}, "base runs on cpu, head on cuda; give both sides"),
+        ({"ms": {}}, {"ms": {}}, "neither side can run a cell that was asked for: none is declared here"),
+        *[({"unavailable": dict.fromkeys(CELLS, "no GPU")},) * 2 + ("neither side can run a cell .*: no GPU",)],
     ],
 )
 def test_sides_that_cannot_be_compared_are_refused_in_one_line(
@@ -277,7 +281,7 @@ def test_a_python_that_does_not_run_is_told_and_leaves_no_worker_of_the_other_si
     tmp_path: Path, python: str, error: type[Exception]
 ):
     sides = {"base": fake_side("base", tmp_path), "head": Side("head", tmp_path, Path(python), tmp_path)}
-    with pytest.raises(error, match=r"head: its worker ended \(exit status 1\)|No such file"):
+    with pytest.raises(error, match=r"head: the worker stopped \(exit status 1\)|No such file"):
         Comparison(Request(sides, tmp_path / "run", {})).run()
     assert left(tmp_path) == []
 
@@ -303,7 +307,7 @@ def test_an_interrupted_command_leaves_no_process_and_goes_on_later(tmp_path: Pa
     running.send_signal(sent)
     printed, _ = running.communicate(timeout=60)
     assert running.returncode == 130, printed
-    assert f"go on with: python -m gate ab --resume {tmp_path / 'run'}" in printed.splitlines()[-1]
+    assert f"To resume: python -m gate ab --resume {tmp_path / 'run'}" in printed.splitlines()[-1]
     assert left(tmp_path) == []
     for name in ("base", "head"):
         fake_side(name, tmp_path)

@@ -62,22 +62,25 @@ FIRST = record(timed(), timed(cell=EVAL))
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (record(timed(), timed(cell=EVAL)), "are of one process; give each once"),
+        (record(timed(), timed(cell=EVAL)), "come from the same process; give only one"),
         (replace(FIRST, machine=MACHINE | {"device": "NVIDIA A100"}), "another device: NVIDIA A100"),
         (replace(FIRST, machine=MACHINE | {"power_limit_w": 500.0}), "power limit"),
-        (replace(FIRST, machine=MACHINE | {"versions": {"torch": "2.14.0"}}), "has other package versions than"),
-        (replace(FIRST, commit={"id": "c0ffee", "dirty": True}), "is of uncommitted or unknown code; commit, record"),
-        (replace(FIRST, commit={}), "is of uncommitted or unknown code"),
-        (replace(FIRST, commit={"id": "decaf", "dirty": False}), "is of commit decaf,"),
-        (record(timed()), "has other cells than"),
-        (record(timed(cell=key(workload="long"))), "a baseline is of one workload; got article/uniform in"),
+        (replace(FIRST, machine=MACHINE | {"versions": {"torch": "2.14.0"}}), "differ in package versions"),
+        (
+            replace(FIRST, commit={"id": "c0ffee", "dirty": True}),
+            "unknown code; commit and record again",
+        ),
+        (replace(FIRST, commit={}), "comes from uncommitted or unknown code"),
+        (replace(FIRST, commit={"id": "decaf", "dirty": False}), "comes from commit decaf,"),
+        (record(timed()), "do not both have "),
+        (record(timed(cell=key(workload="long"))), "a baseline needs records of one workload; got article/uniform in"),
         (record(timed(), timed(cell=EVAL, verdict="wrong")), "has no valid time (wrong)"),
         (record(timed(), timed(cell=EVAL, device_ms=[math.nan])), "has no valid time (a step time is nan"),
-        (record(timed(), timed(cell=EVAL, gpu_after={"other_processes": 1})), "timed beside 1 other processes"),
+        (record(timed(), timed(cell=EVAL, gpu_after={"other_processes": 1})), "1 other process used the GPU"),
     ],
 )
 def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
-    at = other.at.replace(hour=0 if "one process" in why else 1)
+    at = other.at.replace(hour=0 if "the same process" in why else 1)
     refused = promote(FIRST, replace(other, at=at))
     assert refused != 0
     assert refused.startswith("2: ")
@@ -86,11 +89,11 @@ def test_what_does_not_fit_is_not_promoted(promote, root, other, why):
 
 
 def test_only_records_are_promoted(promote, root, tmp_path):
-    assert "promote without it" in promote(FIRST, options=["--add"])
+    assert "leave --add out" in promote(FIRST, options=["--add"])
     assert promote(FIRST) == 0
     assert "is not a readable benchmark record (IsADirectory" in promote(tmp_path / "records")
     assert "is not a readable benchmark record (FileNotFound" in promote(tmp_path / "gone")
-    assert "is a baseline already" in promote(root / SLUG / "article.json")
+    assert "is already a baseline" in promote(root / SLUG / "article.json")
 
 
 def test_a_cell_that_is_out_of_memory_and_dirty_code_on_demand_are_promoted(promote):
@@ -120,4 +123,4 @@ def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(pr
     later = record(*FIRST.cells.values(), hours=5)
     assert promote(replace(later, commit=commit("baselines/README")), options=["--add"]) == 0
     other = replace(record(*FIRST.cells.values(), hours=6), commit=commit("more.py"))
-    assert "record at the baseline's commit" in promote(other, options=["--add"])
+    assert "Record both at one commit" in promote(other, options=["--add"])

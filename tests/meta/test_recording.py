@@ -130,7 +130,7 @@ def test_a_silent_process_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "ROOT", tmp_path)
     begin = time.monotonic()
     ended = run_pytest(["-W", "ignore", str(test)], tmp_path / "logs" / "one.log", 5.0)
-    assert str(ended) == "killed as it printed nothing for --stall-seconds", ended.log
+    assert str(ended) == "killed, because it printed nothing for --stall-seconds", ended.log
     assert time.monotonic() - begin < 40
     assert gone(int((tmp_path / "pid").read_text()))
 

@@ -44,7 +44,7 @@ def test_what_launches_add_counts_where_both_sides_know_it():
     assert change_of(timed(host_deficit_ms=50.0), [timed(host_deficit_ms=0.0)]) == pytest.approx(
         math.log(1.5), rel=0.01
     )
-    with pytest.raises(ValueError, match="no batch in common"):
+    with pytest.raises(ValueError, match="timed no batch in common"):
         change_of(timed(batches=[batch + 50 for batch in range(BATCHES)]), [timed()])
 
 
@@ -55,7 +55,7 @@ def test_what_launches_add_counts_where_both_sides_know_it():
         (100.8, Verdict.SAME, "+0.8% beside the record"),
         (103.2, Verdict.INCONCLUSIVE, "+3.2% beside the record; not settled: no commit"),
         (124.0, Verdict.INCONCLUSIVE, "+24.0% beside the record; not settled: no commit"),
-        (126.0, Verdict.REGRESSED, "+26.0% beside the record: slower by the record alone"),
+        (126.0, Verdict.REGRESSED, "+26.0% beside the record: too large for noise, even without a live pair"),
         (97.0, Verdict.SAME, "-3.0% beside the record"),
     ],
 )
@@ -96,7 +96,7 @@ def test_only_comparable_cells_that_seem_slower_are_suspects_and_the_live_verdic
 @pytest.mark.parametrize("verdict", ["out of memory", "too slow", "wrong", "failed", "crashed"])
 def test_a_time_that_was_lost_regressed_and_why_is_told(verdict):
     found = judged(timed(verdict=verdict, reason="so"), timed(verdict="out of memory"), timed())
-    assert (found.verdict, found.why) == (Verdict.REGRESSED, f"{verdict}: so; had a time before")
+    assert (found.verdict, found.why) == (Verdict.REGRESSED, f"{verdict}: so; the record has a time")
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,16 @@ def gpu(**state):
 @pytest.mark.parametrize(
     ("head", "why"),
     [
-        (gpu(throttle_reasons=["hw_slowdown"]), "throttled in another way: hw_slowdown on head, not on base"),
-        (gpu(other_processes=2), "2 other processes on the GPU of head"),
-        (gpu(sm_clock_mhz=1500), "other clocks: 1500 MHz on head, 1980 MHz on base"),
-        (timed(tokens=[7] * BATCHES), "other batches: sizes of 7 tokens in all on head"),
+        (gpu(throttle_reasons=["hw_slowdown"]), "throttling differs: hw_slowdown on head, none on base"),
+        (gpu(other_processes=2), "2 other processes on head's GPU"),
+        (gpu(sm_clock_mhz=1500), "other SM clock rates: 1500 MHz on head, 1980 MHz on base"),
+        (timed(tokens=[7] * BATCHES), "other batches: their sizes add up to 7 tokens on head"),
         (timed(batches=[batch + 50 for batch in range(BATCHES)]), "other batches: head and base have none in common"),
         (timed(device_ms=[100.0] * 4, batches=[0, 1, 2, 3]), "too few steps: 4 on head, at least 5"),
-        (timed(device_ms=None, wall_ms=timed().wall_ms), "timed by the wall on head, by the device on base"),
+        (
+            timed(device_ms=None, wall_ms=timed().wall_ms),
+            "other timers: the wall clock on head, the device clock on base",
+        ),
         ({"device": "NVIDIA H200"}, "another device: NVIDIA H200 on head, NVIDIA H100 80GB HBM3 on base"),
         ({"power_limit_w": 500.0, "max_sm_clock_mhz": 1500}, "power limit (W) is 500 on head, 700 on base"),
     ],

@@ -46,7 +46,7 @@ def test_other_work_is_not_compared_with_the_article_and_has_a_table_of_its_own(
     text = tables(record(one(), one(20.0, **changes), one(90.0, **changes | {"mode": "train", "causal": False})))
     first, second, *_ = [row for row in rows(text, "fa2_varlen") if row[1] == "packed"]
     assert (first[2], second[2]) == ("31.0* (51, 0.61x)", "20.0*")
-    assert "eval with, train without a causal mask" in text
+    assert "mask: eval causal, train full" in text
 
 
 def test_words_stand_where_there_is_no_time():

@@ -24,7 +24,7 @@ def test_a_save_holds_raw_samples_in_the_folder_of_the_device_and_names_neither_
     (pytester.path / ".git").mkdir()
     result = session("--benchmark-save=mine")
     assert result.ret == 0
-    result.stdout.no_fnmatch_line("Not saved*")
+    result.stdout.no_fnmatch_line("No record was saved*")
     assert not session.journals()
     assert [folder.name for folder in (pytester.path / ".benchmarks").iterdir()] == [SLUG]
     (path,) = session.saved()
@@ -126,7 +126,7 @@ def test_journal_outlives_a_killed_process(session, pytester, monkeypatch):
 def test_a_journal_that_is_not_saved_is_named(session, monkeypatch):
     result = session("-m", "performance", "-k", "fa2", "--benchmark-stock-table", infos=[info(), info("xformers_auto")])
     (journal,) = session.journals()
-    result.stdout.fnmatch_lines([f"Not saved; raw samples of 1 cells are in {journal}"])
+    result.stdout.fnmatch_lines([f"No record was saved. The step times of 1 cell are in {journal}"])
     result.stdout.fnmatch_lines(["*Name (time in*"])
     assert record_from_journal(journal)["gate"] == {"partial": True}
 

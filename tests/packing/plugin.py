@@ -51,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const=DEFAULT_FOLDER,
         metavar="FOLDER",
         help="with -m packing: print which families of the installed transformers are safe to pack, and write "
-        f"Markdown and JSON to FOLDER ({DEFAULT_FOLDER}; --packing-report=docs/results/packing makes it the record)",
+        f"Markdown and JSON to FOLDER (default {DEFAULT_FOLDER}; docs/results/packing holds the committed record)",
     )
     group.addoption(
         "--packing-families",
         default=ALL,
         metavar="all|ci|NAME,NAME",
-        help="with -m packing: every family (default), one of each kind, or these",
+        help="with -m packing: every family (all, the default), one family of each kind (ci), or the named ones",
     )
     group.addoption(
         "--hf-config",
@@ -67,13 +67,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--packing-implementations",
         metavar="NAME,NAME",
-        help="with -m packing: these attention implementations, the project's packed backends among them (default: "
-        "eager, sdpa and sdpa_document_mask on a CPU, every one that runs on a GPU)",
+        help="with -m packing: only these attention implementations of transformers or packed backends of this project "
+        "(default: eager, sdpa and sdpa_document_mask on a CPU; on a GPU, every one that runs there)",
     )
     group.addoption(
         "--collator-arguments",
         metavar="JSON",
-        help="with -m packing --collator SPEC: the arguments of the collator, a JSON object",
+        help="with -m packing --collator SPEC: the collator's arguments, as a JSON object",
     )
 
 
@@ -109,7 +109,7 @@ def collator_asked(config: pytest.Config) -> Callable[..., Any]:
     try:
         arguments = json.loads(text or "{}")
     except ValueError as error:
-        raise ValueError(f"--collator-arguments {text!r} is no JSON: {error}.") from None
+        raise ValueError(f"--collator-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"--collator-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
     if not callable(found):
@@ -126,10 +126,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FOUND] = found = Found()
     config.pluginmanager.register(found)
     if config.getoption("packing_report") and config.getoption("markexpr") != "packing":
-        raise pytest.UsageError("--packing-report reports on the packing tests; run them: pytest -m packing.")
+        raise pytest.UsageError("--packing-report needs the packing tests; add -m packing.")
     if outside_collator(config):
         if config.getoption("markexpr") != "packing":
-            raise pytest.UsageError("--collator SPEC proves a collator from outside; run it: pytest -m packing.")
+            raise pytest.UsageError("--collator SPEC needs the packing tests; add -m packing.")
         try:
             made = collated(collator_asked(config), features_of((3, 2)))
         except Exception as error:
@@ -260,10 +260,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         known = {name: entry for name, entry in before["families"].items() if name in entries}
         better = [each for each in changes_between({**before, "families": known}, record) if each.direction == "better"]
         for change in better:
-            terminalreporter.write_line(f"better than recorded: {change}")
+            terminalreporter.write_line(f"better than the committed record: {change}")
         if better:
             terminalreporter.write_line(
-                "Record it: pytest -m packing --packing-report=docs/results/packing, and commit the files."
+                "To update it, run pytest -m packing --packing-report=docs/results/packing and commit the files."
             )
     folder = config.getoption("packing_report")
     if folder:

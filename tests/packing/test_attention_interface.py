@@ -109,7 +109,9 @@ def test_layers_that_are_not_told_the_segments_refuse_a_name_alone() -> None:
         made = llama(attn_implementation=name)
         for layer in made.model.layers:
             layer.register_forward_pre_hook(without_positions, with_kwargs=True)
-        with pytest.raises(ValueError, match=rf"^{name} is not told the segments, .* run it inside attending\(model, "):
+        with pytest.raises(
+            ValueError, match=rf"^{name} does not know the segments, .* run it inside attending\(model, "
+        ):
             computed(made, ids)
 
 
@@ -196,7 +198,7 @@ def test_attention_registered_without_its_mask_leaks_and_is_seen_to(model: nn.Mo
 def test_layers_without_the_mask_of_the_backend_refuse(model: nn.Module) -> None:
     with attending(model, backend_named("sdpa_loop")) as name:
         AttentionMaskInterface._global_mapping.pop(name)
-        with pytest.raises(ValueError, match=r"needs the mask of its own mask function; .*Attention was handed none"):
+        with pytest.raises(ValueError, match=r"needs the mask of its own mask function; .*Attention got none"):
             computed(model, flattened(sequences()))
 
 
@@ -269,7 +271,7 @@ def refusal(made: nn.Module, inputs: dict[str, Any], backend: str = "sdpa_loop")
 def test_a_sliding_window_shorter_than_a_sequence_is_refused() -> None:
     text = refusal(mistral(), flattened(sequences()))
     assert "this model's layers see 4 tokens" in text
-    assert "the longest sequence has 9" in text
+    assert "The longest sequence has 9; cut it to 4." in text
 
 
 def test_a_sliding_window_that_hides_nothing_is_none() -> None:
@@ -310,7 +312,7 @@ def test_other_needs_of_a_layer_are_refused_by_name() -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = Gemma2Config(vocab_size=61, head_dim=16, intermediate_size=96, pad_token_id=0, **sizes)
     text = refusal(Gemma2ForCausalLM(config), flattened(sequences()))
-    assert "does not do soft-capped scores, which Gemma2Attention asks for (softcap)" in text
+    assert "does not support soft-capped scores, which Gemma2Attention needs (softcap)" in text
 
 
 def test_a_model_that_attends_by_itself_is_refused() -> None:
@@ -343,7 +345,7 @@ def test_a_model_that_works_on_the_mask_itself_is_refused(work: Callable[[Any], 
         made.model.layers[0].register_forward_pre_hook(before, with_kwargs=True)
         with (
             attending(made, backend) if told else nullcontext(),
-            pytest.raises(ValueError, match=f"^{name} makes no mask, and this model works on the mask itself"),
+            pytest.raises(ValueError, match=f"^{name} makes no mask, but this model reads or changes the mask itself"),
         ):
             computed(made, flattened(sequences()))
 
@@ -358,7 +360,7 @@ def test_what_a_backend_does_not_do_here_is_refused() -> None:
     [
         ({"cu_seq_lens_q": torch.tensor([0, 5, 17])}, "must rise from 0 to the 18 tokens of the row; got [0, 5, 17]"),
         ({"cu_seq_lens_q": torch.tensor([0, 9, 5, 18])}, "must rise from 0 to the 18 tokens"),
-        ({"position_ids": torch.arange(9).expand(2, 9)}, "position_ids of a flattened row of 18 tokens are (1, 18)"),
+        ({"position_ids": torch.arange(9).expand(2, 9)}, "position_ids must have the shape of the row, (1, 18)"),
     ],
 )
 def test_segments_that_do_not_fit_the_row_are_refused(inputs: dict[str, Any], says: str) -> None:

@@ -186,7 +186,7 @@ def test_a_dtype_in_which_nothing_can_be_compared_leaves_the_others(
 
 
 def test_an_unknown_implementation_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match="there are eager, sdpa, "):
+    with pytest.raises(ValueError, match="choose one of: eager, sdpa, "):
         implementation_named("sdpa_fast", "cpu")
 
 

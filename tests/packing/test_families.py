@@ -30,7 +30,7 @@ def test_encoders_with_an_unpadded_path_are_found() -> None:
 
 
 def test_an_unknown_family_names_others() -> None:
-    with pytest.raises(ValueError, match=r"no language-model family 'llamma' in this transformers; there are .*llama"):
+    with pytest.raises(ValueError, match=r"unknown language-model family 'llamma'; choose one .*llama"):
         family_named("llamma")
 
 

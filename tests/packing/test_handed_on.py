@@ -89,7 +89,7 @@ def test_a_layer_hands_on_its_heads_and_the_context(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [30.0, 0.0, torch.ones(HEADS), True], ids=["number", "zero", "tensor", "true"])
 def test_a_layer_that_asks_for_more_is_refused(asks: str, value: Any) -> None:
     stand_in = StandIn()
-    with refused(rf"does not do .*, which Identity asks for \({asks}\)"):
+    with refused(rf"does not support .*, which Identity needs \({asks}\)"):
         layer(stand_in.attention, **{asks: value})
     assert stand_in.calls == []
 
@@ -135,7 +135,7 @@ def test_a_model_whose_mask_is_neither_causal_nor_full_is_refused() -> None:
     def prefix(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) | (key < 4)
 
-    for function, says in ((window, "hides the first token"), (prefix, "lets some tokens see later ones")):
+    for function, says in ((window, "hides the first token"), (prefix, "lets only some tokens see later ones")):
         row = StandIn().attention.mask(1, TOKENS, function, q_length=TOKENS)
         with refused(says):
             layer(StandIn().attention, attention_mask=row)
@@ -160,14 +160,14 @@ OTHER: dict[str, dict[str, Tensor]] = {
 @pytest.mark.parametrize("other", OTHER)
 def test_a_layer_of_another_shape_than_its_row_is_refused(other: str) -> None:
     stand_in = StandIn()
-    with refused("; got |hands it queries of "):
+    with refused(" got "):
         layer(stand_in.attention, **OTHER[other])
     assert stand_in.calls == []
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, TOKENS, TOKENS).bool(), torch.zeros(1, TOKENS), "causal"])
 def test_a_layer_with_another_mask_is_refused(mask: Any) -> None:
-    with refused("needs the mask of its own mask function; Identity was handed "):
+    with refused("needs the mask of its own mask function; Identity got "):
         layer(StandIn().attention, attention_mask=mask)
 
 
@@ -202,7 +202,7 @@ WRONG_MASKS = [(1, TOKENS + 1), (1, TOKENS + 9), (1, TOKENS - 1), (1, 1), (2, TO
 @pytest.mark.parametrize("shape", WRONG_MASKS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
 def test_an_attention_mask_of_another_shape_is_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    with refused(rf"takes an attention_mask of the row's own \(1, {TOKENS}\); got "):
+    with refused(rf"takes an attention_mask of the row's shape, \(1, {TOKENS}\); got "):
         StandIn().attention.mask(1, TOKENS, causal, q_length=TOKENS, attention_mask=torch.ones(shape, dtype=dtype))
 
 

@@ -60,5 +60,5 @@ def test_ways_have_names_of_their_own() -> None:
     names = [way.name for way in (*FLATTENED, *PADDED)]
     assert len(names) == len(set(names))
     assert [way_named(name).name for name in names] == names
-    with pytest.raises(ValueError, match="there is no way 'packed'"):
+    with pytest.raises(ValueError, match="unknown way 'packed'"):
         way_named("packed")

@@ -29,9 +29,9 @@ json.dump(results, sys.stdout)
 COLLATORS = "tests/packing/test_collated.py"
 
 BAD: dict[str, list[str]] = {
-    "--packing-report reports on the packing tests": ["-m", "meta", "--packing-report"],
-    "there is no language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
-    "there is no implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
+    "--packing-report needs the packing tests": ["-m", "meta", "--packing-report"],
+    "unknown language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
+    "unknown implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
     "run it: pytest -m packing.": ["-m", "correctness", "--collator=nowhere.py:collate"],
     "there is no file": ["-m", "packing", "--collator=nowhere.py:collate"],
     "is no JSON": ["-m", "packing", f"--collator={COLLATORS}:flattened", "--collator-arguments={"],
@@ -74,8 +74,8 @@ def test_a_bad_option_is_refused_in_a_line() -> None:
     ("arguments", "wanted"),
     [
         (["table", "nowhere.json"], "nowhere.json is no packing record"),
-        (["reproduce", "llamma"], "no language-model family 'llamma'"),
-        (["reproduce", "gpt2", "sdpa", "packed"], "there is no way 'packed'"),
+        (["reproduce", "llamma"], "unknown language-model family 'llamma'"),
+        (["reproduce", "gpt2", "sdpa", "packed"], "unknown way 'packed'"),
     ],
 )
 def test_a_bad_command_is_refused_in_a_line(

@@ -151,7 +151,7 @@ def test_a_row_that_is_told_wrongly_is_refused_in_a_line(name: str, wrong: str, 
 @every_door
 @pytest.mark.parametrize("name", ["seq_idx", "position_ids"])
 def test_a_row_that_is_told_without_its_rows_is_refused(name: str, door: Door) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} of a flattened row of 9 tokens are \(1, 9\); got \(9,\)\.$"):
+    with pytest.raises(ValueError, match=rf"^{name} must have the shape of the row, \(1, 9\); got \(9,\)\. "):
         door({name: TOLD[name][0]})
 
 
@@ -167,7 +167,7 @@ def test_offsets_that_do_not_rise_from_0_to_the_tokens_are_refused(offsets: list
     "keys", [torch.tensor([0, 3, 6, 9]), torch.tensor([0, 2, 6, 9, 12]), torch.tensor([0.0, 2.0, 6.0, 9.0]), [0, 9]]
 )
 def test_a_row_with_other_offsets_for_its_keys_is_refused(keys: Any, door: Door) -> None:
-    with pytest.raises(ValueError, match=r"^cu_seq_lens_k must be [^\n]*; got [^\n]*\.$"):
+    with pytest.raises(ValueError, match=r"^cu_seq_lens_k must (be|equal) [^\n]*; got [^\n]*\.$"):
         door({"cu_seq_lens_q": TOLD["cu_seq_lens_q"], "cu_seq_lens_k": keys})
 
 

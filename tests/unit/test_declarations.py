@@ -308,9 +308,9 @@ def test_a_backend_has_a_name_of_its_own() -> None:
 def test_a_backend_declares_the_windows_soft_caps_and_sinks_above_and_refuses_others(backend: Backend) -> None:
     entries = [entry for entry in MINIMUM if entry.backend == backend.name]
     asked = (
-        ("windows", {"window": 4}, "has no window; got one of 4 tokens"),
+        ("windows", {"window": 4}, "has no sliding window; got a window of 4 tokens"),
         ("softcaps", {"softcap": 30.0}, "has no soft cap; got 30.0"),
-        ("sinks", {"sinks": True}, "has no sinks; got some"),
+        ("sinks", {"sinks": True}, "has no attention sinks; got sinks=True"),
     )
     for name, fields, reason in asked:
         declared = {len(getattr(entry, name)) > 1 for entry in entries}
@@ -322,7 +322,11 @@ def test_a_backend_declares_the_windows_soft_caps_and_sinks_above_and_refuses_ot
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
-    [({"window": 0}, "at least 1; got 0"), ({"softcap": 0.0}, "positive; got 0.0"), ({"softcap": -1.0}, "got -1.0")],
+    [
+        ({"window": 0}, "at least 1 token, the query itself; got 0"),
+        ({"softcap": 0.0}, "positive; got 0.0"),
+        ({"softcap": -1.0}, "got -1.0"),
+    ],
     ids=["no_window", "no_cap", "negative_cap"],
 )
 def test_a_case_with_an_empty_window_or_no_positive_cap_is_refused(fields: dict[str, float], reason: str) -> None:

@@ -115,7 +115,7 @@ def test_batches_of_one_rank_are_not_dealt_again(
 ) -> None:
     """Of one rank of two half would be lost; all of them, given as one rank's, may be of an odd number: a hang."""
     message = (
-        r"^a loader that deals out batches needs those of all ranks; "
+        r"^a loader that distributes batches needs those of all ranks; "
         rf"got num_replicas={num_replicas} and rank={rank}\. "
         r"Pass num_replicas=accelerator\.num_processes and rank=None\.$"
     )
@@ -149,6 +149,8 @@ def test_batches_for_another_number_of_processes_are_refused(
     if right:
         assert len(list(sampler)) == 4
         return
-    message = rf"^batches dealt out to {world} processes need num_replicas that divide them; got {num_replicas}\. Pass"
+    message = (
+        rf"^batches distributed to {world} processes need num_replicas that divides {world}; got {num_replicas}\. Pass"
+    )
     with pytest.raises(ValueError, match=message):
         list(sampler)

@@ -57,7 +57,7 @@ def test_a_block_says_what_is_worst_how_often_on_what_and_how_to_run_it_again() 
     failure = Failure({"batch": batch(2, 3), "at": 1}, (wrong(*names), None, wrong(*names), None))
     assert block("a-cell", failure, "pytest this").splitlines() == [
         "a-cell: tensor 0: error 2.000e+00, allowed 1.000e+00; failed 2 of 4 runs",
-        "  it does not repeat: some kernel gives other numbers each run, or reads what it must not",
+        "  it does not repeat: a kernel gives other numbers in each run, or reads memory that it must not read",
         "  differs from the reference",
         "  on lengths [2, 3]",
         "  drawn: at=1",
@@ -141,7 +141,7 @@ def test_a_failure_repeats_where_every_run_fails_alike(runs: list[Any], repeats:
         ([wrong("gradient of a.bias"), RuntimeError("no"), None], False),
         ([RuntimeError("gradient of a.bias"), None], False),
         ([AssertionError("gradient of a.bias"), None], False),
-        ([Wrong("must change, and does not"), None], False),
+        ([Wrong("must change, but does not"), None], False),
     ],
 )
 def test_what_is_known_excuses_what_comes_and_goes_in_its_own_tensors_alone(runs: list[Any], excuse: bool) -> None:
@@ -246,7 +246,7 @@ def test_same_is_every_bit() -> None:
         with pytest.raises(Wrong):
             assert_same("it", one, other)
     assert_changed("it", one, near)
-    with pytest.raises(Wrong, match=r"^it must change, and does not$"):
+    with pytest.raises(Wrong, match=r"^it must change, but does not$"):
         assert_changed("it", one, one.clone())
 
 

@@ -445,7 +445,9 @@ def test_attention_is_red_for_every_result_by_its_name(dtype: torch.dtype, name:
 def test_a_batch_that_a_backend_says_it_refuses_must_be_refused() -> None:
     cell = cell_of(torch.float32)
     record: Backend = replace(cell.backend, min_keys=9)
-    with pytest.raises(AssertionError, match=r"takes a batch that it says it refuses: lengths \(3, 1, 3, 5\)"):
+    with pytest.raises(
+        AssertionError, match=r"must refuse this batch by its batch_reasons, but takes it: lengths \(3, 1, 3, 5\)"
+    ):
         AttentionBench(replace(cell, backend=Lenient(**vars(record)))).check(GIVEN)
     with (
         open_workbench(replace(cell, backend=Lenient(**vars(record))), SIZES) as bench,

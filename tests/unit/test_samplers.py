@@ -451,15 +451,15 @@ def test_drop_last_does_not_always_drop_the_longest() -> None:
     ("lengths", "options", "message"),
     [
         ([], {}, r"length of at least one example; got none\."),
-        ([3, 0], {}, r"lengths\[1\] needs to be an integer of 1 or more; got 0\."),
-        ([3, 4, -1], {}, r"lengths\[2\] needs to be an integer of 1 or more; got -1\."),
-        ([3.5], {}, r"lengths\[0\] needs to be an integer of 1 or more; got 3\.5\."),
-        ([3, None], {}, r"lengths\[1\] needs to be an integer of 1 or more; got None\."),
-        ([3], {"num_replicas": 0}, r"num_replicas needs to be 1 or more; got 0\."),
-        ([3, 3], {"num_replicas": 2, "rank": 2}, r"rank needs to be in 0\.\.1; got 2\."),
-        ([3, 3], {"rank": -1}, r"rank needs to be in 0\.\.0; got -1\."),
-        ([3, 3], {"num_replicas": 3}, r"3 replicas need as many examples; got 2\."),
-        ([3], {"seed": -1}, r"seed needs to be 0 or more; got -1\."),
+        ([3, 0], {}, r"lengths\[1\] must be an integer of 1 or more; got 0\."),
+        ([3, 4, -1], {}, r"lengths\[2\] must be an integer of 1 or more; got -1\."),
+        ([3.5], {}, r"lengths\[0\] must be an integer of 1 or more; got 3\.5\."),
+        ([3, None], {}, r"lengths\[1\] must be an integer of 1 or more; got None\."),
+        ([3], {"num_replicas": 0}, r"num_replicas must be 1 or more; got 0\."),
+        ([3, 3], {"num_replicas": 2, "rank": 2}, r"rank must be in 0\.\.1; got 2\."),
+        ([3, 3], {"rank": -1}, r"rank must be in 0\.\.0; got -1\."),
+        ([3, 3], {"num_replicas": 3}, r"3 replicas need at least 3 examples; got 2\."),
+        ([3], {"seed": -1}, r"seed must be 0 or more; got -1\."),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -471,15 +471,15 @@ def test_bad_arguments_are_refused(
 
 @every_sampler
 def test_a_negative_epoch_is_refused(make: MakeSampler) -> None:
-    with pytest.raises(ValueError, match=r"epoch needs to be 0 or more; got -1\. Count epochs from 0\."):
+    with pytest.raises(ValueError, match=r"epoch must be 0 or more; got -1\. Count epochs from 0\."):
         make([3]).set_epoch(-1)
 
 
 @pytest.mark.parametrize(
     ("lengths", "max_tokens", "options", "message"),
     [
-        ([3], 0, {}, r"max_tokens needs to be 1 or more; got 0\."),
-        ([3, 9, 12], 8, {}, r"lengths\[1\] needs to fit max_tokens=8; got 9\. Raise the budget or split"),
+        ([3], 0, {}, r"max_tokens must be 1 or more; got 0\."),
+        ([3, 9, 12], 8, {}, r"lengths\[1\] must be at most max_tokens=8; got 9\. Raise max_tokens or split"),
         (
             [8, 8, 8],
             8,
@@ -522,17 +522,17 @@ def test_buckets_that_can_just_be_dealt_are(count: int, batch_size: int, options
 @pytest.mark.parametrize(
     ("lengths", "batch_size", "options", "message"),
     [
-        ([3], 0, {}, r"batch_size needs to be 1 or more; got 0\."),
-        ([3], 1, {"bucket_edges": ()}, r"bucket_edges needs rising lengths of 1 or more; got \(\)\."),
-        ([3], 1, {"bucket_edges": (8, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(8, 8\)\."),
-        ([3], 1, {"bucket_edges": (16, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(16, 8\)\."),
-        ([3], 1, {"bucket_edges": (0, 8)}, r"bucket_edges needs rising lengths of 1 or more; got \(0, 8\)\."),
+        ([3], 0, {}, r"batch_size must be 1 or more; got 0\."),
+        ([3], 1, {"bucket_edges": ()}, r"bucket_edges must be rising lengths of 1 or more; got \(\)\."),
+        ([3], 1, {"bucket_edges": (8, 8)}, r"bucket_edges must be rising lengths of 1 or more; got \(8, 8\)\."),
+        ([3], 1, {"bucket_edges": (16, 8)}, r"bucket_edges must be rising lengths of 1 or more; got \(16, 8\)\."),
+        ([3], 1, {"bucket_edges": (0, 8)}, r"bucket_edges must be rising lengths of 1 or more; got \(0, 8\)\."),
         ([3, 3, 3], 1, {"num_replicas": 2}, r"equal number of batches; got 3 examples in 3 batches\. Raise"),
         (
             [3] * 7,
             4,
             {"num_replicas": 2, "drop_last": True},
-            r"full batch each; got 1 of batch_size=4\. Lower",
+            r"full batches; got 1 of batch_size=4\. Lower",
         ),
     ],
 )

@@ -140,6 +140,6 @@ def test_a_workload_refuses_lengths_past_its_maximum_and_names_those_that_take_t
     fitting.write_text(f"5\n{longest}\n")
     assert longest in workload_named(name, "cpu", str(fitting)).lengths.draw(2, longest, 0)
     file.write_text(f"5\n{longest + 1}\n")
-    match = rf"line 2 .*; got {longest + 1}\..* That is the maximum of workload {name}; {others} \(--workload\)\.$"
+    match = rf"line 2 .*; got {longest + 1}\..* Workload {name} takes up to {longest}; {others} \(--workload\)\.$"
     with pytest.raises(ValueError, match=match):
         workload_named(name, "cpu", str(file))

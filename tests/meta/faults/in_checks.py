@@ -556,7 +556,7 @@ def what_is_close_is_the_same(patch: pytest.MonkeyPatch) -> None:
 
     def same(name: str, was: Tensor, now: Tensor) -> None:
         if not torch.allclose(was, now.to(was)):
-            raise Wrong("must be the same bit by bit", [Mismatch(name, None, 1.0, 0.0)])
+            raise Wrong("must be bitwise equal", [Mismatch(name, None, 1.0, 0.0)])
 
     everywhere(patch, report.assert_same, same)
 
