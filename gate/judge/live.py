@@ -116,6 +116,10 @@ class LiveJudge:
         if not results:
             return CellVerdict(cell, Verdict.INCONCLUSIVE, "not measured: --minutes ended the run first")
         if any(one.lost for one in results):
+            if cell in self.flagged and len(results) <= pairs.FEWEST_PAIRS:
+                return CellVerdict(
+                    cell, Verdict.INCONCLUSIVE, f"{_lost(cell, results).why}; {_too_few(len(results) - 1)}"
+                )
             return _lost(cell, results)
         if note := next((one.note for one in results if one.note), ""):
             return CellVerdict(cell, Verdict.INCONCLUSIVE, note)
@@ -127,8 +131,7 @@ class LiveJudge:
         screening, *fresh = results
         change, limit = self._change(cell), self._limit(cell)
         if change is None:
-            why = f"{len(fresh)} of {pairs.FEWEST_PAIRS} fresh pairs were run within --minutes"
-            return CellVerdict(cell, Verdict.INCONCLUSIVE, why)
+            return CellVerdict(cell, Verdict.INCONCLUSIVE, _too_few(len(fresh)))
         told = fresh or [screening]
         base_ms = statistics.median(one.base.step_ms or math.nan for one in told)
         judged = CellVerdict(cell, Verdict.SAME, "", change, base_ms, base_ms * math.exp(change.log))
@@ -154,6 +157,10 @@ class LiveJudge:
         return replace(
             judged, why=f"{word}, but by less than the threshold" if shown else f"{by} did not confirm a change"
         )
+
+
+def _too_few(fresh: int) -> str:
+    return f"{fresh} of {pairs.FEWEST_PAIRS} fresh pairs were run within --minutes"
 
 
 def _lost(cell: str, results: Sequence[PairResult]) -> CellVerdict:

@@ -172,8 +172,12 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
 def hello_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what both workers are told to time."""
     lengths = args.lengths
+    # Workers run in their checkouts: files are named by their whole path.
+    backends = []
+    for name in args.backend or []:
+        file, colon, function = name.rpartition(":")
+        backends.append(f"{Path(file).absolute()}:{function}" if colon and Path(file).is_file() else name)
     if lengths is not None:
-        # Workers run in their checkouts.
         file, colon, column = lengths.partition(":")
         lengths = f"{Path(file).absolute()}{colon}{column}" if Path(file).is_file() else lengths
     return {
@@ -183,7 +187,7 @@ def hello_of(args: argparse.Namespace) -> dict[str, Any]:
         "cell_seconds": args.cell_seconds,
         "selection": {
             "cells": args.cells,
-            "backends": args.backend or [],
+            "backends": backends,
             "collators": args.collator or [],
             "compiled": args.compiled,
         },

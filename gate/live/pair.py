@@ -224,10 +224,9 @@ def _record(cell: str, side: str, blocks: Sequence[Block], opened: Reply, costs:
     """Return what one side measured."""
     replies = [block.replies[side] for block in blocks]
     batches = [*chain.from_iterable(block.order for block in blocks)]
-    times = {
-        name: [*chain.from_iterable(reply[name] for reply in replies)] or None
-        for name in ("device_ms", "wall_ms", "host_ms", "lead_ms")
-    }
+    # What a worker answers as a list has one number for each step.
+    names = [name for name, value in replies[0].items() if isinstance(value, list)]
+    times = {name: [*chain.from_iterable(reply[name] for reply in replies)] or None for name in names}
     found = {
         "cell": cell_of(cell),
         "verdict": "timed",

@@ -1,7 +1,7 @@
 """Drives one cell of the `model` and `collators` that are imported: builds it, checks it, runs and times its steps.
 
-The one module of the gate that knows models. A live pair runs it beside another checkout's models: it may only use
-what the models of older commits have too.
+Of the gate, this module, costs.py and worker.py alone know models. A live pair runs them beside another checkout's
+models: they may only use what the models of older commits have too.
 """
 
 import functools

@@ -127,6 +127,20 @@ def test_a_slowdown_of_most_cells_is_found_though_few_are_left_to_tell_the_noise
     assert {judge.verdict(cell).verdict for cell in slow} == {Verdict.REGRESSED}
 
 
+def test_one_failure_is_no_verdict_before_fresh_pairs_repeat_it():
+    timed, crashed = CellRecord({}, "timed", wall_ms=[STEP_MS]), CellRecord({}, "crashed", "killed by SIGSEGV")
+    judge = LiveJudge(THRESHOLD, ALPHA)
+    for pair in range(3):
+        judge.add(PairResult("cell", timed, crashed))
+        if pair == 0:
+            assert judge.flag() == ["cell"]
+        found = judge.verdict("cell")
+        if pair < 2:
+            assert found.verdict is Verdict.INCONCLUSIVE
+            assert found.why.endswith(f"; {pair} of 2 fresh pairs were run within --minutes")
+    assert (found.verdict, found.why) == (Verdict.REGRESSED, "crashed on head: killed by SIGSEGV")
+
+
 def test_a_block_is_the_middle_of_its_steps_and_holds_what_the_host_adds():
     assert block_log([1.0] * 10, [2.0] * 8 + [90.0, 0.01]) == pytest.approx(math.log(2))
     assert block_log([1.0], [1.0], 0.0, 0.1) == pytest.approx(math.log(1.1))

@@ -36,7 +36,7 @@ class Allowance:
 
 
 #: In float32 what is right was off by at most 24 times what rounding does, and what is wrong by at least 100,000 times
-#: (docs/how-to/check-a-model.md). Sixteen bits leave less room between the two.
+#: (docs/explanation/how-packing-is-checked.md). Sixteen bits leave less room between the two.
 #: Of 23 families bfloat16 moved 21 by at most 0.02, and two, whose experts change, by 0.3 and more.
 FULL, HALF = Allowance(factor=300, least=16, unstable=1e-2), Allowance(factor=4, least=1, unstable=5e-2)
 

@@ -191,8 +191,9 @@ def masks_wrong(made: Collated) -> list[str]:
             if bool(seen[row, query, key]) and (owner is None or owner[0] != number):
                 other = "padding" if owner is None else f"sequence {owner[0]}"
                 return [f"attention_mask lets token {at} of sequence {number} see {other}"]
-        if not bool(seen[row, query, query]):
-            return [f"attention_mask hides token {at} of sequence {number} from itself"]
+        hidden = [other for other in range(at + 1) if not bool(seen[row, query, query - at + other])]
+        if hidden:
+            return [f"attention_mask hides token {hidden[0]} of sequence {number} from token {at}"]
     return []
 
 

@@ -40,6 +40,7 @@ class Found:
 
 FOUND = pytest.StashKey[Found]()
 UNDERSTOOD = pytest.StashKey[str]()
+CHANGED = pytest.StashKey[str]()
 OWN = pytest.StashKey[Any]()
 
 
@@ -91,7 +92,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
-        if config.getoption("hf_config"):
+        if config.getoption("hf_config") and not outside_collator(config):
             return collection_path.name != "test_packing.py"
         return (collection_path.name == "test_collator.py") != bool(outside_collator(config))
     return None
@@ -149,7 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[OWN] = own_family(place)
         except ValueError as error:
             raise pytest.UsageError(f"--hf-config: {error}") from None
-        config.stash[UNDERSTOOD] = f"made small: {', '.join(changes(config.stash[OWN]))}"
+        config.stash[CHANGED] = ", ".join(changes(config.stash[OWN]))
     chosen = config.getoption("packing_families")
     if chosen not in (ALL, CI):
         from model.huggingface.families import family_named
@@ -190,12 +191,18 @@ def implementations(config: pytest.Config) -> list[Any]:
     return [each for each in every if each.name in NATIVE] if outside_collator(config) else every
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say how a collator from outside was understood, and how a config was made small."""
+    lines = []
     if OWN in config.stash:
-        return f"{config.getoption('hf_config')}: {config.stash[OWN].class_name}, {config.stash[UNDERSTOOD]}"
-    if not outside_collator(config):
-        return None
+        made = f"{config.stash[OWN].class_name}, made small: {config.stash[CHANGED]}"
+        lines.append(f"{config.getoption('hf_config')}: {made}")
+    if UNDERSTOOD in config.stash:
+        lines.append(_understood(config))
+    return lines
+
+
+def _understood(config: pytest.Config) -> str:
     return f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}"
 
 

@@ -129,6 +129,11 @@ WRONG: dict[str, tuple[Collate, str, str]] = {
         "masks show a sequence its own tokens alone",
         "lets token 1 of sequence 1 see sequence 0",
     ),
+    "mask of blocks hides": (
+        changed(four_d, attention_mask=but("attention_mask", (0, 0, 2, 0), False)),
+        "masks show a sequence its own tokens alone",
+        "hides token 0 of sequence 0 from token 2",
+    ),
     "mask shows padding": (
         changed(padded, attention_mask=but("attention_mask", (0, 3), 1)),
         "masks show a sequence its own tokens alone",

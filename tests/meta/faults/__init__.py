@@ -1,6 +1,6 @@
 """The catalogue of injected faults: each must turn its property red, so that green means something.
 
-`python -m tests.studies.faults` runs it (see __main__.py); docs/results/injected-faults.md is what it writes.
+`python -m tests.studies.faults` runs it (tests/studies/faults.py); docs/results/injected-faults.md is what it writes.
 """
 
 from tests.meta.faults.fault import Fault, Selection
