@@ -32,7 +32,7 @@ BAD: dict[str, list[str]] = {
     "--packing-report needs the packing tests": ["-m", "meta", "--packing-report"],
     "unknown language-model family 'llamma'": ["-m", "packing", "--packing-families=llamma"],
     "unknown implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
-    "run it: pytest -m packing.": ["-m", "correctness", "--collator=nowhere.py:collate"],
+    "--collator SPEC needs the packing tests": ["-m", "correctness", "--collator=nowhere.py:collate"],
     "there is no file": ["-m", "packing", "--collator=nowhere.py:collate"],
     "is no JSON": ["-m", "packing", f"--collator={COLLATORS}:flattened", "--collator-arguments={"],
     "flattened() got an unexpected keyword": [
