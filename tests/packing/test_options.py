@@ -34,7 +34,7 @@ BAD: dict[str, list[str]] = {
     "unknown implementation 'fast' on": ["-m", "packing", "--packing-implementations=fast"],
     "--collator SPEC needs the packing tests": ["-m", "correctness", "--collator=nowhere.py:collate"],
     "there is no file": ["-m", "packing", "--collator=nowhere.py:collate"],
-    "is no JSON": ["-m", "packing", f"--collator={COLLATORS}:flattened", "--collator-arguments={"],
+    "is not JSON": ["-m", "packing", f"--collator={COLLATORS}:flattened", "--collator-arguments={"],
     "flattened() got an unexpected keyword": [
         *("-m", "packing", f"--collator={COLLATORS}:flattened", '--collator-arguments={"x": 1}'),
     ],
