@@ -23,26 +23,20 @@ def loaded(option: str, spec: str) -> Any:
 
 
 def _module(option: str, spec: str, where: str) -> ModuleType:
+    path = Path(where).resolve() if where.endswith(".py") else None
+    if path and not path.is_file():
+        raise ValueError(f"{option} {spec!r}: there is no file {path}; check the path.")
     try:
-        return _file(option, spec, where) if where.endswith(".py") else importlib.import_module(where)
+        return _file(path) if path else importlib.import_module(where)
     except ModuleNotFoundError as error:
         hint = "; install it, set PYTHONPATH, or give the path of its file" if error.name == where.split(".")[0] else ""
         raise ValueError(f"{option} {spec!r}: {error}{hint}.") from None
-    except _NoFile as error:
-        raise ValueError(str(error)) from None
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{option} {spec!r}: importing {where} raised {type(error).__name__}: {first}.") from None
 
 
-class _NoFile(Exception):
-    pass
-
-
-def _file(option: str, spec: str, where: str) -> ModuleType:
-    path = Path(where).resolve()
-    if not path.is_file():
-        raise _NoFile(f"{option} {spec!r}: there is no file {path}; check the path.")
+def _file(path: Path) -> ModuleType:
     name = f"outside_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
     if name in sys.modules:
         return sys.modules[name]

@@ -171,23 +171,19 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
 
 def hello_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what both workers are told to time."""
-    lengths = args.lengths
-    # Workers run in their checkouts: files are named by their whole path.
-    backends = []
-    for name in args.backend or []:
-        file, colon, function = name.rpartition(":")
-        backends.append(f"{Path(file).absolute()}:{function}" if colon and Path(file).is_file() else name)
-    if lengths is not None:
-        file, colon, column = lengths.partition(":")
-        lengths = f"{Path(file).absolute()}{colon}{column}" if Path(file).is_file() else lengths
+
+    def whole(file: str, colon: str, rest: str) -> str:
+        # Workers run in their checkouts: files are named by their whole path.
+        return f"{Path(file).absolute() if Path(file).is_file() else file}{colon}{rest}"
+
     return {
         "workload": args.workload,
-        "lengths": lengths,
+        "lengths": args.lengths and whole(*args.lengths.partition(":")),
         "steps": args.steps,
         "cell_seconds": args.cell_seconds,
         "selection": {
             "cells": args.cells,
-            "backends": backends,
+            "backends": [whole(*name.rpartition(":")) for name in args.backend or []],
             "collators": args.collator or [],
             "compiled": args.compiled,
         },

@@ -39,7 +39,8 @@ VARLEN = (
 PADDED = (*VARLEN[:3], ("attn_mask",))
 
 SCALES = ("softmax_scale", "scale", "sm_scale")
-CAUSAL = ("causal", "is_causal")
+WINDOW = "window_size"
+CAUSAL = ("causal", "is_causal", WINDOW)
 
 #: Lengths of the sequences of the batch that a function is tried on.
 TRIED = (3, 2)
@@ -53,8 +54,6 @@ def outside_backend(spec: str) -> Backend:
     with a known signature that runs on this machine.
     """
     found = loaded("--backend", spec)
-    where, _, name = spec.rpartition(":")
-    own = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where) + f".{name}"
     if isinstance(found, Backend):
         if "-" in found.name:
             raise ValueError(
@@ -65,7 +64,9 @@ def outside_backend(spec: str) -> Backend:
         raise ValueError(
             f"--backend {spec!r} is {type(found).__name__}; give a Backend record or an attention function."
         )
-    return _plain(spec, own, found)
+    where, _, name = spec.rpartition(":")
+    stem = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where)
+    return _plain(spec, f"{stem}.{name}", found)
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,18 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
 
 @dataclass(frozen=True)
 class Options:
-    """What a function calls its options; "" if it has none such. `window` stands for causality if `causal` is ""."""
+    """What a function calls the scale, and what makes it causal ("" if nothing does); whether it takes `enable_gqa`."""
 
     scale: str
     causal: str
     grouped: bool
 
-    window = "window_size"
+    def asked(self, q: Tensor, k: Tensor, scale: float | None) -> dict[str, Any]:
+        """Return the arguments for a scale of its own and for grouped heads."""
+        asked: dict[str, Any] = {} if scale is None else {self.scale: scale}
+        if self.grouped and q.shape[2] != k.shape[2]:
+            asked["enable_gqa"] = True
+        return asked
 
 
 def _options(spec: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[Any, Options]:
@@ -200,7 +206,7 @@ def _options(spec: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[An
     scale = next((each for each in SCALES if each in names), "")
     if not scale:
         raise ValueError(f"--backend {spec!r} takes no softmax scale; add an argument {' or '.join(SCALES[:2])}.")
-    causal = next((each for each in (*CAUSAL, Options.window) if each in names), "")
+    causal = next((each for each in CAUSAL if each in names), "")
     known = {scale, causal}
     unknown = [
         name
@@ -237,13 +243,9 @@ def _varlen(
     scale: float | None = None,
 ) -> Any:
     """Run a function with `flash_attn_varlen_func`'s signature on the packed row."""
-    asked: dict[str, Any] = {options.scale: scale} if scale is not None else {}
-    if options.causal == Options.window:
-        asked[options.causal] = context.window_size
-    elif options.causal:
-        asked[options.causal] = context.causal
-    if options.grouped and q.shape[2] != k.shape[2]:
-        asked["enable_gqa"] = True
+    asked = options.asked(q, k, scale)
+    if options.causal:
+        asked[options.causal] = context.window_size if options.causal == WINDOW else context.causal
     offsets, longest = context.cu_seqlens, context.max_seqlen
     out = function(q[0], k[0], v[0], offsets, offsets, longest, longest, **asked)
     return out[None] if isinstance(out, Tensor) else out
@@ -260,10 +262,8 @@ def _padded(
     scale: float | None = None,
 ) -> Any:
     """Run a function with `scaled_dot_product_attention`'s signature on the padded batch."""
-    asked: dict[str, Any] = {options.scale: scale} if scale is not None else {}
+    asked = options.asked(q, k, scale)
     if context.is_causal:
         asked[options.causal] = True
-    if options.grouped and q.shape[2] != k.shape[2]:
-        asked["enable_gqa"] = True
     out = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask, **asked)
     return out.transpose(1, 2) if isinstance(out, Tensor) else out

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from collators.example import IGNORE_INDEX
+from tests.matrix import plural
 
 Features = list[dict[str, list[int]]]
 Collate = Callable[[Features], Any]
@@ -63,11 +64,23 @@ class Collated:
         """The row and columns of each sequence; ValueError if one is not whole, in order and in one piece."""
         found = []
         for number, own in enumerate(self.slots):
-            row, first = own[0] or (0, 0)
-            if own != tuple((row, first + at) for at in range(len(own))):
+            kept = [slot for slot in own if slot]
+            if len(kept) < len(own) or not in_one_piece(kept):
                 raise ValueError(f"sequence {number} is not in one piece")
+            row, first = kept[0]
             found.append((row, slice(first, first + len(own))))
         return tuple(found)
+
+
+def rows_of(value: Tensor) -> Tensor:
+    """Return a batch's tensor as [rows, slots]: one without rows is one row."""
+    return value if value.dim() == 2 else value[None]
+
+
+def in_one_piece(slots: Sequence[Slot]) -> bool:
+    """Tell whether slots follow each other in one row."""
+    row, first = slots[0]
+    return all(slot == (row, first + at) for at, slot in enumerate(slots))
 
 
 def collated(collate: Collate, features: Features) -> Collated:
@@ -82,7 +95,7 @@ def collated(collate: Collate, features: Features) -> Collated:
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.dim() not in (1, 2):
         shown = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"{name} is {shown}; it must be an int64 tensor [rows, slots] or [slots]")
-    rows = tokens if tokens.dim() == 2 else tokens[None]
+    rows = rows_of(tokens)
     where: dict[int, list[Slot]] = {}
     for row, line in enumerate(rows.tolist()):
         for column, token in enumerate(line):
@@ -103,7 +116,7 @@ def tokens_lost(made: Collated) -> list[str]:
         problems.append(f"{made.repeated} tokens are in the batch more than once")
     for number, own in enumerate(made.slots):
         kept = [slot for slot in own if slot]
-        if kept != [(kept[0][0], kept[0][1] + at) for at in range(len(kept))]:
+        if kept and not in_one_piece(kept):
             problems.append(f"sequence {number} is not in one piece")
     return problems
 
@@ -153,7 +166,7 @@ def positions_wrong(made: Collated) -> list[str]:
         value = made.batch.get(key)
         if not isinstance(value, Tensor):
             continue
-        rows = value if value.dim() == 2 else value[None]
+        rows = rows_of(value)
         base = {int(rows[slot]) for slot in made.starts}
         if len(base) > 1:
             return [f"{key}: sequences begin at {', '.join(map(str, sorted(base)))}"]
@@ -202,7 +215,7 @@ def shift_of(made: Collated) -> int | None:
     labels = made.batch.get("labels")
     if not isinstance(labels, Tensor):
         return None
-    rows = labels if labels.dim() == 2 else labels[None]
+    rows = rows_of(labels)
     told = rows != IGNORE_INDEX
     own = int((told & (rows == made.tokens)).sum())
     following = int((told[:, :-1] & (rows[:, :-1] == made.tokens[:, 1:])).sum())
@@ -214,8 +227,7 @@ def targets_wrong(made: Collated) -> list[str]:
     shift = shift_of(made)
     if shift is None:
         return ["the batch has no labels"]
-    labels = made.batch["labels"]
-    rows = labels if labels.dim() == 2 else labels[None]
+    rows = rows_of(made.batch["labels"])
     if rows.shape != made.tokens.shape:
         return [f"labels are {tuple(rows.shape)}, and tokens {tuple(made.tokens.shape)}"]
     real, count = made.owners, 0
@@ -269,8 +281,7 @@ def understood(made: Collated) -> str:
     shift = {None: "no labels", 0: "labels of their own slots (the model shifts)", 1: "labels of the next tokens"}
     carried = ", ".join(claimed_starts(made)) or ("attention_mask (4-D)" if _visible(made) is not None else "no key")
     kind = f"packed, boundaries in {carried}" if made.packed else "padded"
-    plural = "s" * (rows != 1)
     return (
-        f"{len(made.slots)} sequences in {rows} row{plural} of {width} slots ({kind}), {padding} slots of padding, "
+        f"{len(made.slots)} sequences in {plural(rows, 'row')} of {width} slots ({kind}), {padding} slots of padding, "
         f"{shift[shift_of(made)]}; keys: {', '.join(map(str, made.batch))}"
     )

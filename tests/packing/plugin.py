@@ -132,14 +132,13 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError("--collator SPEC needs the packing tests; add -m packing.")
         try:
-            made = collated(collator_asked(config), features_of((3, 2)))
+            collate = collator_asked(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error).splitlines()[0]) from None
+        try:
+            made = collated(collate, features_of((3, 2)))
         except Exception as error:
-            told = (
-                f"{error}"
-                if f"{error}".startswith("--collator")
-                else f"--collator {outside_collator(config)!r}: {error}"
-            )
-            raise pytest.UsageError(told.splitlines()[0]) from None
+            raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
         config.stash[UNDERSTOOD] = understood(made)
     if place := config.getoption("hf_config"):
         if config.getoption("markexpr") != "packing":
@@ -198,12 +197,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         made = f"{config.stash[OWN].class_name}, made small: {config.stash[CHANGED]}"
         lines.append(f"{config.getoption('hf_config')}: {made}")
     if UNDERSTOOD in config.stash:
-        lines.append(_understood(config))
+        lines.append(f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}")
     return lines
-
-
-def _understood(config: pytest.Config) -> str:
-    return f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -89,10 +89,6 @@ def but(key: str, where: Any, value: Any) -> Callable[[Batch], Tensor]:
     return made
 
 
-def without(key: str) -> Callable[[Batch], None]:
-    return lambda batch: None
-
-
 RIGHT = {"flattened": flattened, "shifted": shifted, "padded": padded, "four_d": four_d}
 
 #: A wrong collator, the contract that it breaks, and what is said.
