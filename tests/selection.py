@@ -338,14 +338,17 @@ def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None
 def refuse_without_cells(config: pytest.Config, names: Sequence[str]) -> None:
     """Refuse options that leave no cell to the tests that are run: pytest would skip each of these, and pass."""
     asked = [f"--{name}" for name in ("cells", "backend", "collator") if config.getoption(name)]
-    # What pytest calls a test that got no cell; others of its parameters may stand beside.
-    none = ("NOTSET" in name.rpartition("[")[2].removesuffix("]").split("-") for name in names)
-    if asked and names and all(none):
+    if asked and names and all(map(without_cell, names)):
         raise pytest.UsageError(
             f"{', '.join(asked)}: the tests that run have no such cell; choose one from pytest --matrix. "
             f"Ids of timed cells end in -{chosen_workload(config).name}, those of correctness tests in -{DRAWN}. "
             "A workload times only some cells; --cells times every cell that it matches."
         )
+
+
+def without_cell(name: str) -> bool:
+    """Tell whether a test got no cell: pytest's id then has NOTSET, perhaps beside other parameters."""
+    return "NOTSET" in name.rpartition("[")[2].removesuffix("]").split("-")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -400,6 +403,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not (config.getoption("cells") or config.getoption("backend") or asked_collators(config)):
         return
     kept = [item for item in items if item.get_closest_marker("cells") or is_of_a_part(item)]
+    # If no test has a cell, they stay, and refuse_without_cells says so.
+    kept = [item for item in kept if not without_cell(item.name)] or kept
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept

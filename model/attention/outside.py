@@ -156,7 +156,6 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
         prepare=_prepare(layout, parameters),
         attend=functools.partial(_varlen if layout == "packed" else _padded, function, options),
         causal=(False, True) if layout == "padded" or options.causal else (False,),
-        grouped_query=True,
         # Not known of a function: its own record may claim more.
         rounds={device: ("scores", "sums")},
         deterministic={},
@@ -167,12 +166,17 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
     if not dtypes:
         raise ValueError(f"--backend {spec!r} on a batch of {len(TRIED)} sequences, {device}: {errors[ANY[-1]][0]}.")
 
-    def runs(head_dim: int) -> bool:
-        return not made(dtypes={device: dtypes}).tried(replace(case, dtype=dtypes[0], head_dim=head_dim))
+    def runs(**changes: int) -> bool:
+        return not made(dtypes={device: dtypes}, grouped_query=True).tried(replace(case, dtype=dtypes[0], **changes))
 
-    multiple = next((dim for dim in (1, 8, 16, 32) if runs(dim) and runs(3 * dim)), 64)
-    widest = next((dim for dim in (512, 256, 192, 128) if runs(dim)), 64)
-    return made(dtypes={device: dtypes}, head_dim_multiple=multiple, max_head_dim=None if widest == 512 else widest)
+    multiple = next((dim for dim in (1, 8, 16, 32) if runs(head_dim=dim) and runs(head_dim=3 * dim)), 64)
+    return made(
+        dtypes={device: dtypes},
+        grouped_query=runs(num_heads=4),
+        head_dim_multiple=multiple,
+        # The suite has no wider ones, which take a Triton kernel minutes to compile.
+        max_head_dim=None if runs(head_dim=128) else 64,
+    )
 
 
 @dataclass(frozen=True)
