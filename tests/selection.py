@@ -33,6 +33,9 @@ EVERY = "every backend"
 FOLDER = Path(__file__).parent
 MARKS = ("correctness", "unit", "performance", "packing", "meta")
 
+#: Runs only if it is asked for: it needs packages of its own.
+TRAINERS = "trainers"
+
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
 
 
@@ -177,7 +180,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """
     asked = config.getoption("markexpr")
     other = collection_path.parent == FOLDER and collection_path.name in MARKS and collection_path.name != asked
-    return True if asked in MARKS and other else None
+    if collection_path == FOLDER / TRAINERS:
+        return asked != TRAINERS
+    return True if asked in (*MARKS, TRAINERS) and other else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:

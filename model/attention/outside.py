@@ -166,7 +166,7 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
     if not dtypes:
         raise ValueError(f"--backend {spec!r} on a batch of {len(TRIED)} sequences, {device}: {errors[ANY[-1]][0]}.")
 
-    def runs(**changes: int) -> bool:
+    def runs(**changes: Any) -> bool:
         return not made(dtypes={device: dtypes}, grouped_query=True).tried(replace(case, dtype=dtypes[0], **changes))
 
     multiple = next((dim for dim in (1, 8, 16, 32) if runs(head_dim=dim) and runs(head_dim=3 * dim)), 64)

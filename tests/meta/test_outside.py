@@ -31,7 +31,15 @@ def case(dtype: torch.dtype = torch.float32, *, kv_heads: int = 4) -> Case:
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Ran]:
     jobs = {
-        name: ("-m", "correctness", f"--backend={FILE}:{name}", f"--cells=*-train-{mask}-float32-*", "-x", "-k", "alone")
+        name: (
+            "-m",
+            "correctness",
+            f"--backend={FILE}:{name}",
+            f"--cells=*-train-{mask}-float32-*",
+            "-x",
+            "-k",
+            "alone",
+        )
         for name, (mask, _) in WRONG.items()
     }
     jobs["right"] = ("-m", "correctness", f"--backend={FILE}:right", "--cells=*-train-full-float32-*")

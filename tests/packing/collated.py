@@ -22,7 +22,7 @@ Slot = tuple[int, int]
 TOKENS = ("input_ids", "tokens")
 POSITIONS = ("position_ids", "input_pos")
 OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens_q", "cu_seqlens_k", "cu_seqlens", "cu_seq_lens")
-NUMBERS = ("seq_idx", "document_ids", "sequence_ids")
+NUMBERS = ("seq_idx", "sequence_id", "document_ids", "sequence_ids")
 
 
 def features_of(lengths: Sequence[int], first: int = 100) -> Features:

@@ -11,7 +11,9 @@ import pytest
 
 from collators.outside import loaded
 from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
+from tests.matrix import plural
 from tests.packing.collated import collated, features_of, understood
+from tests.packing.packed_rows import packed
 from tests.packing.subset import CI_FAMILIES
 
 ALL, CI = "all", "ci"
@@ -39,6 +41,7 @@ class Found:
 
 
 FOUND = pytest.StashKey[Found]()
+PACKED = pytest.StashKey[str]()
 UNDERSTOOD = pytest.StashKey[str]()
 CHANGED = pytest.StashKey[str]()
 OWN = pytest.StashKey[Any]()
@@ -76,6 +79,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="JSON",
         help="with -m packing --collator SPEC: the collator's arguments, as a JSON object",
     )
+    group.addoption(
+        "--packer",
+        metavar="SPEC",
+        help="with -m packing: prove a packer, a function of a list of features and a row's slots that returns rows",
+    )
+    group.addoption(
+        "--packer-arguments", metavar="JSON", help="with -m packing --packer SPEC: its arguments, as a JSON object"
+    )
 
 
 def asked_for(config: pytest.Config) -> bool:
@@ -87,14 +98,20 @@ def asked_for(config: pytest.Config) -> bool:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave these tests alone where others are asked for: to import transformers takes seconds.
 
-    With `--collator SPEC` the tests of that collator are all that is run, with `--hf-config` those of that model.
+    With `--packer SPEC` or `--collator SPEC` the tests of that part are all that is run, with `--hf-config` those of
+    that model.
     """
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
-        if config.getoption("hf_config") and not outside_collator(config):
-            return collection_path.name != "test_packing.py"
-        return (collection_path.name == "test_collator.py") != bool(outside_collator(config))
+        alone = {
+            "test_packer.py": config.getoption("packer"),
+            "test_collator.py": outside_collator(config),
+            "test_packing.py": config.getoption("hf_config"),
+        }
+        if asked := next((name for name, given in alone.items() if given), ""):
+            return collection_path.name != asked
+        return collection_path.name in ("test_packer.py", "test_collator.py")
     return None
 
 
@@ -105,20 +122,30 @@ def outside_collator(config: pytest.Config) -> str:
 
 def collator_asked(config: pytest.Config) -> Callable[..., Any]:
     """Return the collator that `--collator SPEC` and `--collator-arguments` make; ValueError in one line."""
-    spec, text = outside_collator(config), config.getoption("collator_arguments")
-    found = loaded("--collator", spec)
+    return _made("--collator", outside_collator(config), config.getoption("collator_arguments"))
+
+
+def packer_asked(config: pytest.Config) -> Callable[..., Any]:
+    """Return the packer that `--packer SPEC` and `--packer-arguments` make; ValueError in one line."""
+    return _made("--packer", config.getoption("packer"), config.getoption("packer_arguments"))
+
+
+def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
+    if ":" not in spec:
+        raise ValueError(f"{option} {spec!r} is no SPEC; give package.module:object or path/to/file.py:object.")
+    found = loaded(option, spec)
     try:
         arguments = json.loads(text or "{}")
     except ValueError as error:
-        raise ValueError(f"--collator-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
+        raise ValueError(f"{option}-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
     if not isinstance(arguments, dict):
-        raise ValueError(f"--collator-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
+        raise ValueError(f"{option}-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
     if not callable(found):
-        raise ValueError(f"--collator {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
+        raise ValueError(f"{option} {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
     try:
         made = found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
     except Exception as error:
-        raise ValueError(f"--collator {spec!r} with {arguments} raised {type(error).__name__}: {error}.") from None
+        raise ValueError(f"{option} {spec!r} with {arguments} raised {type(error).__name__}: {error}.") from None
     return made if arguments or isinstance(found, type) else found
 
 
@@ -140,6 +167,18 @@ def pytest_configure(config: pytest.Config) -> None:
         except Exception as error:
             raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
         config.stash[UNDERSTOOD] = understood(made)
+    if spec := config.getoption("packer"):
+        if config.getoption("markexpr") != "packing":
+            raise pytest.UsageError("--packer SPEC needs the packing tests; add -m packing.")
+        try:
+            pack = packer_asked(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error).splitlines()[0]) from None
+        try:
+            rows = packed(pack, features_of((7, 2, 3)), 9)
+        except Exception as error:
+            raise pytest.UsageError(f"--packer {spec!r}: {error}".splitlines()[0]) from None
+        config.stash[PACKED] = f"{plural(len(rows.rows), 'row')}, {rows.share:.0%} of the slots hold tokens"
     if place := config.getoption("hf_config"):
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError("--hf-config checks a model's packing; run it: pytest -m packing.")
@@ -196,6 +235,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if OWN in config.stash:
         made = f"{config.stash[OWN].class_name}, made small: {config.stash[CHANGED]}"
         lines.append(f"{config.getoption('hf_config')}: {made}")
+    if PACKED in config.stash:
+        lines.append(f"packer {config.getoption('packer')}, of lengths 7, 2 and 3, rows of 9: {config.stash[PACKED]}")
     if UNDERSTOOD in config.stash:
         lines.append(f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}")
     return lines
