@@ -1,6 +1,7 @@
 """The models that are timed: the article's decoder, and GPT-2 of transformers for the backends that name it."""
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import torch
 
@@ -14,18 +15,25 @@ Model = Decoder | Gpt2
 #: Every backend of every model, in the order of the matrix.
 ALL_BACKENDS: tuple[Backend, ...] = (*BACKENDS, *GPT2_BACKENDS)
 
+#: Where an installed package names its kernels: `their_name = "their_package.kernels:attention"`.
+ENTRY_POINTS = "varlen_gate.backends"
+
 
 def any_backend_named(name: str) -> Backend:
     """Return the backend of this name, of any model, or of this `package.module:object` or `path/to/file.py:object`.
 
-    ValueError lists the names, or says in one line why what is asked for from outside is none.
+    An installed package may name backends of its own as entry points. ValueError lists the names, or says in one line
+    why what is asked for from outside is none.
     """
     for backend in ALL_BACKENDS:
         if backend.name == name:
             return backend
     if ":" in name:
         return outside_backend(name)
-    names = ", ".join(backend.name for backend in ALL_BACKENDS)
+    theirs = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    if name in theirs:
+        return outside_backend(theirs[name])
+    names = ", ".join([*(backend.name for backend in ALL_BACKENDS), *theirs])
     raise ValueError(f"unknown backend {name!r}; choose one of: {names}; or path/to/file.py:object, module:object.")
 
 

@@ -1,7 +1,9 @@
 """`python -m gate ab` from its command line to its exit status, with the models of this checkout and slower copies."""
 
 import json
+import site
 import subprocess
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,48 @@ def test_slowdowns_fail_and_their_causes_are_named(base: Path, tmp_path: Path):
     assert found[MASK]["cause_sentence"].startswith("batch preparation: ")
     assert 0 < found[LOOP]["low"] < found[LOOP]["change"] < found[LOOP]["high"]
     assert [len(one["pairs"]) >= 3 for one in found.values()] == [True, True]
+
+
+#: What makes the kernel `right` 10 ms slower.
+SLOWER = """
+import functools
+import time
+
+_right = right
+
+
+@functools.wraps(_right)
+def right(*given, **more):
+    time.sleep(0.01)
+    return _right(*given, **more)
+"""
+
+
+def environment_with(folder: Path, kernel: str) -> Path:
+    """Return a virtual environment with the packages of this one and an outside package `theirs`."""
+    package = folder / "src" / "theirs"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "kernels.py").write_text(kernel)
+    venv.create(folder / "env", with_pip=False, symlinks=True)
+    (places,) = (folder / "env").glob("lib/python*/site-packages")
+    (places / "theirs.pth").write_text("\n".join([*site.getsitepackages(), str(package.parent)]))
+    return folder / "env"
+
+
+def test_another_repository_gates_its_kernel_against_its_base_branch(tmp_path: Path):
+    """As docs/how-to/bring-your-own-kernel.md says: an environment for each side, and the kernel by its module."""
+    kernel = Path(__file__).with_name("outside_kernels.py").read_text()
+    sides = [environment_with(tmp_path / name, text) for name, text in (("base", kernel), ("head", kernel + SLOWER))]
+    given = [f"--base-env={sides[0]}", f"--head-env={sides[1]}", "--backend=theirs.kernels:right"]
+    run = tmp_path / "run"
+    assert main(["ab", *given, "--cells=*-packed-eval-full-*-eager-smoke", f"--folder={run}", *COARSE]) == 1
+    (found,) = cells(run).values()
+    assert (found["cell"].partition("-")[0], found["verdict"], found["cause"]) == (
+        "theirs_kernels.right",
+        "regressed",
+        "host",
+    )
 
 
 @pytest.fixture

@@ -83,6 +83,18 @@ def test_a_record_and_a_module_are_taken_too():
     assert [one.name for one in both] == ["sdpa_padded", "outside_kernels.right"]
 
 
+def test_an_installed_package_names_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    metadata = tmp_path / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    spec = "tests.meta.outside_kernels:right"
+    (metadata / "entry_points.txt").write_text(f"[varlen_gate.backends]\ntheir_kernel = {spec}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert any_backend_named("their_kernel").spec == spec
+    with pytest.raises(ValueError, match=r"unknown backend 'their_kernels'; choose one of: .*, their_kernel; or path/"):
+        any_backend_named("their_kernels")
+
+
 @pytest.mark.parametrize(
     ("spec", "told"),
     {
