@@ -41,6 +41,7 @@ class Found:
 
 
 FOUND = pytest.StashKey[Found]()
+MODULE = pytest.StashKey[str]()
 PACKED = pytest.StashKey[str]()
 UNDERSTOOD = pytest.StashKey[str]()
 CHANGED = pytest.StashKey[str]()
@@ -87,6 +88,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--packer-arguments", metavar="JSON", help="with -m packing --packer SPEC: its arguments, as a JSON object"
     )
+    group.addoption(
+        "--model",
+        metavar="SPEC",
+        help="with -m packing: compare a module of any kind, on ragged batches, with itself on each sequence alone",
+    )
 
 
 def asked_for(config: pytest.Config) -> bool:
@@ -98,20 +104,21 @@ def asked_for(config: pytest.Config) -> bool:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave these tests alone where others are asked for: to import transformers takes seconds.
 
-    With `--packer SPEC` or `--collator SPEC` the tests of that part are all that is run, with `--hf-config` those of
-    that model.
+    With `--packer`, `--model` or `--collator SPEC` the tests of that part are all that is run, with `--hf-config` those
+    of that model.
     """
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
         alone = {
             "test_packer.py": config.getoption("packer"),
+            "test_model.py": config.getoption("model"),
             "test_collator.py": outside_collator(config),
             "test_packing.py": config.getoption("hf_config"),
         }
         if asked := next((name for name, given in alone.items() if given), ""):
             return collection_path.name != asked
-        return collection_path.name in ("test_packer.py", "test_collator.py")
+        return collection_path.name in ("test_packer.py", "test_model.py", "test_collator.py")
     return None
 
 
@@ -130,18 +137,28 @@ def packer_asked(config: pytest.Config) -> Callable[..., Any]:
     return _made("--packer", config.getoption("packer"), config.getoption("packer_arguments"))
 
 
-def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
+def model_asked(config: pytest.Config) -> Callable[..., Any]:
+    """Return what makes the module that `--model SPEC` names, a class or a function; ValueError in one line."""
+    return _callable("--model", config.getoption("model"))
+
+
+def _callable(option: str, spec: str) -> Callable[..., Any]:
     if ":" not in spec:
         raise ValueError(f"{option} {spec!r} is no SPEC; give package.module:object or path/to/file.py:object.")
     found = loaded(option, spec)
+    if not callable(found):
+        raise ValueError(f"{option} {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
+    return found  # type: ignore[no-any-return]
+
+
+def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
+    found = _callable(option, spec)
     try:
         arguments = json.loads(text or "{}")
     except ValueError as error:
         raise ValueError(f"{option}-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{option}-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
-    if not callable(found):
-        raise ValueError(f"{option} {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
     try:
         made = found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
     except Exception as error:
@@ -179,6 +196,20 @@ def pytest_configure(config: pytest.Config) -> None:
         except Exception as error:
             raise pytest.UsageError(f"--packer {spec!r}: {error}".splitlines()[0]) from None
         config.stash[PACKED] = f"{plural(len(rows.rows), 'row')}, {rows.share:.0%} of the slots hold tokens"
+    if spec := config.getoption("model"):
+        if config.getoption("markexpr") != "packing":
+            raise pytest.UsageError("--model SPEC needs the packing tests; add -m packing.")
+        from tests.packing.own_module import forms_of, module_of
+
+        try:
+            make = model_asked(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error).splitlines()[0]) from None
+        try:
+            module = module_of(make, "cpu")
+        except Exception as error:
+            raise pytest.UsageError(f"--model {spec!r}: {error}".splitlines()[0]) from None
+        config.stash[MODULE] = f"{type(module).__name__}, on {' and '.join(forms_of(module))} batches, in float64"
     if place := config.getoption("hf_config"):
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError("--hf-config checks a model's packing; run it: pytest -m packing.")
@@ -235,6 +266,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if OWN in config.stash:
         made = f"{config.stash[OWN].class_name}, made small: {config.stash[CHANGED]}"
         lines.append(f"{config.getoption('hf_config')}: {made}")
+    if MODULE in config.stash:
+        lines.append(f"model {config.getoption('model')}: {config.stash[MODULE]}")
     if PACKED in config.stash:
         lines.append(f"packer {config.getoption('packer')}, of lengths 7, 2 and 3, rows of 9: {config.stash[PACKED]}")
     if UNDERSTOOD in config.stash:
