@@ -14,6 +14,7 @@ from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
 from tests.matrix import plural
 from tests.packing.collated import collated, features_of, understood
 from tests.packing.packed_rows import packed
+from tests.packing.sampled import batches_of
 from tests.packing.subset import CI_FAMILIES
 
 ALL, CI = "all", "ci"
@@ -89,6 +90,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--packer-arguments", metavar="JSON", help="with -m packing --packer SPEC: its arguments, as a JSON object"
     )
     group.addoption(
+        "--sampler",
+        metavar="SPEC",
+        help="with -m packing: prove a batch sampler, alone, through a DataLoader and accelerate, and on several ranks",
+    )
+    group.addoption(
+        "--sampler-arguments", metavar="JSON", help="with -m packing --sampler SPEC: its arguments, as a JSON object"
+    )
+    group.addoption(
         "--model",
         metavar="SPEC",
         help="with -m packing: compare a module of any kind, on ragged batches, with itself on each sequence alone",
@@ -104,21 +113,22 @@ def asked_for(config: pytest.Config) -> bool:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave these tests alone where others are asked for: to import transformers takes seconds.
 
-    With `--packer`, `--model` or `--collator SPEC` the tests of that part are all that is run, with `--hf-config` those
-    of that model.
+    With `--packer`, `--sampler`, `--model` or `--collator SPEC` the tests of that part are all that is run, with
+    `--hf-config` those of that model.
     """
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
         alone = {
             "test_packer.py": config.getoption("packer"),
+            "test_sampler.py": config.getoption("sampler"),
             "test_model.py": config.getoption("model"),
             "test_collator.py": outside_collator(config),
             "test_packing.py": config.getoption("hf_config"),
         }
         if asked := next((name for name, given in alone.items() if given), ""):
             return collection_path.name != asked
-        return collection_path.name in ("test_packer.py", "test_model.py", "test_collator.py")
+        return collection_path.name in ("test_packer.py", "test_sampler.py", "test_model.py", "test_collator.py")
     return None
 
 
@@ -137,6 +147,12 @@ def packer_asked(config: pytest.Config) -> Callable[..., Any]:
     return _made("--packer", config.getoption("packer"), config.getoption("packer_arguments"))
 
 
+def sampler_asked(config: pytest.Config) -> Callable[..., Any]:
+    """Return what makes samplers: `--sampler SPEC` with `--sampler-arguments`; ValueError in one line."""
+    found, arguments = _asked("--sampler", config.getoption("sampler"), config.getoption("sampler_arguments"))
+    return functools.partial(found, **arguments)
+
+
 def model_asked(config: pytest.Config) -> Callable[..., Any]:
     """Return what makes the module that `--model SPEC` names, a class or a function; ValueError in one line."""
     return _callable("--model", config.getoption("model"))
@@ -151,7 +167,8 @@ def _callable(option: str, spec: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
+def _asked(option: str, spec: str, text: str | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return what a SPEC names, and its arguments."""
     found = _callable(option, spec)
     try:
         arguments = json.loads(text or "{}")
@@ -159,6 +176,11 @@ def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
         raise ValueError(f"{option}-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{option}-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
+    return found, arguments
+
+
+def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
+    found, arguments = _asked(option, spec, text)
     try:
         made = found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
     except Exception as error:
@@ -196,6 +218,17 @@ def pytest_configure(config: pytest.Config) -> None:
         except Exception as error:
             raise pytest.UsageError(f"--packer {spec!r}: {error}".splitlines()[0]) from None
         config.stash[PACKED] = f"{plural(len(rows.rows), 'row')}, {rows.share:.0%} of the slots hold tokens"
+    if spec := config.getoption("sampler"):
+        if config.getoption("markexpr") != "packing":
+            raise pytest.UsageError("--sampler SPEC needs the packing tests; add -m packing.")
+        try:
+            make = sampler_asked(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error).splitlines()[0]) from None
+        try:
+            batches_of(make([1 + 7 * number % 32 for number in range(100)]))
+        except Exception as error:
+            raise pytest.UsageError(f"--sampler {spec!r}: {error}".splitlines()[0]) from None
     if spec := config.getoption("model"):
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError("--model SPEC needs the packing tests; add -m packing.")
