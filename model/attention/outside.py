@@ -174,7 +174,7 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
         dtypes={device: dtypes},
         grouped_query=runs(num_heads=4),
         head_dim_multiple=multiple,
-        # The suite has no wider ones, which take a Triton kernel minutes to compile.
+        # The suite has no wider ones.
         max_head_dim=None if runs(head_dim=128) else 64,
     )
 

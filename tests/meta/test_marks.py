@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.meta.sessions import Ran, collected
+from tests.packing.outside_parts import PARTS
 from tests.selection import MARKS
 
 pytestmark = pytest.mark.meta
@@ -36,7 +37,7 @@ def folder_of(file: str) -> str:
 def test_every_test_has_the_mark_of_its_folder_and_no_other(session: Callable[[str], Ran], mark: str) -> None:
     items = [item for item in session("whatever mark").items if folder_of(item.file) == mark]
     # Those of a part from outside are run where one is named.
-    left_out = {"test_collator.py", "test_packer.py", "test_sampler.py", "test_model.py"}
+    left_out = {part.tests for part in PARTS.values()}
     folder = Path(__file__).parents[1] / mark
     files = {f"tests/{mark}/{path.name}" for path in folder.glob("test_*.py") if path.name not in left_out}
     assert {item.file for item in items} == files

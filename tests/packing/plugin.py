@@ -1,20 +1,13 @@
 """Pytest plugin: which families of transformers the packing tests cover, and the report of what they found."""
 
-import functools
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collators.outside import loaded
 from tests.known_failures import IGNORED_WINDOWS, KNOWN_LEAKS
-from tests.matrix import plural
-from tests.packing.collated import collated, features_of, understood
-from tests.packing.packed_rows import packed
-from tests.packing.sampled import batches_of
+from tests.packing.outside_parts import PARTS, add_options, parts_described, spec_of, tests_of_parts
 from tests.packing.subset import CI_FAMILIES
 
 ALL, CI = "all", "ci"
@@ -42,9 +35,7 @@ class Found:
 
 
 FOUND = pytest.StashKey[Found]()
-MODULE = pytest.StashKey[str]()
-PACKED = pytest.StashKey[str]()
-UNDERSTOOD = pytest.StashKey[str]()
+DESCRIBED = pytest.StashKey[list[str]]()
 CHANGED = pytest.StashKey[str]()
 OWN = pytest.StashKey[Any]()
 
@@ -76,32 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with -m packing: only these attention implementations of transformers or packed backends of this project "
         "(default: eager, sdpa and sdpa_document_mask on a CPU; on a GPU, every one that runs there)",
     )
-    group.addoption(
-        "--collator-arguments",
-        metavar="JSON",
-        help="with -m packing --collator SPEC: the collator's arguments, as a JSON object",
-    )
-    group.addoption(
-        "--packer",
-        metavar="SPEC",
-        help="with -m packing: prove a packer, a function of a list of features and a row's slots that returns rows",
-    )
-    group.addoption(
-        "--packer-arguments", metavar="JSON", help="with -m packing --packer SPEC: its arguments, as a JSON object"
-    )
-    group.addoption(
-        "--sampler",
-        metavar="SPEC",
-        help="with -m packing: prove a batch sampler, alone, through a DataLoader and accelerate, and on several ranks",
-    )
-    group.addoption(
-        "--sampler-arguments", metavar="JSON", help="with -m packing --sampler SPEC: its arguments, as a JSON object"
-    )
-    group.addoption(
-        "--model",
-        metavar="SPEC",
-        help="with -m packing: compare a module of any kind, on ragged batches, with itself on each sequence alone",
-    )
+    add_options(group)
 
 
 def asked_for(config: pytest.Config) -> bool:
@@ -119,73 +85,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path == Path(__file__).parent:
         return True if not asked_for(config) else None
     if collection_path.parent == Path(__file__).parent and collection_path.name.startswith("test_"):
-        alone = {
-            "test_packer.py": config.getoption("packer"),
-            "test_sampler.py": config.getoption("sampler"),
-            "test_model.py": config.getoption("model"),
-            "test_collator.py": outside_collator(config),
-            "test_packing.py": config.getoption("hf_config"),
-        }
-        if asked := next((name for name, given in alone.items() if given), ""):
-            return collection_path.name != asked
-        return collection_path.name in ("test_packer.py", "test_sampler.py", "test_model.py", "test_collator.py")
+        asked = tests_of_parts(config) or (("test_packing.py",) if config.getoption("hf_config") else ())
+        if asked:
+            return collection_path.name not in asked
+        return collection_path.name in {part.tests for part in PARTS.values()}
     return None
-
-
-def outside_collator(config: pytest.Config) -> str:
-    """Return the SPEC of `--collator`, "" if it names none or one of this project's."""
-    return next((name for name in config.getoption("collator") or () if ":" in name), "")
-
-
-def collator_asked(config: pytest.Config) -> Callable[..., Any]:
-    """Return the collator that `--collator SPEC` and `--collator-arguments` make; ValueError in one line."""
-    return _made("--collator", outside_collator(config), config.getoption("collator_arguments"))
-
-
-def packer_asked(config: pytest.Config) -> Callable[..., Any]:
-    """Return the packer that `--packer SPEC` and `--packer-arguments` make; ValueError in one line."""
-    return _made("--packer", config.getoption("packer"), config.getoption("packer_arguments"))
-
-
-def sampler_asked(config: pytest.Config) -> Callable[..., Any]:
-    """Return what makes samplers: `--sampler SPEC` with `--sampler-arguments`; ValueError in one line."""
-    found, arguments = _asked("--sampler", config.getoption("sampler"), config.getoption("sampler_arguments"))
-    return functools.partial(found, **arguments)
-
-
-def model_asked(config: pytest.Config) -> Callable[..., Any]:
-    """Return what makes the module that `--model SPEC` names, a class or a function; ValueError in one line."""
-    return _callable("--model", config.getoption("model"))
-
-
-def _callable(option: str, spec: str) -> Callable[..., Any]:
-    if ":" not in spec:
-        raise ValueError(f"{option} {spec!r} is no SPEC; give package.module:object or path/to/file.py:object.")
-    found = loaded(option, spec)
-    if not callable(found):
-        raise ValueError(f"{option} {spec!r} is {type(found).__name__}; give a function, a class or a callable.")
-    return found  # type: ignore[no-any-return]
-
-
-def _asked(option: str, spec: str, text: str | None) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return what a SPEC names, and its arguments."""
-    found = _callable(option, spec)
-    try:
-        arguments = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"{option}-arguments {text!r} is not JSON ({error}); give a JSON object.") from None
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{option}-arguments {text!r} is {type(arguments).__name__}; give a JSON object.")
-    return found, arguments
-
-
-def _made(option: str, spec: str, text: str | None) -> Callable[..., Any]:
-    found, arguments = _asked(option, spec, text)
-    try:
-        made = found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
-    except Exception as error:
-        raise ValueError(f"{option} {spec!r} with {arguments} raised {type(error).__name__}: {error}.") from None
-    return made if arguments or isinstance(found, type) else found
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -194,55 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(found)
     if config.getoption("packing_report") and config.getoption("markexpr") != "packing":
         raise pytest.UsageError("--packing-report needs the packing tests; add -m packing.")
-    if outside_collator(config):
-        if config.getoption("markexpr") != "packing":
-            raise pytest.UsageError("--collator SPEC needs the packing tests; add -m packing.")
-        try:
-            collate = collator_asked(config)
-        except ValueError as error:
-            raise pytest.UsageError(str(error).splitlines()[0]) from None
-        try:
-            made = collated(collate, features_of((3, 2)))
-        except Exception as error:
-            raise pytest.UsageError(f"--collator {outside_collator(config)!r}: {error}".splitlines()[0]) from None
-        config.stash[UNDERSTOOD] = understood(made)
-    if spec := config.getoption("packer"):
-        if config.getoption("markexpr") != "packing":
-            raise pytest.UsageError("--packer SPEC needs the packing tests; add -m packing.")
-        try:
-            pack = packer_asked(config)
-        except ValueError as error:
-            raise pytest.UsageError(str(error).splitlines()[0]) from None
-        try:
-            rows = packed(pack, features_of((7, 2, 3)), 9)
-        except Exception as error:
-            raise pytest.UsageError(f"--packer {spec!r}: {error}".splitlines()[0]) from None
-        config.stash[PACKED] = f"{plural(len(rows.rows), 'row')}, {rows.share:.0%} of the slots hold tokens"
-    if spec := config.getoption("sampler"):
-        if config.getoption("markexpr") != "packing":
-            raise pytest.UsageError("--sampler SPEC needs the packing tests; add -m packing.")
-        try:
-            make = sampler_asked(config)
-        except ValueError as error:
-            raise pytest.UsageError(str(error).splitlines()[0]) from None
-        try:
-            batches_of(make([1 + 7 * number % 32 for number in range(100)]))
-        except Exception as error:
-            raise pytest.UsageError(f"--sampler {spec!r}: {error}".splitlines()[0]) from None
-    if spec := config.getoption("model"):
-        if config.getoption("markexpr") != "packing":
-            raise pytest.UsageError("--model SPEC needs the packing tests; add -m packing.")
-        from tests.packing.own_module import forms_of, module_of
-
-        try:
-            make = model_asked(config)
-        except ValueError as error:
-            raise pytest.UsageError(str(error).splitlines()[0]) from None
-        try:
-            module = module_of(make, "cpu")
-        except Exception as error:
-            raise pytest.UsageError(f"--model {spec!r}: {error}".splitlines()[0]) from None
-        config.stash[MODULE] = f"{type(module).__name__}, on {' and '.join(forms_of(module))} batches, in float64"
+    config.stash[DESCRIBED] = parts_described(config)
     if place := config.getoption("hf_config"):
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError("--hf-config checks a model's packing; run it: pytest -m packing.")
@@ -275,7 +131,7 @@ def families(config: pytest.Config) -> list[Any]:
     if OWN in config.stash:
         return [config.stash[OWN]]
     chosen = config.getoption("packing_families")
-    if outside_collator(config) and chosen == ALL:
+    if spec_of(config, "collator") and chosen == ALL:
         return [family for family in all_families() if family.name in FOR_A_COLLATOR]
     names = None if chosen == ALL else CI_FAMILIES.keys() if chosen == CI else chosen.split(",")
     return [family for family in all_families() if names is None or family.name in names]
@@ -290,21 +146,15 @@ def implementations(config: pytest.Config) -> list[Any]:
     if chosen:
         return [implementation_named(name, device) for name in chosen.split(",")]
     every = list(default_implementations(device))
-    return [each for each in every if each.name in NATIVE] if outside_collator(config) else every
+    return [each for each in every if each.name in NATIVE] if spec_of(config, "collator") else every
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say how a collator from outside was understood, and how a config was made small."""
-    lines = []
+    """Say how parts from outside were understood, and how a config was made small."""
+    lines = [*config.stash[DESCRIBED]]
     if OWN in config.stash:
         made = f"{config.stash[OWN].class_name}, made small: {config.stash[CHANGED]}"
         lines.append(f"{config.getoption('hf_config')}: {made}")
-    if MODULE in config.stash:
-        lines.append(f"model {config.getoption('model')}: {config.stash[MODULE]}")
-    if PACKED in config.stash:
-        lines.append(f"packer {config.getoption('packer')}, of lengths 7, 2 and 3, rows of 9: {config.stash[PACKED]}")
-    if UNDERSTOOD in config.stash:
-        lines.append(f"collator {outside_collator(config)}, of lengths 3 and 2: {config.stash[UNDERSTOOD]}")
     return lines
 
 

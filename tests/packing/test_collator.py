@@ -14,14 +14,15 @@ from model.attention import default_device
 from model.huggingface.inputs import LENGTHS
 from tests.packing.collated import CONTRACTS, Collate, Features, collated, features_of
 from tests.packing.collated_models import RIGHT, judged
-from tests.packing.plugin import collator_asked, families, implementations
+from tests.packing.outside_parts import part_asked
+from tests.packing.plugin import families, implementations
 
 pytestmark = pytest.mark.packing
 
 
 @pytest.fixture(scope="module")
 def collate(pytestconfig: pytest.Config) -> Collate:
-    return collator_asked(pytestconfig)
+    return part_asked(pytestconfig, "collator")
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model.attention import default_device
+from tests.packing.outside_parts import part_asked
 from tests.packing.own_module import BOUND, FORMS, compared, forms_of, module_of
-from tests.packing.plugin import model_asked
 
 pytestmark = pytest.mark.packing
 
@@ -18,7 +18,7 @@ lengths_drawn = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 @pytest.fixture(scope="module")
 def module(pytestconfig: pytest.Config) -> nn.Module:
-    return module_of(model_asked(pytestconfig), default_device())
+    return module_of(part_asked(pytestconfig, "model"), default_device())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -39,6 +39,11 @@ BAD: dict[str, list[str]] = {
         *("-m", "packing", f"--collator={COLLATORS}:flattened", '--collator-arguments={"x": 1}'),
     ],
     "the collator returned int": ["-m", "packing", "--collator=builtins:len"],
+    "--packer SPEC needs the packing tests": ["-m", "unit", "--packer=nowhere.py:pack"],
+    "--packer 'pack' is no SPEC": ["-m", "packing", "--packer=pack"],
+    "a batch sampler gives lists of indices": ["-m", "packing", "--sampler=builtins:list"],
+    "--sampler 'math:pi' is float": ["-m", "packing", "--sampler=math:pi"],
+    "make() returned dict": ["-m", "packing", "--model=builtins:dict"],
     "nowhere.json cannot be read": ["-m", "packing", "--hf-config=nowhere.json"],
 }
 
@@ -56,6 +61,20 @@ def sessions(*options: list[str]) -> list[tuple[int, str]]:
         check=True,
     )
     return [(code, err) for code, err in json.loads(done.stdout)]
+
+
+#: Other parts from outside, and how the run of their tests ends.
+PARTS = {
+    "--packer=tests/packing/test_packed_rows.py:first_fit": pytest.ExitCode.TESTS_FAILED,
+    "--sampler=tests/packing/test_sampled.py:InPairs": pytest.ExitCode.OK,
+    "--model=tests/packing/test_own_module.py:Mixer": pytest.ExitCode.OK,
+    "--model=tests/packing/test_own_module.py:Leaking": pytest.ExitCode.TESTS_FAILED,
+}
+
+
+def test_other_parts_from_outside_have_their_own_tests() -> None:
+    ended = sessions(*(["-m", "packing", option] for option in PARTS))
+    assert dict(zip(PARTS, [code for code, _ in ended], strict=True)) == PARTS
 
 
 def test_a_collator_from_outside_is_held_to_contracts() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.packing.collated import features_of
+from tests.packing.outside_parts import part_asked
 from tests.packing.packed_rows import CONTRACTS, Pack, packed
-from tests.packing.plugin import packer_asked
 
 pytestmark = pytest.mark.packing
 
@@ -18,7 +18,7 @@ LONGEST, SHORT = 9, 7
 
 @pytest.fixture(scope="module")
 def pack(pytestconfig: pytest.Config) -> Pack:
-    return packer_asked(pytestconfig)
+    return part_asked(pytestconfig, "packer")
 
 
 @pytest.mark.parametrize("budget", [16, LONGEST, SHORT], ids=lambda budget: f"rows of {budget}")

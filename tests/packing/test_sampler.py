@@ -8,19 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.packing.plugin import sampler_asked
+from tests.packing.outside_parts import EXAMPLES, part_asked
 from tests.packing.sampled import Batches, Make, batches_of, counts_wrong, indices_wrong, ranks_taken, samplers_of
 
 pytestmark = pytest.mark.packing
 
 #: As many examples as fill several batches of every usual size.
 drawn = st.lists(st.integers(1, 32), min_size=64, max_size=120)
-LENGTHS = [1 + 7 * number % 32 for number in range(100)]
 
 
 @pytest.fixture(scope="module")
 def make(pytestconfig: pytest.Config) -> Make:
-    return sampler_asked(pytestconfig)
+    return part_asked(pytestconfig, "sampler")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3], ids=lambda ranks: f"{ranks} ranks")
@@ -42,25 +41,25 @@ def test_an_epoch_has_every_index_once_over_all_ranks(make: Make, ranks: int) ->
 def test_every_rank_has_as_many_batches_and_says_how_many(make: Make, ranks: int) -> None:
     if ranks_taken(make, ranks) < ranks:
         pytest.skip("it takes no num_replicas and rank")
-    samplers = samplers_of(make, LENGTHS, ranks)
+    samplers = samplers_of(make, EXAMPLES, ranks)
     batches = [batches_of(sampler) for sampler in samplers]
     wrong = counts_wrong(batches, [len(sampler) for sampler in samplers])
     assert not wrong, "; ".join(wrong)
 
 
 def test_an_epoch_is_the_same_again(make: Make) -> None:
-    if not hasattr(make(LENGTHS), "set_epoch"):
+    if not hasattr(make(EXAMPLES), "set_epoch"):
         pytest.skip("it has no set_epoch")
-    first, *_ = epochs = [batches_of(make(LENGTHS), epoch) for epoch in (0, 1, 2)]
-    assert [batches_of(make(LENGTHS), epoch) for epoch in (0, 1, 2)] == epochs
-    sampler = make(LENGTHS)
+    first, *_ = epochs = [batches_of(make(EXAMPLES), epoch) for epoch in (0, 1, 2)]
+    assert [batches_of(make(EXAMPLES), epoch) for epoch in (0, 1, 2)] == epochs
+    sampler = make(EXAMPLES)
     batches_of(sampler, 2)
     assert batches_of(sampler, 0) == first, "epoch 0 is another after epoch 2"
 
 
 def test_a_dataloader_with_two_workers_gives_the_same_batches(make: Make) -> None:
-    loader = loader_of(make(LENGTHS), num_workers=2)
-    assert list(loader) == batches_of(make(LENGTHS))
+    loader = loader_of(make(EXAMPLES), num_workers=2)
+    assert list(loader) == batches_of(make(EXAMPLES))
 
 
 def test_accelerate_deals_every_index_to_two_processes(make: Make) -> None:
@@ -76,10 +75,10 @@ def test_accelerate_deals_every_index_to_two_processes(make: Make) -> None:
         ]
 
     def whole() -> Any:
-        return make(LENGTHS)
+        return make(EXAMPLES)
 
     def for_two() -> Any:
-        return make(LENGTHS, num_replicas=2, rank=None)
+        return make(EXAMPLES, num_replicas=2, rank=None)
 
     try:
         try:
@@ -87,7 +86,7 @@ def test_accelerate_deals_every_index_to_two_processes(make: Make) -> None:
         except ValueError:
             # It asks for the number of processes, as ours does.
             sampler, ranks = for_two, ranks_of(for_two)
-        wrong = indices_wrong(ranks, getattr(sampler(), "dropped", ()), len(LENGTHS))
+        wrong = indices_wrong(ranks, getattr(sampler(), "dropped", ()), len(EXAMPLES))
         assert not wrong, "; ".join(wrong)
     finally:
         state.GradientState._reset_state()
@@ -96,5 +95,5 @@ def test_accelerate_deals_every_index_to_two_processes(make: Make) -> None:
 
 def loader_of(sampler: Any, **more: Any) -> DataLoader[int]:
     """Return a loader whose batches are the indices themselves."""
-    data: Sequence[int] = range(len(LENGTHS))
+    data: Sequence[int] = range(len(EXAMPLES))
     return DataLoader(data, batch_sampler=sampler, collate_fn=list, **more)  # type: ignore[arg-type]
