@@ -32,17 +32,17 @@ class Judged:
 
 
 def judged(collate: Collate, family: Family, implementation: Implementation) -> Judged:
-    """Run a family on the batch exactly as it is given; if that is wrong, look for arguments that make it right."""
+    """Run a family on the batch exactly as it is given; if that is wrong, look for arguments that make it right.
+
+    ValueError for a batch in which a sequence is not in one piece.
+    """
     try:
         bench = bench_of(family, torch.device(default_device()), implementation.dtype)
         model = build(family, implementation.built).to(bench.device, bench.dtype).train(bench.training)
     except CannotBuild as error:
         return not_run(f"{family.name} cannot be built: {error}")
-    try:
-        # Where the tokens lie is found with tokens that all differ.
-        places = collated(collate, features_of(LENGTHS)).places
-    except ValueError as error:
-        return not_run(str(error))
+    # Where the tokens lie is found with tokens that all differ.
+    places = collated(collate, features_of(LENGTHS)).places
     ids = [sequence.tolist() for sequence in bench.sequences]
     batch = dict(collate([{"input_ids": each, "labels": [*each], "attention_mask": [1] * len(each)} for each in ids]))
     known = inspect.signature(model.forward).parameters
@@ -83,21 +83,25 @@ def fits(model: nn.Module, batch: Inputs, bench: Bench) -> bool:
         return False
 
 
-def without_mask(batch: Batch, _: Any) -> Batch:
+def without_mask(batch: Batch, _: Any) -> Batch | None:
     """Return the batch without its attention mask."""
+    if "attention_mask" not in batch:
+        return None
     return {key: value for key, value in batch.items() if key != "attention_mask"}
 
 
-def mask_of_floats(batch: Batch, _: Any) -> Batch:
+def mask_of_floats(batch: Batch, _: Any) -> Batch | None:
     """Return the batch with a boolean 4-D mask as one that is added: 0 for what is seen."""
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.dtype != torch.bool:
-        return batch
+        return None
     return batch | {"attention_mask": torch.where(mask, 0.0, torch.finfo(torch.float32).min)}
 
 
-def first_labels_ignored(batch: Batch, places: Any) -> Batch:
+def first_labels_ignored(batch: Batch, places: Any) -> Batch | None:
     """Return the batch without the targets that are the first tokens of sequences."""
+    if "labels" not in batch:
+        return None
     labels = batch["labels"].clone()
     rows = labels if labels.dim() == 2 else labels[None]
     for row, columns in places:
@@ -105,8 +109,8 @@ def first_labels_ignored(batch: Batch, places: Any) -> Batch:
     return batch | {"labels": labels}
 
 
-#: What is tried where a batch as it is given is wrong, alone and together.
-CHANGES: dict[str, Callable[[Batch, Any], Batch]] = {
+#: What is tried where a batch as it is given is wrong, alone and together; None if there is nothing to change.
+CHANGES: dict[str, Callable[[Batch, Any], Batch | None]] = {
     "use_cache=False": lambda batch, _: batch | {"use_cache": False},
     "no attention_mask": without_mask,
     "a 4-D mask of floats": mask_of_floats,
@@ -118,7 +122,8 @@ def ways_out(batch: Batch, places: Any) -> Iterator[tuple[str, Batch]]:
     """Give changed batches and what was changed, the fewest changes first."""
     for size in range(1, len(CHANGES) + 1):
         for names in combinations(CHANGES, size):
-            changed = batch
+            changed: Batch | None = batch
             for name in names:
-                changed = CHANGES[name](changed, places)
-            yield ", ".join(names), changed
+                changed = None if changed is None else CHANGES[name](changed, places)
+            if changed is not None:
+                yield ", ".join(names), changed

@@ -136,9 +136,8 @@ class Compared:
         return name, off[name]
 
 
-def compared(module: nn.Module, sequences: Sequence[Tensor], form: str) -> Compared:
+def compared(module: nn.Module, sequences: Sequence[Tensor], form: str, *, tokens: bool) -> Compared:
     """Run a batch and each sequence alone, and the gradient of a random weighted sum of all outputs."""
-    tokens = gives_tokens(module, form, sequences[0].device)
     alone = [outputs(module, [each], form, tokens=tokens)[0] for each in sequences]
     generator = torch.Generator(sequences[0].device).manual_seed(0)
     weights = [torch.randn(each.shape, generator=generator, device=each.device, dtype=torch.float64) for each in alone]

@@ -4,6 +4,8 @@ A packer takes a list of features and the number of slots of a row, and returns 
 and may have `labels` and `seq_lengths` (or `seq_lens`): lists of ints, all in the order of the row.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +27,15 @@ class Packed:
     rows: tuple[Row, ...]
     budget: int
 
+    @functools.cached_property
+    def owners(self) -> dict[int, int]:
+        """The number of the feature that each token is of."""
+        return {token: number for number, feature in enumerate(self.features) for token in feature["input_ids"]}
+
     @property
     def share(self) -> float:
         """The share of slots that hold a token of the features."""
-        given = {token for feature in self.features for token in feature["input_ids"]}
-        held = sum(token in given for row in self.rows for token in row["input_ids"])
+        held = sum(token in self.owners for row in self.rows for token in row["input_ids"])
         return held / (len(self.rows) * self.budget) if self.rows else 0.0
 
 
@@ -51,29 +57,25 @@ def _listed(value: Any) -> Any:
 
 def tokens_lost(made: Packed) -> list[str]:
     """Say which tokens are dropped or repeated."""
-    count: dict[int, int] = {}
-    for row in made.rows:
-        for token in row["input_ids"]:
-            count[token] = count.get(token, 0) + 1
+    count = Counter(token for row in made.rows for token in row["input_ids"])
     problems = [
         f"sequence {number} of {len(feature['input_ids'])} tokens: {lost} are dropped"
         for number, feature in enumerate(made.features)
         if (lost := sum(token not in count for token in feature["input_ids"]))
     ]
-    again = sum(count.get(token, 0) > 1 for feature in made.features for token in feature["input_ids"])
+    again = sum(count[token] > 1 for token in made.owners)
     return [*problems, f"{again} tokens are in the rows more than once"] if again else problems
 
 
 def sequences_cut(made: Packed) -> list[str]:
     """Say which sequences are in more than one piece."""
-    pieces: dict[int, int] = {}
-    owner = {token: number for number, each in enumerate(made.features) for token in each["input_ids"]}
+    pieces: Counter[int] = Counter()
     for row in made.rows:
         before: tuple[int | None, int] = (None, 0)
         for token in row["input_ids"]:
-            number = owner.get(token)
+            number = made.owners.get(token)
             if number is not None and before != (number, token - 1):
-                pieces[number] = pieces.get(number, 0) + 1
+                pieces[number] += 1
             before = (number, token)
     return [f"sequence {number} is in {count} pieces" for number, count in sorted(pieces.items()) if count > 1]
 
@@ -100,12 +102,16 @@ def labels_astray(made: Packed) -> list[str]:
 
 def lengths_wrong(made: Packed) -> list[str]:
     """Say which rows state other lengths than their sequences have, or none."""
-    owner = {token: number for number, each in enumerate(made.features) for token in each["input_ids"]}
     problems = []
     for number, row in enumerate(made.rows):
         tokens = row["input_ids"]
         stated = next((row[key] for key in LENGTHS_KEYS if key in row), None)
-        starts = [at for at, token in enumerate(tokens) if token in owner and owner.get(tokens[at - 1]) != owner[token]]
+        owners = [made.owners.get(token) for token in tokens]
+        starts = [
+            at
+            for at, (before, own) in enumerate(zip([None, *owners], owners, strict=False))
+            if own not in (None, before)
+        ]
         if stated is None:
             if len(starts) > 1 and "position_ids" not in row:
                 problems.append(f"row {number} holds {len(starts)} sequences, and no key says where they begin")

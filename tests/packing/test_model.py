@@ -9,7 +9,7 @@ from torch import nn
 
 from model.attention import default_device
 from tests.packing.outside_parts import part_asked
-from tests.packing.own_module import BOUND, FORMS, compared, forms_of, module_of
+from tests.packing.own_module import BOUND, FORMS, compared, forms_of, gives_tokens, module_of
 
 pytestmark = pytest.mark.packing
 
@@ -26,12 +26,14 @@ def test_a_module_computes_of_a_batch_what_each_sequence_alone_gives(module: nn.
     if form not in forms_of(module):
         pytest.skip(f"its forward takes no {form} batch")
 
+    tokens = gives_tokens(module, form, torch.device(default_device()))
+
     @given(lengths=lengths_drawn, seed=st.integers(0, 2**16))
     def check(lengths: list[int], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         most = getattr(module, "vocab_size", 32)
         sequences = [torch.randint(most, (each,), generator=generator).to(default_device()) for each in lengths]
-        name, off = compared(module, sequences, form).worst
+        name, off = compared(module, sequences, form, tokens=tokens).worst
         assert off <= BOUND, f"lengths {lengths}, {form}: {name} is off by {off:.2g} of the largest"
 
     check()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.packing.own_module import BOUND, compared, forms_of, module_of
+from tests.packing.own_module import BOUND, compared, forms_of, gives_tokens, module_of
 
 pytestmark = pytest.mark.packing
 
@@ -71,7 +71,8 @@ def worst(make: type[nn.Module]) -> tuple[str, float]:
     module = module_of(make, "cpu")
     (form,) = forms_of(module)
     generator = torch.Generator().manual_seed(0)
-    return compared(module, [torch.randint(32, (each,), generator=generator) for each in LENGTHS], form).worst
+    sequences = [torch.randint(32, (each,), generator=generator) for each in LENGTHS]
+    return compared(module, sequences, form, tokens=gives_tokens(module, form, torch.device("cpu"))).worst
 
 
 @pytest.mark.parametrize("make", [Mixer, Pooled])

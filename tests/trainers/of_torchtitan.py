@@ -8,6 +8,7 @@ import torch
 import torch._inductor.compile_fx
 import torch.utils.flop_counter
 
+from collators.example import IGNORE_INDEX
 from tests.packing.collated import Features
 from tests.trainers.path import TrainerPath, without
 
@@ -19,7 +20,7 @@ def document_mask(features: Features) -> Any:
 
     tokens = torch.tensor([[token for each in features for token in each["input_ids"]]])
     positions = torch.tensor([[at for each in features for at in range(len(each["input_ids"]))]])
-    labels = torch.tensor([[label for each in features for label in [-100, *each["labels"][1:]]]])
+    labels = torch.tensor([[label for each in features for label in [IGNORE_INDEX, *each["labels"][1:]]]])
     causal, document = attention.get_causal_mask_mod(), attention.get_document_mask_mod(positions)
     at = torch.arange(tokens.shape[1])
     row = torch.tensor(0)

@@ -1,5 +1,6 @@
 """transformers: DataCollatorWithFlattening, and Trainer's way of running it on a streaming dataset by accelerate."""
 
+from functools import partial
 from typing import Any
 
 from tests.packing.collated import Features
@@ -20,18 +21,8 @@ def with_offsets(features: Features) -> Any:
     return DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(features)
 
 
-def through_accelerate(features: Features) -> Any:
-    """The same through a loader that accelerate prepared, of a dataset that streams."""
-    return prepared(features, streaming=True)
-
-
-def through_accelerate_map_style(features: Features) -> Any:
-    """The same through a loader that accelerate prepared, of a dataset with indices."""
-    return prepared(features, streaming=False)
-
-
 def prepared(features: Features, *, streaming: bool) -> Any:
-    """Return the only batch of a loader that accelerate prepared."""
+    """The same through a loader that accelerate prepared, of a dataset that streams or has indices."""
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, IterableDataset
 
@@ -56,12 +47,12 @@ PATHS = (
         "accelerate map-style",
         "accelerate",
         "Accelerator().prepare(DataLoader(list, collate_fn=flattening with offsets))",
-        through_accelerate_map_style,
+        partial(prepared, streaming=False),
     ),
     TrainerPath(
         "accelerate streaming",
         "accelerate",
         "Accelerator().prepare(DataLoader(IterableDataset, collate_fn=flattening with offsets))",
-        through_accelerate,
+        partial(prepared, streaming=True),
     ),
 )

@@ -36,17 +36,6 @@ class TrainerPath:
             return None
 
 
-def stacked(rows: Sequence[dict[str, Any]], padding: dict[str, int]) -> dict[str, Any]:
-    """Return rows of lists as int64 tensors [rows, slots], padded on the right; only the keys of `padding`."""
-    import torch
-
-    width = max(len(row[next(iter(padding))]) for row in rows)
-    return {
-        key: torch.tensor([[*row[key], *[fill] * (width - len(row[key]))] for row in rows], dtype=torch.int64)
-        for key, fill in padding.items()
-    }
-
-
 class Missing(MetaPathFinder, Loader):
     """Imports stand-ins for packages, with all that is below them."""
 
