@@ -193,6 +193,8 @@ class Comparing:
         chosen, cell = self._selection, base.cell
         if self._picked:
             return False
+        if chosen.get("model") and cell["backend"] not in {one.cell["backend"] for one in head.cells.values()}:
+            return False
         return (
             (cell["workload"], cell["lengths"]) in head.workloads
             and any(fnmatch(base.id, glob) for glob in (chosen.get("cells") or "*").split(","))
@@ -205,7 +207,7 @@ class Comparing:
     def partial(self) -> bool:
         """Whether this run was narrowed, or stopped, so that cells may be lacking that are there."""
         chosen = self._selection
-        narrowed = any(chosen.get(name) for name in ("cells", "backends", "collators"))
+        narrowed = any(chosen.get(name) for name in ("cells", "backends", "collators", "model"))
         return self.stopped or narrowed or chosen.get("compiled") == "none" or self._picked
 
     @property

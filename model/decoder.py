@@ -150,6 +150,10 @@ class Decoder(nn.Module):
             x, update = block(x, update, context, rotation, rows)
         return self.head(nested(x if update is None else x + update, rows))
 
+    def attending(self, attend: Attend) -> "Decoder":
+        """Return a new decoder of these sizes, with weights of its own, that attends with `attend`."""
+        return Decoder(self.config, attend)
+
     def compile_blocks(self) -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
 

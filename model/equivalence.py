@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.decoder import DecoderConfig
 from model.reference import Outcome
-from model.tolerance import Bound, Mismatch, bound
+from model.tolerance import Bound, Mismatch, bound, largest_row
 
 
 def reduction_length(config: DecoderConfig) -> int:
@@ -54,8 +54,11 @@ def bounds(truth: Outcome, references: Sequence[Outcome], *, dtype: torch.dtype,
     """
     length = reduction_length(config)
 
-    def compare(name: str, wanted: Tensor, rounded: Sequence[Tensor]) -> Bound:
-        return bound(name, wanted, rounded, dtype=dtype, reduction_length=length)
+    # The gradient of a model's queries is zero where every sequence has one token.
+    largest = max(map(largest_row, truth.gradients.values()), default=0.0)
+
+    def compare(name: str, wanted: Tensor, rounded: Sequence[Tensor], cancelled: float = 0.0) -> Bound:
+        return bound(name, wanted, rounded, dtype=dtype, reduction_length=length, cancelled=cancelled)
 
     return Bounds(
         truth=truth,
@@ -63,7 +66,7 @@ def bounds(truth: Outcome, references: Sequence[Outcome], *, dtype: torch.dtype,
         logits=compare("logits", torch.cat(truth.logits), [torch.cat(each.logits) for each in references]),
         loss=compare("loss", truth.loss, [each.loss + _loss_rounding(truth, each) for each in references]),
         gradients={
-            name: compare(f"gradient of {name}", wanted, [each.gradients[name] for each in references])
+            name: compare(f"gradient of {name}", wanted, [each.gradients[name] for each in references], largest)
             for name, wanted in truth.gradients.items()
         },
     )

@@ -1,4 +1,5 @@
-"""The models that are timed: the article's decoder, and GPT-2 of transformers for the backends that name it."""
+"""The models that are timed: the article's decoder, GPT-2 of transformers for the backends that name it, and one from
+outside."""
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -9,8 +10,12 @@ from model.attention import BACKENDS, REFERENCE, Backend
 from model.attention.outside import outside_backend
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
 from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend, seeded_gpt2
+from model.own import OwnModel, OwnModelBackend, own_backend, seeded_own
 
-Model = Decoder | Gpt2
+Model = Decoder | Gpt2 | OwnModel
+
+#: Those that the correctness tests prove in the matrix.
+ProvedModel = Decoder | OwnModel
 
 #: Every backend of every model, in the order of the matrix.
 ALL_BACKENDS: tuple[Backend, ...] = (*BACKENDS, *GPT2_BACKENDS)
@@ -37,8 +42,14 @@ def any_backend_named(name: str) -> Backend:
     raise ValueError(f"unknown backend {name!r}; choose one of: {names}; or path/to/file.py:object, module:object.")
 
 
-def backends_asked(names: Sequence[str] | None) -> tuple[Backend, ...]:
-    """Return the backends that `--backend` names, in the order of the matrix; every one if it names none."""
+def backends_asked(names: Sequence[str] | None, model: str = "") -> tuple[Backend, ...]:
+    """Return the backends that `--backend` names, in the order of the matrix; every one if it names none.
+
+    With `--model` they attend in the model that this SPEC names. GPT-2 is a model of its own, so it is left out.
+    """
+    if model:
+        inner = [one for one in backends_asked(names) if not isinstance(one, Gpt2Backend)]
+        return tuple(own_backend(model, one) for one in inner)
     if not names:
         return ALL_BACKENDS
     asked = {backend.name: backend for backend in map(any_backend_named, names)}
@@ -51,9 +62,13 @@ def seeded_model(
     """Return the model that `backend` attends in; backends of one model give the same weights."""
     if isinstance(backend, Gpt2Backend):
         return seeded_gpt2(config, backend, device=device, dtype=dtype, seed=seed)
+    if isinstance(backend, OwnModelBackend):
+        return seeded_own(config, backend, device=device, dtype=dtype, seed=seed)
     return seeded_decoder(config, backend.attend, device=device, dtype=dtype, seed=seed)
 
 
 def reference_of(backend: Backend) -> Backend:
     """Return the backend that `backend` is compared with, in the same model."""
+    if isinstance(backend, OwnModelBackend):
+        return backend.around(REFERENCE)
     return GPT2_REFERENCE if isinstance(backend, Gpt2Backend) else REFERENCE

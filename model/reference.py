@@ -11,8 +11,7 @@ from collators import CollatorOptions, Example, collator_named
 from collators.batch import Batch, PaddedBatch
 from model.attention import REFERENCE, Backend, Case
 from model.attention.sdpa import SdpaContext
-from model.decoder import Decoder
-from model.models import Model
+from model.models import Model, ProvedModel
 from model.steps import forward
 
 REFERENCE_COLLATOR = collator_named("pad_longest")
@@ -81,9 +80,9 @@ def outcome(model: Model, backend: Backend, batch: Batch, case: Case, num_target
     return Outcome(logits, result.loss.detach(), gradients)
 
 
-def with_backend(model: Decoder, backend: Backend, dtype: torch.dtype) -> Decoder:
+def with_backend(model: ProvedModel, backend: Backend, dtype: torch.dtype) -> ProvedModel:
     """Return an eager copy of `model` in `dtype` that attends with `backend`."""
-    clone = Decoder(model.config, backend.attend).to(next(model.parameters()).device, dtype)
+    clone = model.attending(backend.attend).to(next(model.parameters()).device, dtype)
     clone.load_state_dict(model.state_dict())
     return clone
 
@@ -131,7 +130,7 @@ def padded_reference(
     return summed(model, backend, examples, reference, sequences=sequences or len(examples))
 
 
-def solo_oracle(model: Decoder, examples: Sequence[Example], case: Case) -> Outcome:
+def solo_oracle(model: ProvedModel, examples: Sequence[Example], case: Case) -> Outcome:
     """Return the same from each sequence alone, with neither padding nor document mask.
 
     `model` is a float64 one made by `with_backend(..., REFERENCE, torch.float64)`.

@@ -104,13 +104,27 @@ def _reference_errors(name: str, truth: Tensor, references: Sequence[Tensor]) ->
     return torch.stack([(_rows(reference) - wanted).norm(dim=1) for reference in references])
 
 
+def largest_row(tensor: Tensor) -> float:
+    """Return the largest L2 norm of a row."""
+    return float(_rows(tensor).norm(dim=1).max())
+
+
 def bound(
-    name: str, truth: Tensor, references: Sequence[Tensor], *, dtype: torch.dtype, reduction_length: int
+    name: str,
+    truth: Tensor,
+    references: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    reduction_length: int,
+    cancelled: float = 0.0,
 ) -> Bound:
-    """Return how far a cell in `dtype` may be from `truth`, of which `references` are roundings, at least one."""
+    """Return how far a cell in `dtype` may be from `truth`, of which `references` are roundings, at least one.
+
+    If the truth is zero, terms of the size `cancelled` cancel, and rounding is relative to them.
+    """
     wanted = _rows(truth)
     off = float(_reference_errors(name, truth, references).max())
-    floor = rounding_floor(dtype, reduction_length) * float(wanted.norm(dim=1).max())
+    floor = rounding_floor(dtype, reduction_length) * (largest_row(truth) or cancelled)
     return Bound(name, truth.shape, wanted, off, floor)
 
 

@@ -55,7 +55,8 @@ class Workload:
     def has(self, cell: Cell) -> bool:
         """Tell whether `cell` is one of those the workload times by default."""
         named = any(
-            (row.backend, row.collator) == (cell.backend.name, cell.collator.name) and cell.execution in row.executions
+            (row.backend, row.collator) == (cell.backend.attention, cell.collator.name)
+            and cell.execution in row.executions
             for row in self.rows
         )
         # One from outside is timed with one collator of its layout.

@@ -35,7 +35,7 @@ class KnownFailure:
 
     def strikes(self, cell: Cell, device: Device, test: str) -> bool:
         """Tell whether `cell` is struck in `test` on `device`."""
-        key = cell.key
+        key = cell.key | {"backend": cell.backend.attention}
         alike = all(key[f] in (v if isinstance(v, tuple) else (v,)) for f, v in self.matches.items())
         return test in self.tests and device == self.device and alike
 

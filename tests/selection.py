@@ -167,9 +167,8 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--steps {steps}: workload {workload.name} has {workload.num_batches} batches; "
             f"give 1 to {workload.num_batches}."
         )
-    if any(config.getoption(option) for option in ("cells", "backend", "collator")) and (
-        refused := nothing_declared(config)
-    ):
+    narrowed = any(config.getoption(option) for option in ("cells", "backend", "collator"))
+    if (narrowed or asked_model(config)) and (refused := nothing_declared(config)):
         raise pytest.UsageError(refused)
 
 
@@ -209,6 +208,7 @@ def checked_workload(config: pytest.Config) -> Workload:
             any_backend_named(name)
         for name in asked_collators(config):
             collator_named(name)
+        backends_asked(config.getoption("backend"), asked_model(config))
         return chosen_workload(config)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
@@ -217,6 +217,11 @@ def checked_workload(config: pytest.Config) -> Workload:
 def asked_collators(config: pytest.Config) -> list[str]:
     """Return what `--collator` names of this project; one from outside is proved by tests/packing."""
     return [name for name in config.getoption("collator") or () if ":" not in name]
+
+
+def asked_model(config: pytest.Config) -> str:
+    """Return what `--model` names for the matrix, "" without it; with `-m packing` it is proved by tests/packing."""
+    return "" if config.getoption("markexpr") == "packing" else config.getoption("model") or ""
 
 
 def chosen_workload(config: pytest.Config) -> Workload:
@@ -238,7 +243,11 @@ def candidates(
             workload,
             lengths,
             dtypes=dtypes,
-            backends=[one for one in backends_asked(config.getoption("backend")) if one in of or one.spec],
+            backends=[
+                one
+                for one in backends_asked(config.getoption("backend"), asked_model(config))
+                if one in of or one.spec or asked_model(config)
+            ],
             collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
         )
     )
@@ -301,7 +310,7 @@ def parameters(
         marks: list[pytest.MarkDecorator] = []
         if found.state == "undeclared":
             continue
-        if found.state == "unavailable" and cell.backend.name not in require:
+        if found.state == "unavailable" and cell.backend.attention not in require:
             marks.append(pytest.mark.skip(reason=f"{cell.backend.name} {reason}"))
         if found.state == "known failure":
             marks.append(pytest.mark.xfail(reason=reason, strict=True))
@@ -342,7 +351,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None
 
 def refuse_without_cells(config: pytest.Config, names: Sequence[str]) -> None:
     """Refuse options that leave no cell to the tests that are run: pytest would skip each of these, and pass."""
-    asked = [f"--{name}" for name in ("cells", "backend", "collator") if config.getoption(name)]
+    asked = [f"--{name}" for name in ("cells", "backend", "collator", "model") if config.getoption(name)]
     if asked and names and all(map(without_cell, names)):
         raise pytest.UsageError(
             f"{', '.join(asked)}: the tests that run have no such cell; choose one from pytest --matrix. "
@@ -390,7 +399,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if distinct:
         cells = distinct_cells(represented(cells, "filling", config), CONFIG[device], device)
     values = []
-    for variant in variants:
+    # Positions are the model's own.
+    for variant in [each for each in variants if not (asked_model(config) and each == "rotary")]:
         sizes = VARIANTS[variant][device]
         for param in parameters(cells, sizes, device, test, require=require):
             name = param.id if variant == "plain" else f"{param.id}-{variant}"
@@ -405,9 +415,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if seed is not None:
         # By a digest of each: two cells keep their order whatever else is run.
         items.sort(key=lambda item: hashlib.sha256(f"{seed} {item.name}".encode()).digest())
-    if not (config.getoption("cells") or config.getoption("backend") or asked_collators(config)):
+    model = asked_model(config)
+    if not (config.getoption("cells") or config.getoption("backend") or asked_collators(config) or model):
         return
     kept = [item for item in items if item.get_closest_marker("cells") or is_of_a_part(item)]
+    if model:
+        # An attention call by itself meets no model.
+        kept = [item for item in kept if item.get_closest_marker("cells") and "attention" not in item.fixturenames]
     # If no test has a cell, they stay, and refuse_without_cells says so.
     kept = [item for item in kept if not without_cell(item.name)] or kept
     if len(kept) < len(items):

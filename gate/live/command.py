@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     timed.add_argument("--backend", action="append", metavar="NAME", help="only this attention backend (repeatable)")
     timed.add_argument("--collator", action="append", metavar="NAME", help="only this collator (repeatable)")
+    timed.add_argument("--model", metavar="SPEC", help="in this model: module:make or path/to/file.py:make")
     timed.add_argument(
         "--compiled",
         choices=("default", "all", "none"),
@@ -186,7 +187,9 @@ def hello_of(args: argparse.Namespace) -> dict[str, Any]:
             "backends": [whole(*name.rpartition(":")) for name in args.backend or []],
             "collators": args.collator or [],
             "compiled": args.compiled,
-        },
+        }
+        # What an older harness does not know is said only if it is asked for.
+        | ({"model": whole(*model.rpartition(":"))} if (model := args.model) else {}),
     }
 
 

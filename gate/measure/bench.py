@@ -49,10 +49,11 @@ def timed_cells(
     backends: Sequence[str] = (),
     collators: Sequence[str] = (),
     compiled: str = "default",
+    model: str = "",
 ) -> list[Cell]:
     """Return the cells to time: those the workload names, or with `cells` or all compiled ones any of its dtype.
 
-    None and empty leave nothing out. `cells` are globs between commas.
+    None and empty leave nothing out. `cells` are globs between commas. `model` is the SPEC of a model from outside.
     """
     every = cells is not None or compiled == "all"
     return [
@@ -61,7 +62,8 @@ def timed_cells(
             workload.name,
             workload.lengths.name,
             dtypes=[workload.dtype],
-            backends=backends_asked(backends),
+            # An older side knows no models from outside.
+            backends=backends_asked(backends, model) if model else backends_asked(backends),
             collators=[one for one in COLLATORS if not collators or one.name in collators],
         )
         if (every or workload.has(cell))
@@ -189,6 +191,7 @@ class CellBench:
         flops = median([step_flops(config, b.lengths, mode=cell.mode, causal=cell.causal) for b in timed])
         tokens = [batch.num_tokens for batch in timed]
         step_ms = median(samples.times_ms)
+        unknown = getattr(self.model, "flops_unknown", False)
         return {
             "batches": list(order),
             "tokens": tokens,
@@ -197,7 +200,7 @@ class CellBench:
             "host_ms": samples.host_ms or None,
             "lead_ms": samples.lead_ms or None,
             "tokens_per_s": median(tokens) / step_ms * 1e3,
-            "mfu": flops / (step_ms * 1e9) / self.shared.matmul_tflops,
+            "mfu": None if unknown else flops / (step_ms * 1e9) / self.shared.matmul_tflops,
             "matmul_tflops": self.shared.matmul_tflops,
         }
 

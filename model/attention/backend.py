@@ -119,6 +119,11 @@ class Backend:
     plans_by_shape: bool = False
     spec: str = ""
 
+    @property
+    def attention(self) -> str:
+        """The name of the attention, in whichever model: workloads, `--backend` and known failures name it."""
+        return self.name
+
     def undeclared_reasons(self, case: Case) -> list[str]:
         """Return why `case` is outside what the backend claims on any machine, one sentence each."""
         # On a device that it does not run on at all, its dtypes elsewhere are still a claim.

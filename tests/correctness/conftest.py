@@ -11,18 +11,19 @@ import torch
 from model.attention import default_device, this_machine
 from model.cells import Cell
 from model.compilation import fresh_compiler
+from model.models import backends_asked, reference_of
 from tests.correctness.attention_bench import AttentionBench
 from tests.correctness.references import References
 from tests.correctness.report import Failure, Found, Hunt, Red, block
 from tests.correctness.workbench import Workbench, open_workbench
 from tests.known_failures import KNOWN_FAILURES
-from tests.selection import EVERY
+from tests.selection import EVERY, asked_model
 
 
 @pytest.fixture(scope="session")
-def references() -> References:
+def references(request: pytest.FixtureRequest) -> References:
     """What is right for the batches that were drawn, shared by all cells."""
-    return References()
+    return References(backend=reference_of(backends_asked(None, asked_model(request.config))[0]))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def again(item: pytest.Function) -> str:
         words.append(f"--compiled={config.getoption('compiled')}")
     # A backend from outside has no cell unless it is named.
     words += [f"--backend={name}" for name in config.getoption("backend") or () if ":" in name]
+    words += [f"--model={config.getoption('model')}"] if asked_model(config) else []
     # Without its collator's name a test may have no cell, and an unavailable one is skipped where it is not required.
     words += [f"--collator={name}" for name in config.getoption("collator") or ()]
     if (required := config.getoption("require")) is not None:

@@ -55,7 +55,7 @@ def compiled_by_default(cell: Cell, device: Device, *, any_collator: bool = Fals
         as_timed = cell.causal == (cell.mode == "train") and cell.dtype == torch.bfloat16
         return as_timed and (any_collator or cell.collator.name in COMPILED_ON_CUDA)
     return any(
-        (cell.backend.name, cell.mode, cell.causal, cell.dtype) == (backend, *others)
+        (cell.backend.attention, cell.mode, cell.causal, cell.dtype) == (backend, *others)
         and (any_collator or cell.collator.name == collator)
         for backend, collator, *others in COMPILED_ON_CPU
     )

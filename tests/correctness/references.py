@@ -11,8 +11,9 @@ from torch import Tensor
 
 from collators import Example
 from model.attention import REFERENCE, Backend, default_device
-from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.decoder import Decoder, DecoderConfig
 from model.equivalence import Bounds, bounds
+from model.models import ProvedModel, seeded_model
 from model.reference import Outcome, with_backend
 from model.tolerance import Mismatch
 
@@ -31,13 +32,15 @@ ROUNDINGS = 4
 KEPT = 416
 
 
-def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Return a decoder with the same weights at every call, its queries and keys larger so that attention is peaked."""
-    model = seeded_decoder(config, backend.attend, device=default_device(), dtype=dtype)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.qkv.weight.mul_(3)
-            block.qkv.bias.mul_(3)
+def decoder(config: DecoderConfig, backend: Backend, dtype: torch.dtype = torch.float32) -> ProvedModel:
+    """Return a model with the same weights at every call; queries and keys of the decoder are larger, so that attention
+    is peaked."""
+    model = seeded_model(config, backend, device=default_device(), dtype=dtype)
+    if isinstance(model, Decoder):
+        with torch.no_grad():
+            for block in model.blocks:
+                block.qkv.weight.mul_(3)
+                block.qkv.bias.mul_(3)
     return model
 
 
@@ -46,7 +49,7 @@ def weight_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def nudged(model: Decoder, dtype: torch.dtype, seed: int) -> Decoder:
+def nudged(model: ProvedModel, dtype: torch.dtype, seed: int) -> ProvedModel:
     """Return a copy of `model` whose weights are moved at random by up to half a unit in the last place of `dtype`.
 
     All that follows is as good, and rounded in another way.
@@ -100,29 +103,31 @@ class References:
     """Models that cells share, and the `capacity` results of the reference that were asked for last.
 
     Under a derandomized profile every cell of a test meets the same batches: what is right for each is computed once.
-    Models and results are shared by those who ask, and not to be written to.
+    Models and results are shared by those who ask, and not to be written to. `backend` is the reference, in the model
+    that is proved.
     """
 
     capacity: int = KEPT
-    models: dict[Hashable, Decoder] = field(default_factory=dict)
+    backend: Backend = REFERENCE
+    models: dict[Hashable, ProvedModel] = field(default_factory=dict)
     results: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
-    def model(self, config: DecoderConfig, backend: Backend, weights: torch.dtype) -> Decoder:
+    def model(self, config: DecoderConfig, backend: Backend, weights: torch.dtype) -> ProvedModel:
         """Return the eager decoder that attends with `backend`."""
         key = config, backend.name, weights
         if key not in self.models:
             self.models[key] = decoder(config, backend, weights)
         return self.models[key]
 
-    def reference(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> Decoder:
+    def reference(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> ProvedModel:
         """Return the decoder of the reference for cells of `dtype`: of their own weights, or from 1 on of nudged."""
-        own = self.model(config, REFERENCE, weight_dtype(dtype))
+        own = self.model(config, self.backend, weight_dtype(dtype))
         key = config, dtype, number
         if number and key not in self.models:
             self.models[key] = nudged(own, dtype, number)
         return self.models[key] if number else own
 
-    def truth(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> Decoder:
+    def truth(self, config: DecoderConfig, dtype: torch.dtype, number: int) -> ProvedModel:
         """Return the same in float64: its weights are those that were drawn in fewer bits."""
         key = config, dtype, number, "truth"
         if key not in self.models:

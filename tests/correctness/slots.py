@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 
 from collators import IGNORE_INDEX, Batch, Example, NestedBatch, PackedBatch, PaddedBatch
 from collators.batch import offsets_of
-from model.decoder import Decoder, DecoderConfig
+from model.decoder import DecoderConfig
+from model.models import ProvedModel
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
@@ -142,7 +143,7 @@ def unsupervised(example: Example, start: int = 0, stop: int | None = None) -> E
 
 
 @contextmanager
-def embedded(model: Decoder) -> Iterator[list[Tensor]]:
+def embedded(model: ProvedModel) -> Iterator[list[Tensor]]:
     """Collect what the token embedding returns, in the layout of the batch."""
     seen: list[Tensor] = []
     handle = model.tokens.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -153,7 +154,7 @@ def embedded(model: Decoder) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def embeddings_replaced(model: Decoder, slots: Tensor, values: Tensor) -> Iterator[None]:
+def embeddings_replaced(model: ProvedModel, slots: Tensor, values: Tensor) -> Iterator[None]:
     """Put `values` [slots, hidden] in the place of the embeddings of the chosen slots."""
 
     def put(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from collators import Example
 from model.attention import default_device
-from model.decoder import Decoder
+from model.models import ProvedModel
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
 from tests.correctness.drawn import CONFIG
 from tests.correctness.report import assert_same
@@ -24,7 +24,7 @@ fewest = settings(max_examples=settings.default.max_examples // 10)
 
 
 @contextmanager
-def recomputed(model: Decoder) -> Iterator[None]:
+def recomputed(model: ProvedModel) -> Iterator[None]:
     """Let every block keep its inputs alone, as activation checkpointing does."""
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -14,7 +14,8 @@ from collators.collator import Collate
 from model.attention import Case, default_device
 from model.cells import Cell
 from model.compilation import Compiler, fresh_compiler
-from model.decoder import Decoder, DecoderConfig
+from model.decoder import DecoderConfig
+from model.models import ProvedModel
 from model.reference import Outcome, full_precision, outcome, padded_reference, reference_case, solo_oracle
 from model.steps import forward
 from model.tolerance import Mismatch
@@ -42,7 +43,7 @@ class Workbench:
     cell: Cell
     case: Case
     collate: Collate
-    model: Decoder
+    model: ProvedModel
     references: References
     compiler: Compiler | None = None
     compile_errors: list[TorchDynamoException] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Workbench:
         """Return the logits of each sequence, without a backward."""
         return batch.split(self.every_slot(batch))
 
-    def reference_model(self, precision: Precision, number: int = 0) -> Decoder:
+    def reference_model(self, precision: Precision, number: int = 0) -> ProvedModel:
         """Return the decoder that attends as the reference does: of the cell's weights, or from 1 on of nudged ones."""
         made = self.references.truth if precision == "truth" else self.references.reference
         return made(self.config, self.case.dtype, number)
@@ -105,7 +106,7 @@ class Workbench:
     def once(
         self,
         name: str,
-        compute: Callable[[Decoder, Case], Any],
+        compute: Callable[[ProvedModel, Case], Any],
         examples: Sequence[Example],
         precision: Precision,
         *inputs: Hashable,

@@ -78,10 +78,15 @@ def add_options(group: pytest.OptionGroup) -> None:
     helps = {
         "packer": "prove a packer, a function of a list of features and a row's slots that returns rows",
         "sampler": "prove a batch sampler, alone, through a DataLoader and accelerate, and on several ranks",
-        "model": "compare a module of any kind, on ragged batches, with itself on each sequence alone",
     }
     for option, text in helps.items():
         group.addoption(f"--{option}", metavar="SPEC", help=f"with -m packing: {text}")
+    group.addoption(
+        "--model",
+        metavar="SPEC",
+        help="prove and time every backend in this model, make(config, attend); with -m packing: compare a module of "
+        "any kind, on ragged batches, with itself on each sequence alone",
+    )
     for option in PARTS:
         group.addoption(
             f"--{option}-arguments",
@@ -121,6 +126,9 @@ def parts_described(config: pytest.Config) -> list[str]:
     lines = []
     for option, part in PARTS.items():
         if not (spec := spec_of(config, option)):
+            continue
+        if option == "model" and config.getoption("markexpr") != "packing":
+            # The model of the matrix, which tests/selection.py reads.
             continue
         if config.getoption("markexpr") != "packing":
             raise pytest.UsageError(f"--{option} SPEC needs the packing tests; add -m packing.")

@@ -284,7 +284,7 @@ def test_a_step_with_several_wrong_tensors_names_the_worst_first() -> None:
 
 
 def test_a_step_with_several_wrong_tensors_orders_them_by_how_far_each_passes_its_own_bound() -> None:
-    """Not by size: a gradient of large numbers may be far off by little, and one of zeros is off by anything."""
+    """Not by size: a gradient of large numbers may be far off by little."""
     floor = rounding_floor(torch.float32, reduction_length(CONFIG))
     # Times the bound that a tensor is off, and its size.
     off = {"small": (2.2, 1.0), "large": (2.7, 1e6), "tiny": (5.0, 1e-6)}
@@ -292,9 +292,22 @@ def test_a_step_with_several_wrong_tensors_orders_them_by_how_far_each_passes_it
     wrong = {name: right[name] * (1 + times * floor) for name, (times, _) in off.items()}
     nothing = torch.zeros(2, dtype=torch.float64)
     truth = replace(outcome_of(), gradients={**right, "zero": nothing})
-    actual = replace(truth, gradients={**wrong, "zero": nothing + 1e-30})
+    actual = replace(truth, gradients={**wrong, "zero": nothing + 10 * floor * 1e6})
     found = differences(actual, truth, [truth], dtype=torch.float32, error_factor=2, config=CONFIG)
     assert [mismatch.name.removeprefix("gradient of ") for mismatch in found] == ["zero", "tiny", "large", "small"]
+
+
+@pytest.mark.parametrize(("times", "found"), [(0.9, []), (1.1, ["gradient of queries"])])
+def test_a_gradient_of_zeros_may_be_off_by_the_rounding_of_the_terms_that_cancel(
+    times: float, found: list[str]
+) -> None:
+    """The gradient of queries is zero where every sequence has one token; a kernel leaves rounding there."""
+    floor = rounding_floor(torch.float32, reduction_length(CONFIG))
+    right = {"queries": torch.zeros(1, dtype=torch.float64), "values": torch.tensor([3.0], dtype=torch.float64)}
+    truth = replace(outcome_of(), gradients=right)
+    actual = replace(truth, gradients={**right, "queries": right["queries"] + times * 3 * floor})
+    wrong = differences(actual, truth, [truth], dtype=torch.float32, error_factor=2, config=CONFIG)
+    assert [mismatch.name for mismatch in wrong] == found
 
 
 @pytest.mark.parametrize("missing", ["weight", "bias"])
