@@ -1,5 +1,6 @@
-"""transformers: DataCollatorWithFlattening, and Trainer's way of running it on a streaming dataset by accelerate."""
+"""transformers: DataCollatorWithFlattening, alone, through accelerate's loaders, and in Trainer's loop."""
 
+import tempfile
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,40 @@ def prepared(features: Features, *, streaming: bool) -> Any:
     return batch
 
 
+class Caught(Exception):
+    """Ends a training loop at its first step."""
+
+
+def trained(features: Features, *, streaming: bool) -> Any:
+    """What Trainer's loop hands its model in the first step, from two workers (one if the dataset streams)."""
+    from datasets import Dataset
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+    class Catching(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            raise Caught(inputs)
+
+    data: Any = Dataset.from_list([dict(each) for each in features])
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=len(features),
+            dataloader_num_workers=1 if streaming else 2,
+            train_sampling_strategy="sequential",
+            max_steps=1,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=8, n_positions=8))
+        data = data.to_iterable_dataset() if streaming else data
+        try:
+            Catching(model, arguments, data_collator=with_offsets, train_dataset=data).train()
+        except Caught as caught:
+            return caught.args[0]
+    raise AssertionError("Trainer ended without a step")
+
+
 PATHS = (
     TrainerPath("transformers flattening", "transformers", "DataCollatorWithFlattening()", flattening),
     TrainerPath(
@@ -54,5 +89,17 @@ PATHS = (
         "accelerate",
         "Accelerator().prepare(DataLoader(IterableDataset, collate_fn=flattening with offsets))",
         partial(prepared, streaming=True),
+    ),
+    TrainerPath(
+        "Trainer map-style",
+        "transformers",
+        "Trainer(train_dataset=Dataset, dataloader_num_workers=2, data_collator=as above).train()",
+        partial(trained, streaming=False),
+    ),
+    TrainerPath(
+        "Trainer streaming",
+        "transformers",
+        "Trainer(train_dataset=IterableDataset, dataloader_num_workers=1, data_collator=as above).train()",
+        partial(trained, streaming=True),
     ),
 )
