@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.matrix",
     "tests.workers",
     "tests.packing.plugin",
+    "tests.reporting",
 ]
 
 #: Every field is stated: where the variable CI is set, Hypothesis gives those that are not the values of a profile of

@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "ab": "gate.live.command",
     "promote": "gate.baseline.promote",
     "record": "gate.baseline.recording",
+    "report": "gate.report.command",
     "table": "gate.report.tables",
 }
 

@@ -4,6 +4,7 @@ Register it in the root conftest: `pytest_plugins = ["gate.plugin"]`.
 """
 
 import copy
+import shlex
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,9 +18,12 @@ from gate.comparing import Comparing, add_options
 from gate.measure import environment
 from gate.record.cell import CellRecord
 from gate.record.files import Journal, Record, load_content
+from gate.report.answer import answer
 from gate.report.markdown import WIDE
+from gate.report.outcomes import FACTS, Outcomes
 from gate.report.progress import Progress
 from gate.report.tables import tables
+from gate.report.verdicts import as_data
 
 # Asking for any of these asks for step times.
 TIMING_OPTIONS = ("compare", "save", "autosave", "json", "only")
@@ -38,6 +42,7 @@ class Gate:
     saved: set[str] = field(default_factory=set)
     journal: Journal | None = None
     stock_machine_info: dict[str, Any] | None = None
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
     @property
     def benchmarks(self) -> Any:
@@ -127,6 +132,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(group)
     stock = "Print pytest-benchmark's own table too. Default: only the tables by backend and collator."
     group.addoption("--benchmark-stock-table", action="store_true", help=stock)
+    group.addoption(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write what was found as one page: DIR/report.html, and the same as report.md and report.json",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -146,6 +157,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest_sessionstart, which finds the record, and pytest_sessionfinish, which hands it over.
     option.benchmark_compare = []
     config.pluginmanager.register(Progress(config, gate.entries), "varlen-gate-progress")
+    if option.report:
+        config.pluginmanager.register(gate.outcomes, "varlen-gate-outcomes")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -275,21 +288,47 @@ def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def _write_page(gate: Gate, config: pytest.Config, folder: Path, exitstatus: int) -> Path:
+    # Not at the top: few sessions write a page.
+    from gate.report.page import Page, write_page
+
+    comparing, record = gate.comparing, gate.record()
+    page = Page(
+        command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
+        passed=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED),
+        machine=record.machine,
+        outcomes=gate.outcomes.cells,
+        other_failures=gate.outcomes.others,
+        times=[*record.cells.values()],
+        comparison=[as_data(one) for one in comparing.verdicts],
+        compared=str(comparing.baseline or ""),
+        **config.stash.get(FACTS, dict)(),
+    )
+    return write_page(page, folder)
+
+
 def _width(reporter: Any) -> int:
     # isatty is not called: a plain bool up to pytest 8, a bool that can be called since.
     return reporter._tw.fullwidth if reporter is not None and reporter.isatty else WIDE
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the tables, the comparison and where the journal is."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    """Prints the tables, the answer, the comparison, and where the report and the journal are."""
     gate = config.stash[GATE]
     if gate.cells and not config.getoption("benchmark_quiet"):
         terminalreporter.section("step times")
-        terminalreporter.write_line(tables(gate.record(), _width(terminalreporter)))
+        record = gate.record()
+        terminalreporter.write_line(tables(record, _width(terminalreporter)))
+        padding = config.stash.get(FACTS, dict)().get("padding")
+        if lines := answer(record.cells.values(), record.machine, padding):
+            terminalreporter.write_line("\n" + "\n".join(lines))
     if gate.comparing.told:
         terminalreporter.section("comparison")
         terminalreporter.write_line("\n".join(gate.comparing.told))
+    # A worker of pytest-xdist has seen only its own tests.
+    if (folder := config.getoption("report")) and not hasattr(config, "workerinput"):
+        terminalreporter.write_line(f"report: {_write_page(gate, config, folder, exitstatus)}")
     # Saving comes before the summary, and one that failed lets no summary happen.
     if gate.journal is not None and gate.saved >= gate.entries.keys():
         gate.journal.path.unlink()

@@ -125,6 +125,7 @@ class Comparison:
     def _measure(self, number: int, cells: Sequence[str]) -> None:
         """Measure cells by the pair of this number, or take what an earlier run left of them in the folder."""
         kind = f"fresh pair {number}" if number else "screening"
+        started = time.monotonic()
         for place, cell in enumerate(cells, start=1):
             path = self.request.folder / "pairs" / str(number) / f"{cell}.json"
             if path.exists():
@@ -141,7 +142,9 @@ class Comparison:
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
                 write_json(path, result.written())
             self.judge.add(result)
-            self.say(f"{kind} [{place}/{len(cells)}] {cell}: {_line(result)}")
+            left = (time.monotonic() - started) / place * (len(cells) - place)
+            soon = f"; {left / 60:.1f} min of it left" if left > 2 else ""
+            self.say(f"{kind} [{place}/{len(cells)}] {cell}: {_line(result)}{soon}")
 
     def _out_of_time(self) -> bool:
         minutes = self.request.minutes

@@ -1,6 +1,5 @@
 """The report of `gate ab`: text for people, and everything behind it as JSON."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from gate.live.comparison import Found
 from gate.record.files import write_json
-from gate.report.verdicts import verdict_lines
+from gate.report.verdicts import as_data, verdict_lines
 
 SCHEMA = 2
 
@@ -53,20 +52,7 @@ def as_json(found: Found, asked: Sequence[str]) -> dict[str, Any]:
         "noise_sd": found.noise.sd,
         "notes": found.notes,
         "cells": [
-            {
-                "cell": one.cell,
-                "verdict": one.verdict,
-                "why": one.why,
-                "change": math.expm1(one.change.log) if one.change else None,
-                "low": math.expm1(one.change.low) if one.change else None,
-                "high": math.expm1(one.change.high) if one.change else None,
-                "base_ms": one.base_ms,
-                "head_ms": one.head_ms,
-                "costs": [asdict(finding) for finding in one.findings],
-                "cause": one.cause and one.cause.kind,
-                "cause_sentence": one.cause and one.cause.sentence,
-                "pairs": [result.blocks for result in found.results.get(one.cell, [])],
-            }
+            as_data(one) | {"pairs": [result.blocks for result in found.results.get(one.cell, [])]}
             for one in found.verdicts
         ],
     }

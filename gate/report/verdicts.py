@@ -1,6 +1,9 @@
 """The table of a comparison: what each cell took on base and head, its change, its verdict and why."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from gate.judge.verdicts import CellVerdict, Verdict, counts
 from gate.record.cell import format_ms
@@ -28,3 +31,21 @@ def verdict_lines(
     if same:
         lines.append(f"{same} {'more ' if listed else ''}cells are the same.")
     return [*lines, counts(verdicts, strict=strict)]
+
+
+def as_data(one: CellVerdict) -> dict[str, Any]:
+    """Return a verdict as plain data; changes are ratios less one."""
+    change = one.change
+    return {
+        "cell": one.cell,
+        "verdict": str(one.verdict),
+        "why": one.why,
+        "change": math.expm1(change.log) if change else None,
+        "low": math.expm1(change.low) if change else None,
+        "high": math.expm1(change.high) if change else None,
+        "base_ms": one.base_ms,
+        "head_ms": one.head_ms,
+        "costs": [asdict(finding) for finding in one.findings],
+        "cause": one.cause and one.cause.kind,
+        "cause_sentence": one.cause and one.cause.sentence,
+    }

@@ -1,0 +1,151 @@
+"""Which backend and collator to take: the fastest right cell of each mode, and by how much, from one run's times."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gate.judge.verdicts import PERCENT
+from gate.record.cell import CellRecord, format_ms
+
+#: Backends of another model than the others: their steps do other work.
+OTHER_MODELS = ("gpt2_",)
+
+#: Collators that pad each sequence.
+PADDED = "pad_"
+
+#: How an interval of 95% is taken from a standard error of many batches.
+WIDTH = 1.96
+
+MODES = {"train": "Training", "eval": "Evaluation"}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one cell takes as another on the same batches, with an interval of 95%."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def clear(self, percent: float) -> bool:
+        """Tell whether the difference is more than noise, and more than `percent`."""
+        return (self.low > 1 or self.high < 1) and abs(self.ratio - 1) > percent / 100
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest right cell of a mode; the fastest with padding and the next best, where there are any."""
+
+    mode: str
+    best: CellRecord
+    padded: CellRecord | None
+    next_best: CellRecord | None
+    percent: float
+
+    @property
+    def sentences(self) -> list[str]:
+        """The answer in words."""
+        best = self.best
+        rate = f", {best.tokens_per_s:,.0f} tokens/s" if best.tokens_per_s else ""
+        told = [f"{MODES[self.mode]}: {named(best)}, {format_ms(best.step_ms or 0.0)} ms a step{rate}."]
+        if self.padded:
+            told.append(self._against_padding(self.padded))
+        if self.next_best:
+            ratio = compared(self.next_best, best)
+            if ratio is None or not ratio.clear(self.percent):
+                told.append(f"{named(self.next_best)}, is as fast: the difference is within noise.")
+            else:
+                told.append(f"Next best: {named(self.next_best)}, {ratio.ratio - 1:.1%} slower.")
+        return told
+
+    def _against_padding(self, padded: CellRecord) -> str:
+        ratio = compared(padded, self.best)
+        if ratio is None or not ratio.clear(self.percent):
+            return f"Padding ({named(padded)}) is as fast: the difference is within noise."
+        if ratio.ratio < 1:
+            return f"Padding ({named(padded)}) is faster."
+        told = f"{ratio.ratio:.2f} times as fast ({ratio.low:.2f} .. {ratio.high:.2f}) as padding ({named(padded)}"
+        told += f", {padded.padded_token_share:.0%} of its slots are padding)" if padded.padded_token_share else ")"
+        ours, theirs = self.best.peak_bytes, padded.peak_bytes
+        if ours is not None and theirs is not None:
+            gib = (theirs - ours) / 2**30
+            told += f", with {abs(gib):.1f} GiB {'less' if gib >= 0 else 'more'}"
+        return told + "."
+
+
+def choices(cells: Iterable[CellRecord], device: str) -> list[Choice]:
+    """Return the answer for each mode that was timed, training first; of one workload, dtype and mask at a time.
+
+    `device` is cpu or cuda. Cells that are wrong, or have no time, are no answer.
+    """
+    groups: dict[tuple[Any, ...], list[CellRecord]] = {}
+    for one in cells:
+        cell = one.cell
+        if one.step_ms is not None and not cell["backend"].startswith(OTHER_MODELS):
+            key = (*(cell[name] for name in ("workload", "lengths", "dtype", "causal")), cell["mode"])
+            groups.setdefault(key, []).append(one)
+    found = []
+    for key, group in groups.items():
+        ordered = sorted(group, key=lambda one: one.step_ms or math.inf)
+        best = ordered[0]
+        padded = next((one for one in ordered[1:] if one.cell["collator"].startswith(PADDED)), None)
+        others = (one for one in ordered[1:] if one is not padded)
+        found.append(Choice(key[-1], best, padded, next(others, None), PERCENT[device]))
+    return sorted(found, key=lambda choice: [*MODES].index(choice.mode))
+
+
+def compared(one: CellRecord, other: CellRecord) -> Ratio | None:
+    """Return how many times as long `one` takes, batch by batch; None if they have fewer than two batches in common."""
+    ours, theirs = by_batch(one), by_batch(other)
+    logs = [math.log(ours[number] / theirs[number]) for number in ours.keys() & theirs.keys()]
+    if len(logs) < 2:
+        return None
+    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    return Ratio(*(math.exp(mean + side * WIDTH * error) for side in (0, -1, 1)))
+
+
+def by_batch(one: CellRecord) -> Mapping[int, float]:
+    """Return the median step time of each batch, in ms."""
+    times: dict[int, list[float]] = {}
+    for number, ms in zip(one.batches or range(len(one.times_ms)), one.times_ms, strict=True):
+        times.setdefault(number, []).append(ms)
+    return {number: statistics.median(each) for number, each in times.items()}
+
+
+def named(one: CellRecord) -> str:
+    """Return a cell in words."""
+    cell = one.cell
+    return f"`{cell['backend']}` with `{cell['collator']}`, {cell['execution']}"
+
+
+def answer(cells: Iterable[CellRecord], machine: Mapping[str, Any], padding: Mapping[str, float] | None) -> list[str]:
+    """Return the answer as lines of text, empty where nothing has a time; `padding` are shares by kind of batch."""
+    device = "cpu" if str(machine.get("device_slug", "cpu-")).startswith("cpu-") else "cuda"
+    found = choices(cells, device)
+    if not found:
+        return []
+    lines = [" ".join(choice.sentences) for choice in found]
+    if padding:
+        shares = ", ".join(f"{share:.0%} {how}" for how, share in padding.items())
+        lines.append(f"Share of padding, if these lengths are padded to the longest of a batch: {shares}.")
+    if device == "cpu":
+        lines.append("This answer is of a CPU, and of a small model. It says nothing about a GPU.")
+    return lines
+
+
+def spread(one: CellRecord) -> tuple[float, float] | None:
+    """Return the shortest and the longest step in ms; None without a time."""
+    return (min(one.times_ms), max(one.times_ms)) if one.step_ms is not None else None
+
+
+def histogram(lengths: Sequence[int], bins: int = 16) -> list[tuple[int, int, int]]:
+    """Return bins of equal width as (first length, last length, count); the last bin ends at the longest."""
+    if not lengths:
+        return []
+    width = -(-max(lengths) // bins)
+    counts = [0] * -(-max(lengths) // width)
+    for length in lengths:
+        counts[(length - 1) // width] += 1
+    return [(at * width + 1, min((at + 1) * width, max(lengths)), count) for at, count in enumerate(counts)]

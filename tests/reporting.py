@@ -1,0 +1,61 @@
+"""Pytest plugin: what the suite adds to the page of `--report`: undeclared cells, lengths, and packing verdicts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from collators.length_buckets import LengthBucketBatchSampler
+from collators.token_budget import TokenBudgetBatchSampler
+from gate.report.outcomes import FACTS
+from model.attention import default_device
+from model.workloads import Workload
+from tests.matrix import as_json, chosen, overall
+from tests.packing.plugin import FOUND
+from tests.selection import chosen_workload
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FACTS] = lambda: facts(config)
+
+
+def facts(config: pytest.Config) -> dict[str, Any]:
+    """Return parts of a page by name."""
+    workload, mark = chosen_workload(config), config.getoption("markexpr")
+    found: dict[str, Any] = {}
+    if mark == "performance":
+        lengths = [len(example.input_ids) for batch in workload.examples() for example in batch]
+        found |= {"lengths": lengths, "padding": padding_shares(lengths, workload)}
+    if mark == "correctness" and config.getoption("report"):
+        device = default_device()
+        entries = [(cell, overall(cell, workload.config, device)) for cell in chosen(config, workload)]
+        found["states"] = as_json(entries, {})["cells"]
+    if entries_ := config.stash[FOUND].entries:
+        found["packing"] = packing(entries_)
+    return found
+
+
+def padding_shares(lengths: Sequence[int], workload: Workload) -> dict[str, float]:
+    """Return the share of slots that are padding, by how batches are made; every batch is padded to its longest."""
+    size, budget = workload.batch_size, workload.batch_size * workload.config.max_length
+    samplers = {
+        "in batches as they come": [range(at, min(at + size, len(lengths))) for at in range(0, len(lengths), size)],
+        "with LengthBucketBatchSampler": LengthBucketBatchSampler(lengths, size),
+        "with TokenBudgetBatchSampler": TokenBudgetBatchSampler(lengths, budget, padded=True),
+    }
+    shares = {}
+    for how, batches in samplers.items():
+        slots = sum(len(batch) * max(lengths[index] for index in batch) for batch in map(list, batches))
+        shares[how] = 1 - sum(lengths) / slots
+    return shares
+
+
+def packing(entries: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the verdict on flattened rows of each family, in words."""
+    # Not at the top: transformers takes seconds to import.
+    from tests.packing.report import cell
+
+    return [
+        {"family": name, "verdict": entry.get("cannot_build") or cell(entry, "flattened")}
+        for name, entry in sorted(entries.items())
+    ]
