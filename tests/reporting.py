@@ -56,6 +56,9 @@ def packing(entries: dict[str, Any]) -> list[dict[str, str]]:
     from tests.packing.report import cell
 
     return [
-        {"family": name, "verdict": entry.get("cannot_build") or cell(entry, "flattened")}
+        {
+            "family": name,
+            "verdict": f"not built: {why}" if (why := entry.get("cannot_build")) else cell(entry, "flattened"),
+        }
         for name, entry in sorted(entries.items())
     ]

@@ -31,7 +31,7 @@ EVERY = "every backend"
 
 #: The folders of tests, each named as the mark of its tests.
 FOLDER = Path(__file__).parent
-MARKS = ("correctness", "unit", "performance", "packing", "meta")
+MARKS = ("correctness", "unit", "performance", "packing", "meta", "distributed")
 
 #: Runs only if it is asked for: it needs packages of its own.
 TRAINERS = "trainers"
@@ -341,7 +341,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     # A worker of pytest-xdist has no way to say it.
     if not hasattr(session.config, "workerinput"):
-        refuse_without_cells(session.config, [item.name for item in session.items if item.get_closest_marker("cells")])
+        refuse_without_cells(session.config, [item.name for item in session.items if takes_a_cell(item)])
 
 
 def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
@@ -418,15 +418,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     model = asked_model(config)
     if not (config.getoption("cells") or config.getoption("backend") or asked_collators(config) or model):
         return
-    kept = [item for item in items if item.get_closest_marker("cells") or is_of_a_part(item)]
+    kept = [item for item in items if takes_a_cell(item) or is_of_a_part(item)]
     if model:
         # An attention call by itself meets no model.
-        kept = [item for item in kept if item.get_closest_marker("cells") and "attention" not in item.fixturenames]
+        kept = [item for item in kept if takes_a_cell(item) and "attention" not in getattr(item, "fixturenames", ())]
     # If no test has a cell, they stay, and refuse_without_cells says so.
     kept = [item for item in kept if not without_cell(item.name)] or kept
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def takes_a_cell(item: pytest.Item) -> bool:
+    """Tell whether a test is given cells, here or by the distributed tests."""
+    return item.get_closest_marker("cells") is not None or "workbench" in getattr(item, "fixturenames", ())
 
 
 def is_of_a_part(item: pytest.Item) -> bool:

@@ -23,7 +23,7 @@ MODES = {"train": "Training", "eval": "Evaluation"}
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one cell takes as another on the same batches, with an interval of 95%."""
+    """How many times as long one cell takes as another for the same batches, with an interval of 95%."""
 
     ratio: float
     low: float
@@ -66,12 +66,12 @@ class Choice:
             return f"Padding ({named(padded)}) is as fast: the difference is within noise."
         if ratio.ratio < 1:
             return f"Padding ({named(padded)}) is faster."
-        told = f"{ratio.ratio:.2f} times as fast ({ratio.low:.2f} .. {ratio.high:.2f}) as padding ({named(padded)}"
+        told = f"{ratio.ratio:.2f} times as fast (95%: {ratio.low:.2f} .. {ratio.high:.2f}) as padding ({named(padded)}"
         told += f", {padded.padded_token_share:.0%} of its slots are padding)" if padded.padded_token_share else ")"
         ours, theirs = self.best.peak_bytes, padded.peak_bytes
         if ours is not None and theirs is not None:
-            gib = (theirs - ours) / 2**30
-            told += f", with {abs(gib):.1f} GiB {'less' if gib >= 0 else 'more'}"
+            less = (theirs - ours) / 1e9
+            told += f", with {abs(less):.1f} GB {'less' if less >= 0 else 'more'}"
         return told + "."
 
 
@@ -97,13 +97,19 @@ def choices(cells: Iterable[CellRecord], device: str) -> list[Choice]:
 
 
 def compared(one: CellRecord, other: CellRecord) -> Ratio | None:
-    """Return how many times as long `one` takes, batch by batch; None if they have fewer than two batches in common."""
+    """Return how many times as long `one` takes for the batches that both ran; None for fewer than two of them.
+
+    The ratio of their total times. Its standard error follows from how far each batch is from that ratio.
+    """
     ours, theirs = by_batch(one), by_batch(other)
-    logs = [math.log(ours[number] / theirs[number]) for number in ours.keys() & theirs.keys()]
-    if len(logs) < 2:
+    numbers = [*(ours.keys() & theirs.keys())]
+    if len(numbers) < 2:
         return None
-    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
-    return Ratio(*(math.exp(mean + side * WIDTH * error) for side in (0, -1, 1)))
+    total = sum(theirs[number] for number in numbers)
+    ratio = sum(ours[number] for number in numbers) / total
+    residuals = [ours[number] - ratio * theirs[number] for number in numbers]
+    half = WIDTH * statistics.stdev(residuals) * math.sqrt(len(numbers)) / total
+    return Ratio(ratio, ratio - half, ratio + half)
 
 
 def by_batch(one: CellRecord) -> Mapping[int, float]:

@@ -51,7 +51,9 @@ def _compared(page: Page, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf8"))
         page.comparison = [*page.comparison, *found["cells"]]
-        page.compared = f"{found['asked'][0]} (base) against {found['asked'][1]} (head)"
+        base, head = found["asked"]
+        page.compared = f"{base} (base) against {head} (head)"
+        page.compare = f"python -m gate ab --base {base} --head {head}"
         return dict(found["machine"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is not the report of an A/B run ({type(error).__name__}: {error}).") from None

@@ -23,16 +23,15 @@ KIND = "varlen-gate report"
 #: docs/reference/report-format.md says what each field is.
 SCHEMA = 1
 
-#: States of a cell, the worst first, and what stands for them in the heat map.
-SYMBOLS = {
-    "wrong": "wrong",
-    "slow": "slow",
-    "known failure": "known",
-    "inconclusive": "?",
-    "right": "ok",
-    "unavailable": "n/a",
-    "undeclared": "-",
-}
+#: States of a cell, the worst first.
+STATES = ("wrong", "slow", "known failure", "inconclusive", "right", "unavailable", "undeclared")
+
+#: What the page names beside its verdict, and how many of them at most.
+BAD = ("wrong", "slow", "inconclusive")
+NAMED = 5
+
+#: Why a cell is right that was only timed.
+TIMED = "timed: its first batch equals the reference; drawn batches were not run"
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -53,6 +52,7 @@ class Page:
     times: Sequence[CellRecord] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     compared: str = ""
+    compare: str = "pytest -m performance --benchmark-compare"
     lengths: Sequence[int] = ()
     padding: Mapping[str, float] = field(default_factory=dict)
     packing: Sequence[Mapping[str, Any]] = ()
@@ -74,7 +74,7 @@ class Page:
             "cells": cells,
             "times": times,
             "compared": self.compared,
-            "comparison": [dict(one) for one in self.comparison],
+            "comparison": [dict(one) | {"again": f"{self.compare} --cells '{one['cell']}'"} for one in self.comparison],
             "lengths": [{"from": low, "to": high, "count": count} for low, high, count in histogram(self.lengths)],
             "padding": dict(self.padding),
             "packing": [dict(one) for one in self.packing],
@@ -92,18 +92,20 @@ class Page:
         # A cell is timed only after its first batch was found right.
         for record in self.times:
             no_time = "wrong" if record.verdict in ("wrong", "failed") else "unavailable"
-            found.setdefault(record.id, _cell(record.id, no_time if record.no_time else "right", record.no_time))
+            found.setdefault(
+                record.id, _cell(record.id, no_time if record.no_time else "right", record.no_time or TIMED)
+            )
         slow = {"regressed": "slow", "missing": "inconclusive", "inconclusive": "inconclusive"}
         for one in self.comparison:
-            cell = found.setdefault(one["cell"], _cell(one["cell"], "right", ""))
+            cell = found.setdefault(one["cell"], _cell(one["cell"], "right", TIMED))
             if one["verdict"] in slow and cell["state"] in ("right", "unavailable"):
                 cell |= {"state": slow[one["verdict"]], "why": one["why"]}
-        order = [*SYMBOLS]
+        order = [*STATES]
         return sorted(found.values(), key=lambda cell: (order.index(cell["state"]), cell["id"]))
 
     def _verdict(self, cells: Sequence[Mapping[str, Any]]) -> str:
-        counted = {state: sum(cell["state"] == state for cell in cells) for state in SYMBOLS}
-        told = [f"{counted[state]} {state}" for state in SYMBOLS if counted[state] and state != "undeclared"]
+        counted = {state: sum(cell["state"] == state for cell in cells) for state in STATES}
+        told = [f"{counted[state]} {state}" for state in STATES if counted[state] and state != "undeclared"]
         if self.other_failures:
             told.insert(0, f"{self.other_failures} failed tests that are of no cell")
         if self.times:
@@ -177,14 +179,21 @@ def render(content: Mapping[str, Any]) -> str:
         if timed:
             scales[mode] = min(max(one["longest_ms"] for one in timed), 6 * min(one["step_ms"] for one in timed))
     return environment.get_template("page.html").render(
-        content, columns=columns, rows=rows, symbols=SYMBOLS, script=script, digest=digest, scales=scales
+        content,
+        columns=columns,
+        rows=rows,
+        bad=[cell for cell in content["cells"] if cell["state"] in BAD],
+        named=NAMED,
+        script=script,
+        digest=digest,
+        scales=scales,
     )
 
 
 def markdown(content: Mapping[str, Any]) -> str:
     """Return the verdict, the answer and what is not right, for a pull request; the rest is in the page."""
     lines = [f"**{_plain(content['verdict'])}**", "", *(f"- {line}" for line in content["answer"])]
-    bad = [cell for cell in content["cells"] if cell["state"] in ("wrong", "slow", "inconclusive")]
+    bad = [cell for cell in content["cells"] if cell["state"] in BAD]
     if bad:
         lines += ["", "| cell | state | why |", "| --- | --- | --- |"]
         lines += [f"| {_plain(cell['id'])} | {cell['state']} | {_plain(cell['why'])} |" for cell in bad[:50]]

@@ -30,8 +30,8 @@ def record(
 
 def test_the_fastest_right_cell_is_the_answer():
     cells = [
-        record("sdpa_padded", "pad_longest", 2.0, peak_bytes=4 * 2**30, padded_token_share=0.5),
-        record("fa2_varlen", "packed", 1.0, peak_bytes=2**30, tokens_per_s=1000.0),
+        record("sdpa_padded", "pad_longest", 2.0, peak_bytes=4_000_000_000, padded_token_share=0.5),
+        record("fa2_varlen", "packed", 1.0, peak_bytes=1_000_000_000, tokens_per_s=1000.0),
         record("torch_varlen", "packed", 1.1),
         record("wrong", "packed", 0.5, verdict="wrong", reason="logits"),
         record("gpt2_other", "packed", 0.1),
@@ -40,8 +40,8 @@ def test_the_fastest_right_cell_is_the_answer():
     training, evaluation = answer(cells, GPU, None)
     assert training == (
         "Training: `fa2_varlen` with `packed`, eager, 21.5 ms a step, 1,000 tokens/s. 2.00 times as fast "
-        "(2.00 .. 2.00) as padding (`sdpa_padded` with `pad_longest`, eager, 50% of its slots are padding), "
-        "with 3.0 GiB less. "
+        "(95%: 2.00 .. 2.00) as padding (`sdpa_padded` with `pad_longest`, eager, 50% of its slots are padding), "
+        "with 3.0 GB less. "
         "Next best: `torch_varlen` with `packed`, eager, 10.0% slower."
     )
     assert evaluation == "Evaluation: `sdpa_loop` with `packed`, eager, 64.5 ms a step."

@@ -11,6 +11,7 @@ from tests.meta.faults.in_gate import GATE
 from tests.meta.faults.in_huggingface import HUGGINGFACE
 from tests.meta.faults.in_kernels import KERNELS
 from tests.meta.faults.in_masks import MASKS
+from tests.meta.faults.in_ranks import RANKS
 from tests.meta.faults.in_samplers import SAMPLERS
 from tests.meta.faults.in_steps import MODEL, STEPS
 from tests.meta.faults.in_windows import WINDOWS
@@ -20,7 +21,7 @@ __all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
 #: Every injected fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
     fault
-    for room in (COLLATORS, SAMPLERS, MASKS, WINDOWS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE)
+    for room in (COLLATORS, SAMPLERS, MASKS, WINDOWS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE, RANKS)
     for fault in room.injected
 )
 

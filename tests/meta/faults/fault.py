@@ -16,7 +16,9 @@ from collators import Batch
 from model.attention import Case, backend_named
 from model.attention.backend import Attend, Prepare
 
-Room = Literal["collators", "samplers", "attention", "adapters", "model", "steps", "huggingface", "checks", "gate"]
+Room = Literal[
+    "collators", "samplers", "attention", "adapters", "model", "steps", "huggingface", "checks", "gate", "ranks"
+]
 Apply = Callable[[pytest.MonkeyPatch], None]
 
 #: What a faulty `attend` is given: the right one, and its arguments.
@@ -27,7 +29,7 @@ FaultyPrepare = Callable[[Prepare, Any, Case], Any]
 ROOT = Path(__file__).parents[3]
 
 #: Where the tests are that faults turn red: properties, then tests of what computes and judges.
-FOLDERS = ("tests/correctness", "tests/unit", "tests/packing", "tests/meta")
+FOLDERS = ("tests/correctness", "tests/unit", "tests/packing", "tests/meta", "tests/distributed")
 
 
 @dataclass(frozen=True)

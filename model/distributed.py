@@ -1,0 +1,178 @@
+"""A training step on several ranks: torch's own wrappers around a model, and a loss over the targets of all ranks.
+
+DDP and FSDP2 average gradients over ranks. A mean over each rank's own targets is then wrong, because ranks have
+different numbers of them (huggingface/transformers#34242). So every rank divides by the targets of all ranks and
+micro-batches, and multiplies by the number of ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from collators.batch import Batch, PackedBatch
+from collators.example import IGNORE_INDEX
+from model.attention.backend import Backend
+from model.attention.case import Case
+from model.attention.sdpa import SdpaContext, attend
+from model.models import Model
+from model.steps import Result, autocast, forward, loss_of
+
+How = Literal["ddp", "fsdp2"]
+
+
+def wrapped(model: nn.Module, how: How, device: str) -> nn.Module:
+    """Return `model` in DDP, or sharded by FSDP2, each block by itself, over all ranks of the default group."""
+    if how == "ddp":
+        ids = [torch.cuda.current_device()] if device == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+@contextmanager
+def reduced(model: nn.Module, *, now: bool) -> Iterator[None]:
+    """Reduce gradients over ranks in the backward inside only if `now`: it is that of the last micro-batch."""
+    if isinstance(model, DistributedDataParallel):
+        if now:
+            yield
+        else:
+            with model.no_sync():
+                yield
+        return
+    model.set_requires_gradient_sync(now)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def targets_of_all(batches: Sequence[Batch], device: str) -> int:
+    """Return the number of supervised targets in the batches of all ranks."""
+    count = torch.tensor(sum(batch.num_targets for batch in batches), device=device)
+    dist.all_reduce(count)
+    return int(count)
+
+
+def accumulate(model: nn.Module, backend: Backend, batches: Sequence[Batch], case: Case) -> list[Result]:
+    """Compute the gradient of the mean loss over the targets of all ranks and batches; every rank has as many batches.
+
+    The results have each batch's share of that loss: summed over batches and ranks they are the loss. A rank without
+    sequences passes batches without a supervised target.
+    """
+    total, ranks = targets_of_all(batches, case.device), dist.get_world_size()
+    results = []
+    for number, batch in enumerate(batches, start=1):
+        with reduced(model, now=number == len(batches)):
+            # A wrapper is called as its model is.
+            result = forward(model, backend, batch, case, total)  # type: ignore[arg-type]
+            (result.loss * ranks).backward()
+        results.append(Result(result.logits.detach(), result.loss.detach()))
+    return results
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that FSDP2 shards, gathered from all ranks; another as it is."""
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the whole gradient of every parameter, by the names of the model without its wrapper."""
+    return {
+        name.removeprefix("module."): torch.zeros_like(whole(one)) if one.grad is None else whole(one.grad).detach()
+        for name, one in model.named_parameters()
+    }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's slots of a packed row, as a model and the loss take them: (1, T / ranks) each."""
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor
+    num_targets: int
+
+    @property
+    def flat_targets(self) -> Tensor:
+        """Targets (T / ranks,)."""
+        return self.targets.flatten()
+
+    def flat(self, outputs: Tensor) -> Tensor:
+        """Return outputs (1, T / ranks, ...) as (T / ranks, ...)."""
+        return outputs.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ShardContext:
+    """Which keys of the whole row each query of a shard may see: (1, 1, T / ranks, T), True where it may."""
+
+    mask: Tensor
+
+
+def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, ShardContext]:
+    """Return this rank's part of a packed row, and its mask: the same number of slots on every rank, in their order.
+
+    ValueError if the row cannot be cut so. A collator with `multiple` = ranks fills it up.
+    """
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    if batch.num_slots % ranks:
+        raise ValueError(
+            f"context parallel over {ranks} ranks needs a row of a multiple of {ranks} slots; got {batch.num_slots}. "
+            f"Use packed_multiple with multiple={ranks}."
+        )
+    size = batch.num_slots // ranks
+    mine = slice(rank * size, (rank + 1) * size)
+    slots = torch.arange(batch.num_slots, device=batch.input_ids.device)
+    documents = torch.bucketize(slots, batch.cu_seqlens[1:].to(slots), right=True)
+    mask = documents[mine, None] == documents[None]
+    if case.causal:
+        mask &= slots[mine, None] >= slots[None]
+    targets = batch.targets[:, mine]
+    shard = Shard(batch.input_ids[:, mine], targets, batch.position_ids[:, mine], int((targets != IGNORE_INDEX).sum()))
+    return shard, ShardContext(mask[None, None])
+
+
+def gathered(shard: Tensor) -> Tensor:
+    """Return the shards (1, T / ranks, ...) of all ranks as one tensor (1, T, ...); gradients go back to their rank."""
+    from torch.distributed import _functional_collectives as collectives
+
+    return collectives.all_gather_tensor_autograd(shard.contiguous(), 1, dist.group.WORLD)  # type: ignore[arg-type]
+
+
+def attend_gathered(q: Tensor, k: Tensor, v: Tensor, context: ShardContext, *, scale: float | None = None) -> Tensor:
+    """Attend with a shard's queries to the keys and values of the whole row, gathered from all ranks.
+
+    The simple right way: memory of keys and values does not shrink with the number of ranks.
+    """
+    keys, values = (gathered(each) for each in (k, v))
+    return attend(q, keys, values, SdpaContext(context.mask, is_causal=False), scale=scale)
+
+
+def accumulate_sharded(model: Model, batch: PackedBatch, case: Case) -> Result:
+    """Compute the gradient of a packed row's mean loss with its slots shared out over the ranks.
+
+    `model` attends with `attend_gathered`. Gradients are left reduced over ranks. The result has this rank's logits
+    (1, T / ranks, vocabulary) and its share of the loss.
+    """
+    shard, context = shard_of(batch, case)
+    with autocast(case):
+        logits = model(shard, context)
+        loss = loss_of(shard, logits, batch.num_targets)  # type: ignore[arg-type]
+    loss.backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+    return Result(logits.detach(), loss.detach())

@@ -1,0 +1,164 @@
+"""What each rank runs: steps of one cell on its own sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from collators import CollatorOptions, Example, collator_named
+from collators.batch import Batch, PackedBatch
+from collators.example import IGNORE_INDEX
+from model.attention import Case, default_device
+from model.cells import Cell
+from model.decoder import DecoderConfig
+from model.distributed import (
+    How,
+    accumulate,
+    accumulate_sharded,
+    attend_gathered,
+    gradients_of,
+    whole,
+    wrapped,
+)
+from model.models import any_backend_named
+from model.reference import full_precision, without_dropout
+from tests.correctness.drawn import CONFIG
+from tests.correctness.references import decoder, weight_dtype
+
+#: Sequences by rank and micro-batch.
+Shares = Sequence[Sequence[Sequence[Example]]]
+
+RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A cell as its key, and the wrapper of its model: what can be pickled."""
+
+    key: dict[str, Any]
+    how: How
+
+    @property
+    def cell(self) -> Cell:
+        """The cell."""
+        key = self.key | {
+            "backend": any_backend_named(self.key["backend"]),
+            "collator": collator_named(self.key["collator"]),
+            "dtype": getattr(torch, self.key["dtype"]),
+        }
+        return Cell(**key)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rank computed: logits of each of its sequences, its share of the loss, the gradients of all ranks."""
+
+    logits: list[Tensor]
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+def config_here() -> DecoderConfig:
+    """Return the sizes of the model on this device."""
+    return CONFIG[default_device()]
+
+
+def model_of(asked: Asked, case: Case) -> nn.Module:
+    """Return the cell's model in its wrapper: the same weights on every rank."""
+    model = decoder(config_here(), asked.cell.backend, weight_dtype(case.dtype))
+    return wrapped(model, asked.how, case.device)
+
+
+def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64) -> list[Batch]:
+    """Collate a rank's micro-batches; one without sequences becomes one token that no loss counts."""
+    config = config_here()
+    collate = cell.collator.build(CollatorOptions(config.max_length, config.pad_id, multiple))
+    nothing = [Example(torch.ones(1, dtype=torch.int64), torch.full((1,), IGNORE_INDEX))]
+    return [collate(each or nothing).to(default_device()) for each in mine]
+
+
+def step(asked: Asked, shares: Shares) -> Step:
+    """Compute one gradient: `shares` are the sequences by rank and micro-batch."""
+    cell = asked.cell
+    case = cell.case(default_device(), config_here())
+    model = model_of(asked, case)
+    mine = shares[dist.get_rank()]
+    batches = batches_of(cell, mine)
+    with full_precision(), without_dropout(model):
+        results = accumulate(model, cell.backend, batches, case)
+    logits = [
+        piece.cpu()
+        for batch, result, given in zip(batches, results, mine, strict=True)
+        if given
+        for piece in batch.split(result.logits)
+    ]
+    loss = torch.stack([result.loss for result in results]).sum().cpu()
+    return Step(logits, loss, {name: one.cpu() for name, one in gradients_of(model).items()})
+
+
+def sharded_step(asked: Asked, examples: Sequence[Example]) -> Step:
+    """Compute one gradient with a packed row shared out over the ranks; rank 0 has the logits of all of it."""
+    cell = asked.cell
+    case = cell.case(default_device(), config_here())
+    model = decoder(config_here(), cell.backend, weight_dtype(case.dtype)).attending(attend_gathered)
+    model.load_state_dict(decoder(config_here(), cell.backend, weight_dtype(case.dtype)).state_dict())
+    model.to(default_device())
+    (batch,) = batches_of(cell, [examples], multiple=dist.get_world_size())
+    assert isinstance(batch, PackedBatch)
+    with full_precision():
+        result = accumulate_sharded(model, batch, case)
+    parts = [torch.empty_like(result.logits) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, result.logits)
+    logits = [piece.cpu() for piece in batch.split(torch.cat(parts, dim=1))] if dist.get_rank() == 0 else []
+    return Step(logits, result.loss.cpu(), {name: one.cpu() for name, one in gradients_of(model).items()})
+
+
+def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> dict[str, Tensor]:
+    """Take optimiser steps, with gradients clipped to a global norm; return the parameters."""
+    cell = asked.cell
+    case = cell.case(default_device(), config_here())
+    model = model_of(asked, case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for shares in steps:
+        with full_precision(), without_dropout(model):
+            accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {name.removeprefix("module."): whole(one.detach()).cpu() for name, one in model.named_parameters()}
+
+
+def raises_on_last() -> int:
+    """Raise on the last rank; the others wait for it."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        raise ValueError("this rank has no batch")
+    dist.barrier()
+    return 0
+
+
+def hangs_on_last() -> int:
+    """Hang on the last rank; the others wait for it."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        while True:
+            pass
+    dist.barrier()
+    return 0
+
+
+def ends_on_last() -> int:
+    """End the last rank's process."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        import os
+
+        os._exit(3)
+    dist.barrier()
+    return 0
+
+
+def rank_here() -> int:
+    """Return this rank."""
+    return dist.get_rank()

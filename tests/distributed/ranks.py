@@ -1,0 +1,150 @@
+"""Runs a function on every rank: in gloo processes of its own, or, under torchrun, in the processes that it started."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+#: A job that has not answered after so many seconds hangs.
+TIMEOUT_S = 60.0
+
+#: Called on every rank with the arguments that were given, it returns what can be pickled.
+Job = Callable[..., Any]
+
+
+class RankFailed(AssertionError):
+    """A rank raised, ended or did not answer; the message names the first that did."""
+
+
+class Ranks(Protocol):
+    """Several ranks that run the same job."""
+
+    world: int
+
+    def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+        """Return what the job returned on each rank."""
+
+
+class Torchrun:
+    """The ranks that torchrun started, of which this process is one."""
+
+    def __init__(self) -> None:
+        self.world = int(os.environ["WORLD_SIZE"])
+        self.rank = int(os.environ["RANK"])
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+    def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+        """Run the job here, and gather what all ranks returned, or the first error."""
+        try:
+            answer = (True, job(*arguments))
+        except Exception:
+            answer = (False, traceback.format_exc())
+        answers: list[Any] = [None] * self.world
+        dist.all_gather_object(answers, answer)
+        for rank, (fine, value) in enumerate(answers):
+            if not fine:
+                raise RankFailed(f"rank {rank} of {self.world} raised:\n{value}")
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        """End the process group."""
+        dist.destroy_process_group()
+
+
+class Processes:
+    """Forked processes, one a rank, in a gloo group; a failed job ends them, and the next one starts new ones."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.processes: list[Any] = []
+        self.ends: list[Connection] = []
+
+    def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+        """Run the job on every rank; `RankFailed` for the first rank that raises, ends, or does not answer in time."""
+        if not self.processes:
+            self._start()
+        for end in self.ends:
+            end.send_bytes(pickle.dumps((job, arguments)))
+        answers: dict[int, Any] = {}
+        until = time.monotonic() + timeout_s
+        while len(answers) < self.world:
+            ready = wait([end for rank, end in enumerate(self.ends) if rank not in answers], until - time.monotonic())
+            if not ready:
+                silent = ", ".join(str(rank) for rank in range(self.world) if rank not in answers)
+                self.close()
+                raise RankFailed(f"rank {silent} of {self.world} did not answer within {timeout_s:g} s")
+            for rank, end in enumerate(self.ends):
+                if end in ready:
+                    answers[rank] = self._answer(rank, end)
+        return [answers[rank] for rank in range(self.world)]
+
+    def _answer(self, rank: int, end: Connection) -> Any:
+        try:
+            fine, value = pickle.loads(end.recv_bytes())
+        except EOFError:
+            self.processes[rank].join(5)
+            code = self.processes[rank].exitcode
+            self.close()
+            raise RankFailed(f"rank {rank} of {self.world} ended with code {code}") from None
+        if not fine:
+            self.close()
+            raise RankFailed(f"rank {rank} of {self.world} raised:\n{value}")
+        return value
+
+    def _start(self) -> None:
+        # Forked: a fault that a test injected is in them too, and they need no import of torch.
+        context = multiprocessing.get_context("fork")
+        self.folder = TemporaryDirectory()
+        for rank in range(self.world):
+            here, there = context.Pipe()
+            store = str(Path(self.folder.name) / "store")
+            others = [*self.ends, here]
+            process = context.Process(target=_serve, args=(there, others, rank, self.world, store), daemon=True)
+            process.start()
+            there.close()
+            self.processes.append(process)
+            self.ends.append(here)
+
+    def close(self) -> None:
+        """End every process; none is left behind."""
+        for end in self.ends:
+            end.close()
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        if self.processes:
+            self.folder.cleanup()
+        self.processes, self.ends = [], []
+
+
+def _serve(end: Connection, others: Sequence[Connection], rank: int, world: int, store: str) -> None:
+    """Run jobs until the other end closes."""
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    while True:
+        try:
+            job, arguments = pickle.loads(end.recv_bytes())
+        except EOFError:
+            os._exit(0)
+        try:
+            answer = (True, job(*arguments))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        end.send_bytes(pickle.dumps(answer))

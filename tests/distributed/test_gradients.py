@@ -1,0 +1,132 @@
+"""Gradients on several ranks are those of one process on all sequences, whoever has which."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from collators import CollatorOptions, Example
+from model.attention import REFERENCE, default_device
+from model.distributed import How
+from model.equivalence import reduction_length
+from model.reference import REFERENCE_COLLATOR, Outcome, full_precision, reference_case
+from model.steps import forward
+from model.tolerance import bound
+from tests.correctness.drawn import CONFIG
+from tests.correctness.references import decoder
+from tests.correctness.slots import unsupervised
+from tests.correctness.workbench import Workbench
+from tests.distributed.jobs import RATE, Asked, Shares, Step, step, trained
+from tests.distributed.ranks import Ranks
+
+pytestmark = pytest.mark.distributed
+
+HOWS: tuple[How, ...] = ("ddp", "fsdp2")
+
+
+def sequences(lengths: Sequence[int], seed: int = 0) -> list[Example]:
+    config = CONFIG[default_device()]
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, config.vocab_size, (length + 1,), generator=generator) for length in lengths]
+    return [Example(row[:-1], row[1:]) for row in rows]
+
+
+def lengths(count: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randint(1, 70) for _ in range(count)]
+
+
+def as_they_come(world: int, seed: int = 0) -> Shares:
+    """Two sequences for each of two micro-batches of every rank."""
+    given = sequences(lengths(4 * world, seed), seed)
+    return [[given[4 * rank : 4 * rank + 2], given[4 * rank + 2 : 4 * rank + 4]] for rank in range(world)]
+
+
+def balanced(world: int) -> Shares:
+    """The longest first, each to the rank with the fewest tokens."""
+    ranks: list[list[Example]] = [[] for _ in range(world)]
+    for example in sorted(sequences(lengths(4 * world, 1), 1), key=lambda each: -len(each.input_ids)):
+        min(ranks, key=lambda each: sum(len(one.input_ids) for one in each)).append(example)
+    return [[each] for each in ranks]
+
+
+def uneven(world: int) -> Shares:
+    """One token on the first rank, five sequences on the last."""
+    return [
+        [sequences([1])],
+        *([sequences([9, 4], rank)] for rank in range(1, world - 1)),
+        [sequences([40] * 5, world)],
+    ]
+
+
+def unsupervised_rank(world: int) -> Shares:
+    """No target counts on the first rank."""
+    shares = [[list(given) for given in rank] for rank in as_they_come(world, 2)]
+    shares[0] = [[unsupervised(example) for example in given] for given in shares[0]]
+    return shares
+
+
+def without_a_batch(world: int) -> Shares:
+    """The last rank has no second batch, as at the end of an epoch."""
+    shares = [list(rank) for rank in as_they_come(world, 3)]
+    shares[-1][1] = []
+    return shares
+
+
+SHARED: tuple[Callable[[int], Shares], ...] = (as_they_come, balanced, uneven, unsupervised_rank, without_a_batch)
+
+
+def joined(shares: Shares) -> list[Example]:
+    return [example for rank in shares for given in rank for example in given]
+
+
+def outcome_of(found: Sequence[Step]) -> Outcome:
+    """Return what all ranks computed as the outcome of one process."""
+    device = default_device()
+    loss = torch.stack([each.loss.double() for each in found]).sum().to(found[0].loss.dtype)
+    gradients = {name: one.to(device) for name, one in found[0].gradients.items()}
+    return Outcome([piece.to(device) for each in found for piece in each.logits], loss.to(device), gradients)
+
+
+@pytest.mark.parametrize("shared", SHARED, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("how", HOWS)
+def test_a_step_of_several_ranks_is_the_step_of_one_process(
+    workbench: Workbench, ranks: Ranks, how: How, shared: Callable[[int], Shares]
+) -> None:
+    shares = shared(ranks.world)
+    found = ranks.run(step, Asked(workbench.cell.key, how), shares)
+    workbench.assert_right(outcome_of(found), joined(shares))
+    for other in found[1:]:
+        assert all(torch.equal(other.gradients[name], one) for name, one in found[0].gradients.items())
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_three_clipped_steps_move_every_parameter_as_one_process_does(
+    workbench: Workbench, ranks: Ranks, how: How
+) -> None:
+    steps, clip = [as_they_come(ranks.world, seed) for seed in (4, 5, 6)], 0.5
+    found = ranks.run(trained, Asked(workbench.cell.key, how), steps, clip)
+    truth, own = (alone(workbench, steps, clip, dtype) for dtype in (torch.float64, torch.float32))
+    length = 3 * reduction_length(workbench.config)
+    for name, wanted in truth.items():
+        moved = bound(name, wanted, [own[name]], dtype=workbench.cell.dtype, reduction_length=length)
+        assert moved.mismatch(found[0][name].to(wanted.device), workbench.cell.backend.error_factor) is None
+        assert all(torch.equal(each[name], found[0][name]) for each in found[1:])
+
+
+def alone(workbench: Workbench, steps: Sequence[Shares], clip: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Take the same steps in one process, with the reference on all sequences at once."""
+    case = reference_case(workbench.case, dtype)
+    model = decoder(workbench.config, REFERENCE, dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for shares in steps:
+        collate = REFERENCE_COLLATOR.build(CollatorOptions(workbench.config.max_length, workbench.config.pad_id))
+        batch = collate(joined(shares)).to(case.device)
+        with full_precision():
+            forward(model, REFERENCE, batch, case).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {name: one.detach() for name, one in model.named_parameters()}
