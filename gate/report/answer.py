@@ -66,7 +66,8 @@ class Choice:
             return f"Padding ({named(padded)}) is as fast: the difference is within noise."
         if ratio.ratio < 1:
             return f"Padding ({named(padded)}) is faster."
-        told = f"{ratio.ratio:.2f} times as fast (95%: {ratio.low:.2f} .. {ratio.high:.2f}) as padding ({named(padded)}"
+        times = f"{ratio.ratio:.2f} times as fast (95%: {ratio.low:.2f} .. {ratio.high:.2f})"
+        told = f"For all batches together {times} as padding ({named(padded)}"
         told += f", {padded.padded_token_share:.0%} of its slots are padding)" if padded.padded_token_share else ")"
         ours, theirs = self.best.peak_bytes, padded.peak_bytes
         if ours is not None and theirs is not None:
@@ -113,11 +114,11 @@ def compared(one: CellRecord, other: CellRecord) -> Ratio | None:
 
 
 def by_batch(one: CellRecord) -> Mapping[int, float]:
-    """Return the median step time of each batch, in ms."""
+    """Return the median step time of each batch in ms, with what the host's launches add to a step."""
     times: dict[int, list[float]] = {}
     for number, ms in zip(one.batches or range(len(one.times_ms)), one.times_ms, strict=True):
         times.setdefault(number, []).append(ms)
-    return {number: statistics.median(each) for number, each in times.items()}
+    return {number: statistics.median(each) + (one.host_deficit_ms or 0.0) for number, each in times.items()}
 
 
 def named(one: CellRecord) -> str:
@@ -142,8 +143,10 @@ def answer(cells: Iterable[CellRecord], machine: Mapping[str, Any], padding: Map
 
 
 def spread(one: CellRecord) -> tuple[float, float] | None:
-    """Return the shortest and the longest step in ms; None without a time."""
-    return (min(one.times_ms), max(one.times_ms)) if one.step_ms is not None else None
+    """Return the shortest and the longest step in ms, with what the host's launches add; None without a time."""
+    if one.step_ms is None:
+        return None
+    return tuple(pick(one.times_ms) + (one.host_deficit_ms or 0.0) for pick in (min, max))  # type: ignore[return-value]
 
 
 def histogram(lengths: Sequence[int], bins: int = 16) -> list[tuple[int, int, int]]:
