@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from gate.record.cell import CellRecord, cell_of, format_ms
 from gate.record.files import write_json, write_whole
 from gate.report.answer import answer, histogram, spread
-from gate.report.outcomes import Outcome
+from gate.report.outcomes import DRAWN, Outcome
 from gate.report.tables import ARTICLE_MS, COLUMNS
 
 KIND = "varlen-gate report"
@@ -24,14 +24,14 @@ KIND = "varlen-gate report"
 SCHEMA = 1
 
 #: States of a cell, the worst first.
-STATES = ("wrong", "slow", "known failure", "inconclusive", "right", "unavailable", "undeclared")
+STATES = ("wrong", "slow", "known failure", "inconclusive", "right", "timed", "unavailable", "undeclared")
 
 #: What the page names beside its verdict, and how many of them at most.
 BAD = ("wrong", "slow", "inconclusive")
 NAMED = 5
 
-#: Why a cell is right that was only timed.
-TIMED = "timed: its first batch equals the reference; drawn batches were not run"
+#: What is known of a cell that was only timed.
+TIMED = "its first batch equals the reference; drawn batches were not run"
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -89,17 +89,23 @@ class Page:
         for name, outcome in self.outcomes.items():
             numbers = {key: getattr(outcome, key) for key in ("passed", "failed", "known", "skipped")}
             found[name] = _cell(name, outcome.state, outcome.why) | numbers
+            if outcome.state == "right" and found[name]["workload"] != DRAWN:
+                found[name] |= {"state": "timed", "why": TIMED}
         # A cell is timed only after its first batch was found right.
         for record in self.times:
             no_time = "wrong" if record.verdict in ("wrong", "failed") else "unavailable"
             found.setdefault(
-                record.id, _cell(record.id, no_time if record.no_time else "right", record.no_time or TIMED)
+                record.id, _cell(record.id, no_time if record.no_time else "timed", record.no_time or TIMED)
             )
         slow = {"regressed": "slow", "missing": "inconclusive", "inconclusive": "inconclusive"}
         for one in self.comparison:
-            cell = found.setdefault(one["cell"], _cell(one["cell"], "right", TIMED))
-            if one["verdict"] in slow and cell["state"] in ("right", "unavailable"):
-                cell |= {"state": slow[one["verdict"]], "why": one["why"]}
+            cell = found.setdefault(one["cell"], _cell(one["cell"], "timed", TIMED))
+            if one["verdict"] in slow and cell["state"] in ("timed", "unavailable"):
+                times = (
+                    f"{one['base_ms']:.2f} -> {one['head_ms']:.2f} ms ({one['change']:+.1%}): " if one["change"] else ""
+                )
+                again = f"{self.compare} --cells '{one['cell']}'"
+                cell |= {"state": slow[one["verdict"]], "why": f"{times}{one['why']}", "again": again}
         order = [*STATES]
         return sorted(found.values(), key=lambda cell: (order.index(cell["state"]), cell["id"]))
 
@@ -108,8 +114,6 @@ class Page:
         told = [f"{counted[state]} {state}" for state in STATES if counted[state] and state != "undeclared"]
         if self.other_failures:
             told.insert(0, f"{self.other_failures} failed tests that are of no cell")
-        if self.times:
-            told.append(f"{sum(one.step_ms is not None for one in self.times)} timed")
         if self.packing:
             told.append(f"{len(self.packing)} model famil{'y' if len(self.packing) == 1 else 'ies'}")
         if not told:
@@ -123,7 +127,7 @@ def _cell(name: str, state: str, why: str) -> dict[str, Any]:
 
 
 def _again(name: str) -> str:
-    drawn = cell_of(name)["workload"] == "drawn"
+    drawn = cell_of(name)["workload"] == DRAWN
     return f"pytest -m {'correctness' if drawn else 'performance'} --cells '{name}'"
 
 

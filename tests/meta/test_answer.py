@@ -39,9 +39,9 @@ def test_the_fastest_right_cell_is_the_answer():
     ]
     training, evaluation = answer(cells, GPU, None)
     assert training == (
-        "Training: `fa2_varlen` with `packed`, eager, 21.5 ms a step, 1,000 tokens/s. For all batches "
-        "together 2.00 times as fast (95%: 2.00 .. 2.00) as padding (`sdpa_padded` with `pad_longest`, eager, 50% of its slots are padding), "
-        "with 3.0 GB less. "
+        "Training: `fa2_varlen` with `packed`, eager, 21.5 ms a step, 1,000 tokens/s. "
+        "For all batches together 2.00 times as fast (95%: 2.00 .. 2.00) as padding "
+        "(`sdpa_padded` with `pad_longest`, eager, 50% of its slots are padding), with 3.0 GB less. "
         "Next best: `torch_varlen` with `packed`, eager, 10.0% slower."
     )
     assert evaluation == "Evaluation: `sdpa_loop` with `packed`, eager, 64.5 ms a step."
@@ -127,6 +127,7 @@ def test_a_page_of_a_run(tmp_path: Path):
     found = json.loads((tmp_path / "timed" / "report.json").read_text())
     assert (found["kind"], found["schema"], found["passed"]) == ("varlen-gate report", 1, True)
     assert {one["backend"] for one in found["times"]} == {"sdpa_loop", "sdpa_padded"}
+    assert {cell["state"] for cell in found["cells"]} == {"timed"}
     assert sum(each["count"] for each in found["lengths"]) == 24 * 8
     assert found["answer"][0].startswith("Training: ")
     assert proved.code == 0, proved.printed
