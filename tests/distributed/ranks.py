@@ -19,6 +19,9 @@ import torch.distributed as dist
 #: A job that has not answered after so many seconds hangs.
 TIMEOUT_S = 60.0
 
+#: After a rank failed the others have so many seconds to say what they know, as one may have ended that makes it fail.
+GRACE_S = 1.0
+
 #: Called on every rank with the arguments that were given, it returns what can be pickled.
 Job = Callable[..., Any]
 
@@ -80,30 +83,36 @@ class Processes:
         for end in self.ends:
             end.send_bytes(pickle.dumps((job, arguments)))
         answers: dict[int, Any] = {}
+        failures: dict[int, str] = {}
         until = time.monotonic() + timeout_s
-        while len(answers) < self.world:
-            ready = wait([end for rank, end in enumerate(self.ends) if rank not in answers], until - time.monotonic())
+        while len(answers) + len(failures) < self.world:
+            pending = [end for rank, end in enumerate(self.ends) if rank not in answers and rank not in failures]
+            ready = wait(pending, max(0.0, until - time.monotonic()))
             if not ready:
-                silent = ", ".join(str(rank) for rank in range(self.world) if rank not in answers)
-                self.close()
-                raise RankFailed(f"rank {silent} of {self.world} did not answer within {timeout_s:g} s")
+                break
             for rank, end in enumerate(self.ends):
                 if end in ready:
-                    answers[rank] = self._answer(rank, end)
+                    fine, value = self._answer(rank, end)
+                    (answers if fine else failures)[rank] = value
+            if failures:
+                until = min(until, time.monotonic() + GRACE_S)
+        if failures or len(answers) < self.world:
+            self.close()
+            # A rank that ended makes others raise, which may be heard of first.
+            first = next((told for told in failures.values() if " ended with code " in told), None)
+            silent = ", ".join(str(rank) for rank in range(self.world) if rank not in answers)
+            lost = f"rank {silent} of {self.world} did not answer within {timeout_s:g} s"
+            raise RankFailed(first or next(iter(failures.values()), lost))
         return [answers[rank] for rank in range(self.world)]
 
-    def _answer(self, rank: int, end: Connection) -> Any:
+    def _answer(self, rank: int, end: Connection) -> tuple[bool, Any]:
+        """Return whether a rank's job went well, and what it returned or how it failed."""
         try:
             fine, value = pickle.loads(end.recv_bytes())
         except EOFError:
             self.processes[rank].join(5)
-            code = self.processes[rank].exitcode
-            self.close()
-            raise RankFailed(f"rank {rank} of {self.world} ended with code {code}") from None
-        if not fine:
-            self.close()
-            raise RankFailed(f"rank {rank} of {self.world} raised:\n{value}")
-        return value
+            return False, f"rank {rank} of {self.world} ended with code {self.processes[rank].exitcode}"
+        return fine, value if fine else f"rank {rank} of {self.world} raised:\n{value}"
 
     def _start(self) -> None:
         # Forked: a fault that a test injected is in them too, and they need no import of torch.
