@@ -8,7 +8,7 @@ micro-batches, and multiplies by the number of ranks.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -149,7 +149,9 @@ def gathered(shard: Tensor) -> Tensor:
     """Return the shards (1, T / ranks, ...) of all ranks as one tensor (1, T, ...); gradients go back to their rank."""
     from torch.distributed import _functional_collectives as collectives
 
-    return collectives.all_gather_tensor_autograd(shard.contiguous(), 1, dist.group.WORLD)  # type: ignore[arg-type]
+    # mypy knows the group's type only where torch is typed.
+    group: Any = dist.group.WORLD
+    return collectives.all_gather_tensor_autograd(shard.contiguous(), 1, group)
 
 
 def attend_gathered(q: Tensor, k: Tensor, v: Tensor, context: ShardContext, *, scale: float | None = None) -> Tensor:

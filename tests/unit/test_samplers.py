@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.utils.data import DataLoader
 
+from collators.balanced import BalancedBatchSampler
 from collators.epoch_batches import EpochBatchSampler, split_to_multiple
 from collators.length_buckets import LengthBucketBatchSampler
 from collators.token_budget import TokenBudgetBatchSampler
@@ -30,8 +31,9 @@ every_sampler = pytest.mark.parametrize(
         lambda lengths, **options: TokenBudgetBatchSampler(lengths, 64, **options),
         lambda lengths, **options: TokenBudgetBatchSampler(lengths, 64, padded=True, **options),
         lambda lengths, **options: LengthBucketBatchSampler(lengths, 4, bucket_edges=(8, 16, 32), **options),
+        lambda lengths, **options: BalancedBatchSampler(lengths, 4, **options),
     ],
-    ids=["token_budget", "token_budget_padded", "length_buckets"],
+    ids=["token_budget", "token_budget_padded", "length_buckets", "balanced"],
 )
 #: At least 64 short examples: some fit into one batch, so that every number of ranks below can be served.
 many_lengths = st.lists(st.integers(1, 32), min_size=64, max_size=120)
