@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from collators.length_buckets import LengthBucketBatchSampler
-from collators.token_budget import TokenBudgetBatchSampler
 from gate.report.outcomes import FACTS
 from model.attention import default_device
 from model.workloads import Workload
@@ -37,11 +36,10 @@ def facts(config: pytest.Config) -> dict[str, Any]:
 
 def padding_shares(lengths: Sequence[int], workload: Workload) -> dict[str, float]:
     """Return the share of slots that are padding, by how batches are made; every batch is padded to its longest."""
-    size, budget = workload.batch_size, workload.batch_size * workload.config.max_length
+    size = workload.batch_size
     samplers = {
         "in batches as they come": [range(at, min(at + size, len(lengths))) for at in range(0, len(lengths), size)],
         "with LengthBucketBatchSampler": LengthBucketBatchSampler(lengths, size),
-        "with TokenBudgetBatchSampler": TokenBudgetBatchSampler(lengths, budget, padded=True),
     }
     shares = {}
     for how, batches in samplers.items():

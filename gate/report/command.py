@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
         if path.is_dir() or path.name == "report.json":
             page.machine = _compared(page, report)
         else:
-            found = typical(load(path).processes)
+            processes = load(path).processes
+            page.history = [*page.history, *processes]
+            found = typical(processes)
             machines[str(path)] = page.machine = found.machine
             times |= found.cells
     if len({machine.get("device") for machine in machines.values()}) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gate.record.cell import CellRecord, cell_of, format_ms
-from gate.record.files import write_json, write_whole
+from gate.record.files import Record, write_json, write_whole
 from gate.report.answer import answer, histogram, spread
 from gate.report.outcomes import DRAWN, Outcome
 from gate.report.tables import ARTICLE_MS, COLUMNS
@@ -50,6 +50,7 @@ class Page:
     other_failures: int = 0
     states: Sequence[Mapping[str, Any]] = ()
     times: Sequence[CellRecord] = ()
+    history: Sequence[Record] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     compared: str = ""
     compare: str = "pytest -m performance --benchmark-compare"
@@ -73,6 +74,7 @@ class Page:
             "machine": dict(self.machine),
             "cells": cells,
             "times": times,
+            "time_series": self._time_series(),
             "compared": self.compared,
             "comparison": [dict(one) | {"again": f"{self.compare} --cells '{one['cell']}'"} for one in self.comparison],
             "lengths": [{"from": low, "to": high, "count": count} for low, high, count in histogram(self.lengths)],
@@ -108,6 +110,18 @@ class Page:
                 cell |= {"state": slow[one["verdict"]], "why": f"{times}{one['why']}", "again": again}
         order = [*STATES]
         return sorted(found.values(), key=lambda cell: (order.index(cell["state"]), cell["id"]))
+
+    def _time_series(self) -> dict[str, Any]:
+        """Return the step time of each cell in each record, the oldest first; empty for fewer than two records."""
+        records = sorted(self.history, key=lambda record: record.at)
+        if len(records) < 2:
+            return {}
+        names = sorted({name for record in records for name in record.cells})
+        times = [[record.cells[name].step_ms if name in record.cells else None for record in records] for name in names]
+        shown = [
+            {"at": one.at.isoformat(timespec="minutes"), "commit": str(one.commit.get("id") or "")} for one in records
+        ]
+        return {"records": shown, "cells": [{"id": name, "ms": row} for name, row in zip(names, times, strict=True)]}
 
     def _verdict(self, cells: Sequence[Mapping[str, Any]]) -> str:
         counted = {state: sum(cell["state"] == state for cell in cells) for state in STATES}

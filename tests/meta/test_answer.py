@@ -1,6 +1,7 @@
 """The answer of a run: the fastest right cell, beside padding, and only what is more than noise."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from gate.__main__ import main
 from gate.record.cell import CellRecord
+from gate.record.files import Record
 from gate.report.answer import answer, compared, histogram
 from gate.report.outcomes import cell_in
 from gate.report.page import Page, markdown, write_page
@@ -158,3 +160,16 @@ def test_records_of_two_devices_make_no_page(tmp_path: Path, capsys: pytest.Capt
         main(["report", *files, "--to", str(tmp_path)])
     assert ended.value.code == 2
     assert "a page needs records of one device" in capsys.readouterr().err
+
+
+def test_a_page_of_several_records_has_the_time_series_of_each_cell():
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    one, other = (record("a", "packed", scale) for scale in (1.0, 2.0))
+    history = [
+        Record(day + timedelta(1), GPU, {"id": "b"}, {other.id: other}),
+        Record(day, GPU, {"id": "a"}, {one.id: one}),
+    ]
+    found = Page(times=[other], machine=GPU, history=history).content()["time_series"]
+    assert [each["commit"] for each in found["records"]] == ["a", "b"]
+    assert found["cells"] == [{"id": one.id, "ms": [21.5, 43.0]}]
+    assert Page(times=[one], history=history[:1]).content()["time_series"] == {}
