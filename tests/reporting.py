@@ -11,7 +11,7 @@ from model.attention import default_device
 from model.workloads import Workload
 from tests.matrix import as_json, chosen, overall
 from tests.packing.plugin import FOUND
-from tests.selection import chosen_workload
+from tests.selection import TRAINERS, chosen_workload
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +31,25 @@ def facts(config: pytest.Config) -> dict[str, Any]:
         found["states"] = as_json(entries, {})["cells"]
     if entries_ := config.stash[FOUND].entries:
         found["packing"] = packing(entries_)
+    if mark == TRAINERS:
+        found["trainers"] = trainers()
     return found
+
+
+def trainers() -> list[dict[str, str]]:
+    """Return the recorded verdict of each path of a trainer, which the tests have just compared."""
+    from tests.trainers.test_trainers import PATHS, recorded
+
+    return [
+        {
+            "path": path.name,
+            "how": path.how,
+            "verdict": "; ".join(dict.fromkeys(recorded()[path.name]["verdicts"].values())),
+            "breaks": "; ".join(recorded()[path.name]["contracts"].values()) or "-",
+        }
+        for path in PATHS
+        if path.version is not None
+    ]
 
 
 def padding_shares(lengths: Sequence[int], workload: Workload) -> dict[str, float]:

@@ -121,6 +121,26 @@ def by_batch(one: CellRecord) -> Mapping[int, float]:
     return {number: statistics.median(each) + (one.host_deficit_ms or 0.0) for number, each in times.items()}
 
 
+def against_tokens(cells: Iterable[CellRecord], device: str) -> list[dict[str, Any]]:
+    """Return, for each mode, the points (tokens of a batch, ms a step) of the best cell and of the best padded one."""
+    found = []
+    for choice in choices(cells, device):
+        lines = []
+        for one in filter(None, (choice.best, choice.padded)):
+            numbers = one.batches or range(len(one.times_ms))
+            tokens = dict(zip(numbers, one.tokens or [], strict=False))
+            points = [[tokens[number], ms] for number, ms in sorted(by_batch(one).items()) if number in tokens]
+            lines.append({"id": one.id, "points": points})
+        if lines[0]["points"]:
+            found.append({"mode": choice.mode, "lines": lines})
+    return found
+
+
+def device_of(machine: Mapping[str, Any]) -> str:
+    """Return cpu or cuda."""
+    return "cpu" if str(machine.get("device_slug", "cpu-")).startswith("cpu-") else "cuda"
+
+
 def named(one: CellRecord) -> str:
     """Return a cell in words."""
     cell = one.cell
@@ -129,7 +149,7 @@ def named(one: CellRecord) -> str:
 
 def answer(cells: Iterable[CellRecord], machine: Mapping[str, Any], padding: Mapping[str, float] | None) -> list[str]:
     """Return the answer as lines of text, empty where nothing has a time; `padding` are shares by kind of batch."""
-    device = "cpu" if str(machine.get("device_slug", "cpu-")).startswith("cpu-") else "cuda"
+    device = device_of(machine)
     found = choices(cells, device)
     if not found:
         return []

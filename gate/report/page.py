@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gate.record.cell import CellRecord, cell_of, format_ms
 from gate.record.files import Record, write_json, write_whole
-from gate.report.answer import answer, histogram, spread
+from gate.report.answer import against_tokens, answer, device_of, histogram, spread
 from gate.report.outcomes import DRAWN, Outcome
 from gate.report.tables import ARTICLE_MS, COLUMNS
 
@@ -57,6 +57,7 @@ class Page:
     lengths: Sequence[int] = ()
     padding: Mapping[str, float] = field(default_factory=dict)
     packing: Sequence[Mapping[str, Any]] = ()
+    trainers: Sequence[Mapping[str, Any]] = ()
 
     def content(self) -> dict[str, Any]:
         """Return everything as plain data, as `report.json` holds it."""
@@ -74,12 +75,14 @@ class Page:
             "machine": dict(self.machine),
             "cells": cells,
             "times": times,
+            "against_tokens": against_tokens(self.times, device_of(self.machine)),
             "time_series": self._time_series(),
             "compared": self.compared,
             "comparison": [dict(one) | {"again": f"{self.compare} --cells '{one['cell']}'"} for one in self.comparison],
             "lengths": [{"from": low, "to": high, "count": count} for low, high, count in histogram(self.lengths)],
             "padding": dict(self.padding),
             "packing": [dict(one) for one in self.packing],
+            "trainers": [dict(one) for one in self.trainers],
         }
 
     def _cells(self) -> list[dict[str, Any]]:
@@ -130,6 +133,8 @@ class Page:
             told.insert(0, f"{self.other_failures} failed tests that are of no cell")
         if self.packing:
             told.append(f"{len(self.packing)} model famil{'y' if len(self.packing) == 1 else 'ies'}")
+        if self.trainers:
+            told.append(f"{len(self.trainers)} paths of trainers")
         if not told:
             return "Nothing was run, so nothing is shown."
         return f"{'Passed' if self.passed else 'FAILED'}: {', '.join(told)}."

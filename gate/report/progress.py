@@ -1,5 +1,6 @@
 """Progress of a timed run: which cell runs, and what came of it."""
 
+import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -21,11 +22,13 @@ class Progress:
         self.entries = entries
         self.prefixes: dict[str, str] = {}
         self.live = False
+        self.done = 0
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         # Without a reporter, as with -p no:terminal, nobody reads a line.
         self.reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
         timed = [item for item in session.items if self.reporter and item.get_closest_marker("performance")]
+        self.began = time.monotonic()
         for position, item in enumerate(timed, start=1):
             label = item.callspec.id if hasattr(item, "callspec") else item.name
             self.prefixes[item.nodeid] = f"[{position}/{len(timed)}] {label}: "
@@ -55,7 +58,13 @@ class Progress:
         finally:
             self.live = False
         if live and (report.when == "call" or not report.passed):
-            self._write(report.nodeid, _result(report, self.entries.get(report.nodeid)))
+            self._write(report.nodeid, _result(report, self.entries.get(report.nodeid)) + self._left())
+
+    def _left(self) -> str:
+        """Say how long the rest will take, where that is more than a minute."""
+        self.done += 1
+        left = (time.monotonic() - self.began) / self.done * (len(self.prefixes) - self.done)
+        return f"; {left / 60:.0f} min left" if left > 60 else ""
 
     def _write(self, nodeid: str, result: str = "") -> None:
         self.reporter.write_ensure_prefix(self.prefixes[nodeid], result)

@@ -1,6 +1,7 @@
 """The answer of a run: the fastest right cell, beside padding, and only what is more than noise."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from gate.__main__ import main
 from gate.record.cell import CellRecord
 from gate.record.files import Record
-from gate.report.answer import answer, compared, histogram
+from gate.report.answer import against_tokens, answer, compared, histogram
 from gate.report.outcomes import cell_in
 from gate.report.page import Page, markdown, write_page
+from gate.report.progress import Progress
 from tests.meta.sessions import run
 
 pytestmark = pytest.mark.meta
@@ -173,3 +175,26 @@ def test_a_page_of_several_records_has_the_time_series_of_each_cell():
     assert [each["commit"] for each in found["records"]] == ["a", "b"]
     assert found["cells"] == [{"id": one.id, "ms": [21.5, 43.0]}]
     assert Page(times=[one], history=history[:1]).content()["time_series"] == {}
+
+
+def test_time_is_drawn_against_tokens_for_the_best_cell_and_the_best_padded_one():
+    tokens = [100 + number for number in range(24)]
+    cells = [
+        record(name, collator, scale, tokens=tokens)
+        for name, collator, scale in (("a", "packed", 1.0), ("b", "pad_left", 2.0))
+    ]
+    (chart,) = against_tokens([*cells, record("c", "packed", 3.0)], "cuda")
+    assert chart["mode"] == "train"
+    assert [line["id"] for line in chart["lines"]] == [cells[0].id, cells[1].id]
+    assert chart["lines"][1]["points"][:2] == [[100, 20.0], [101, 22.0]]
+    # Without tokens there is nothing to draw.
+    assert against_tokens([record("a", "packed", 1.0)], "cuda") == []
+
+
+@pytest.mark.parametrize(("done", "told"), [(1, "; 9 min left"), (8, ""), (9, "")])
+def test_a_timed_run_says_how_long_the_rest_takes(done: int, told: str, monkeypatch: pytest.MonkeyPatch):
+    progress = Progress(None, {})  # type: ignore[arg-type]
+    progress.prefixes = {str(number): "" for number in range(10)}
+    progress.began, progress.done = 0.0, done - 1
+    monkeypatch.setattr(time, "monotonic", lambda: 60.0 * done if done < 8 else 20.0 * done)
+    assert progress._left() == told
