@@ -22,6 +22,13 @@ def loaded(option: str, spec: str) -> Any:
     return getattr(module, name)
 
 
+def name_of(spec: str) -> str:
+    """Return what an object from outside is called in ids: its file or module, and its name."""
+    where, _, name = spec.rpartition(":")
+    stem = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where)
+    return f"{stem}.{name}"
+
+
 def _module(option: str, spec: str, where: str) -> ModuleType:
     path = Path(where).resolve() if where.endswith(".py") else None
     if path and not path.is_file():

@@ -13,7 +13,7 @@ import pytest
 from gate.baseline.screen import Screening
 from gate.baseline.store import Baseline, find, newest_for
 from gate.judge.compatible import same_packages
-from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, fail
+from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, device_of, fail
 from gate.record.cell import CellRecord, cell_id, cell_of
 from gate.record.files import Record, matches
 from gate.report.verdicts import verdict_lines
@@ -137,7 +137,7 @@ class Comparing:
         base = self.baseline.newest
         scope = [cell for cell in self.baseline.cell_ids if self._asked_for(self.baseline.records(cell)[-1], head)]
         percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
-        percent = PERCENT["cpu" if slug.startswith("cpu-") else "cuda"] if percent is None else percent
+        percent = PERCENT[device_of(slug)] if percent is None else percent
         threshold = Threshold(percent, Threshold.us if us is None else us)
         screening = Screening(head, self.baseline, scope, threshold)
         self.suspects = screening.suspects

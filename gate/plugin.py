@@ -288,11 +288,13 @@ def _compare(gate: Gate, session: pytest.Session, *, whole: bool) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _write_page(gate: Gate, config: pytest.Config, folder: Path, exitstatus: int) -> Path:
+def _write_page(
+    gate: Gate, config: pytest.Config, record: Record, facts: dict[str, Any], folder: Path, exitstatus: int
+) -> Path:
     # Not at the top: few sessions write a page.
     from gate.report.page import Page, write_page
 
-    comparing, record = gate.comparing, gate.record()
+    comparing = gate.comparing
     page = Page(
         command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
         passed=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED),
@@ -302,7 +304,7 @@ def _write_page(gate: Gate, config: pytest.Config, folder: Path, exitstatus: int
         times=[*record.cells.values()],
         comparison=[as_data(one) for one in comparing.verdicts],
         compared=str(comparing.baseline or ""),
-        **config.stash.get(FACTS, dict)(),
+        **facts,
     )
     return write_page(page, folder)
 
@@ -316,19 +318,22 @@ def _width(reporter: Any) -> int:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """Prints the tables, the answer, the comparison, and where the report and the journal are."""
     gate = config.stash[GATE]
-    if gate.cells and not config.getoption("benchmark_quiet"):
+    # A worker of pytest-xdist has seen only its own tests.
+    folder = None if hasattr(config, "workerinput") else config.getoption("report")
+    shown = gate.cells and not config.getoption("benchmark_quiet")
+    if shown or folder:
+        record, facts = gate.record(), config.stash.get(FACTS, dict)()
+    if shown:
         terminalreporter.section("step times")
-        record = gate.record()
         terminalreporter.write_line(tables(record, _width(terminalreporter)))
-        padding = config.stash.get(FACTS, dict)().get("padding")
-        if lines := answer(record.cells.values(), record.machine, padding):
+        if lines := answer(record.cells.values(), record.machine, facts.get("padding")):
             terminalreporter.write_line("\n" + "\n".join(lines))
     if gate.comparing.told:
         terminalreporter.section("comparison")
         terminalreporter.write_line("\n".join(gate.comparing.told))
-    # A worker of pytest-xdist has seen only its own tests.
-    if (folder := config.getoption("report")) and not hasattr(config, "workerinput"):
-        terminalreporter.write_line(f"report: {_write_page(gate, config, folder, exitstatus)}")
+    if folder:
+        page = _write_page(gate, config, record, facts, folder, exitstatus)
+        terminalreporter.write_line(f"report: {page}")
     # Saving comes before the summary, and one that failed lets no summary happen.
     if gate.journal is not None and gate.saved >= gate.entries.keys():
         gate.journal.path.unlink()

@@ -20,6 +20,7 @@ from collators.example import IGNORE_INDEX
 from model.attention.backend import Backend
 from model.attention.case import Case
 from model.attention.sdpa import SdpaContext, attend
+from model.attention.sdpa_document_mask import document_ids
 from model.models import Model
 from model.steps import Result, autocast, forward, loss_of
 
@@ -88,11 +89,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor if gathered is None else gathered()
 
 
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by its name in the model without its wrapper."""
+    return {name.removeprefix("module."): one for name, one in model.named_parameters()}
+
+
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the whole gradient of every parameter, by the names of the model without its wrapper."""
+    """Return the whole gradient of every parameter."""
     return {
-        name.removeprefix("module."): torch.zeros_like(whole(one)) if one.grad is None else whole(one.grad).detach()
-        for name, one in model.named_parameters()
+        name: torch.zeros_like(whole(one)) if one.grad is None else whole(one.grad).detach()
+        for name, one in parameters_of(model).items()
     }
 
 
@@ -115,17 +121,11 @@ class Shard:
         return outputs.flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class ShardContext:
-    """Which keys of the whole row each query of a shard may see: (1, 1, T / ranks, T), True where it may."""
+def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, SdpaContext]:
+    """Return this rank's part of a packed row, and which keys of the whole row it sees: (1, 1, T / ranks, T).
 
-    mask: Tensor
-
-
-def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, ShardContext]:
-    """Return this rank's part of a packed row, and its mask: the same number of slots on every rank, in their order.
-
-    ValueError if the row cannot be cut so. A collator with `multiple` = ranks fills it up.
+    Every rank has the same number of slots, in their order. ValueError if the row cannot be cut so: a collator with
+    `multiple` = ranks fills it up.
     """
     ranks, rank = dist.get_world_size(), dist.get_rank()
     if batch.num_slots % ranks:
@@ -136,13 +136,13 @@ def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, ShardContext]:
     size = batch.num_slots // ranks
     mine = slice(rank * size, (rank + 1) * size)
     slots = torch.arange(batch.num_slots, device=batch.input_ids.device)
-    documents = torch.bucketize(slots, batch.cu_seqlens[1:].to(slots), right=True)
+    documents = document_ids(batch)
     mask = documents[mine, None] == documents[None]
     if case.causal:
         mask &= slots[mine, None] >= slots[None]
     targets = batch.targets[:, mine]
     shard = Shard(batch.input_ids[:, mine], targets, batch.position_ids[:, mine], int((targets != IGNORE_INDEX).sum()))
-    return shard, ShardContext(mask[None, None])
+    return shard, SdpaContext(mask[None, None], is_causal=False)
 
 
 def gathered(shard: Tensor) -> Tensor:
@@ -154,13 +154,13 @@ def gathered(shard: Tensor) -> Tensor:
     return collectives.all_gather_tensor_autograd(shard.contiguous(), 1, group)
 
 
-def attend_gathered(q: Tensor, k: Tensor, v: Tensor, context: ShardContext, *, scale: float | None = None) -> Tensor:
+def attend_gathered(q: Tensor, k: Tensor, v: Tensor, context: SdpaContext, *, scale: float | None = None) -> Tensor:
     """Attend with a shard's queries to the keys and values of the whole row, gathered from all ranks.
 
     The simple right way: memory of keys and values does not shrink with the number of ranks.
     """
     keys, values = (gathered(each) for each in (k, v))
-    return attend(q, keys, values, SdpaContext(context.mask, is_causal=False), scale=scale)
+    return attend(q, keys, values, context, scale=scale)
 
 
 def accumulate_sharded(model: Model, batch: PackedBatch, case: Case) -> Result:

@@ -10,20 +10,19 @@ compile_blocks()          optional: compiles the blocks in place; compiled cells
 """
 
 import functools
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from collators import CollatorOptions, Example, collator_named
+from collators import collator_named
 from collators.batch import Batch, Layout
-from collators.outside import loaded
+from collators.outside import loaded, name_of
 from model.attention import Backend, Case, backend_named
 from model.attention.backend import Attend, first_line
+from model.attention.outside import TRIED, tried_batch
 from model.decoder import DecoderConfig
 
 Make = Callable[[DecoderConfig, Attend], nn.Module]
@@ -34,9 +33,6 @@ TRIED_ON: dict[Layout, tuple[str, str]] = {
     "packed": ("packed", "sdpa_document_mask"),
     "nested": ("nested", "sdpa_nested"),
 }
-
-#: Lengths of the sequences that a model is tried on.
-LENGTHS = (3, 2)
 
 COMPILE = "compile_blocks"
 
@@ -95,7 +91,6 @@ class OwnModelBackend(Backend):
     inner: Backend = field(kw_only=True)
     make: Make = field(kw_only=True)
     model: str = field(kw_only=True)
-    answers: dict[tuple[Any, ...], list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def attention(self) -> str:
@@ -106,36 +101,38 @@ class OwnModelBackend(Backend):
         """Return why `case` is not supported: the backend's reasons, or what the model raised."""
         if reasons := self.inner.undeclared_reasons(case):
             return reasons
-        tried = (case.layout, case.mode, case.execution, case.num_heads, case.num_kv_heads, case.head_dim)
-        if tried not in self.answers:
-            self.answers[tried] = refusals(self.make, case)
-        return self.answers[tried]
+        # What a model takes depends on neither device, dtype nor mask.
+        side = collator_named(TRIED_ON[case.layout][0]).padding_side
+        return refusals(self.make, replace(case, device="cpu", dtype=torch.float32, causal=False, padding_side=side))
 
     def around(self, inner: Backend) -> "OwnModelBackend":
         """Return another backend in the same model."""
-        return OwnModelBackend(**_claims(inner, self.model), inner=inner, make=self.make, model=self.model)
+        return in_model(inner, self.make, self.model)
 
 
+def in_model(inner: Backend, make: Make, model: str) -> OwnModelBackend:
+    """Return a backend in the model that `make` returns, which is called `model`."""
+    claims = inner.claims() | {"name": f"{model}_{inner.name}", "summary": f"{model}, {inner.summary}"}
+    return OwnModelBackend(**claims, inner=inner, make=make, model=model)
+
+
+@functools.cache
 def refusals(make: Make, case: Case) -> list[str]:
     """Return why a model does not take batches as `case` has them, in its sizes, mode and execution; empty if it does.
 
     It runs eagerly in float32 on the CPU, with a backend that is there on every machine.
     """
     name, attention = TRIED_ON[case.layout]
-    collator, backend = collator_named(name), backend_named(attention)
-    config = DecoderConfig(17, max(LENGTHS), 2, case.num_heads, case.head_dim, num_kv_heads=case.num_kv_heads)
-    tried = replace(
-        case, device="cpu", dtype=torch.float32, execution="eager", causal=False, padding_side=collator.padding_side
-    )
-    examples = [Example(torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)) for n in LENGTHS]
-    batch = collator.build(CollatorOptions(max(LENGTHS)))(examples)
+    backend = backend_named(attention)
+    config = DecoderConfig(17, max(TRIED), 2, case.num_heads, case.head_dim, num_kv_heads=case.num_kv_heads)
+    batch = tried_batch(collator_named(name))
     try:
         with torch.random.fork_rng(), torch.set_grad_enabled(case.mode == "train"):
             model = OwnModel(make, config, backend.attend)
             assert model.tokens is not None
             if case.execution == "compiled" and not hasattr(model.model, COMPILE):
                 return [f"needs a model with {COMPILE}()"]
-            logits = model(batch, backend.prepare(batch, tried))
+            logits = model(batch, backend.prepare(batch, replace(case, execution="eager")))
             if case.mode == "train":
                 batch.flat(logits).sum().backward()
     except Exception as error:
@@ -167,14 +164,7 @@ def own_make(spec: str) -> Make:
 
 def own_backend(spec: str, inner: Backend) -> OwnModelBackend:
     """Return `inner` in the model that `spec` names; ValueError as `own_make`."""
-    where, _, name = spec.rpartition(":")
-    stem = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where)
-    return OwnModelBackend(**_claims(inner, f"{stem}.{name}"), inner=inner, make=own_make(spec), model=f"{stem}.{name}")
-
-
-def _claims(inner: Backend, model: str) -> dict[str, Any]:
-    claims = {each.name: getattr(inner, each.name) for each in fields(Backend)}
-    return {**claims, "name": f"{model}_{inner.name}", "summary": f"{model}, {inner.summary}"}
+    return in_model(inner, own_make(spec), name_of(spec))
 
 
 def seeded_own(

@@ -237,16 +237,14 @@ def candidates(
     of: Sequence[Backend] = ALL_BACKENDS,
 ) -> list[Cell]:
     """Return every combination that `--backend` and `--collator` leave of `of`, in the order of the matrix."""
-    collators = config.getoption("collator")
+    collators, model = config.getoption("collator"), asked_model(config)
     return list(
         all_cells(
             workload,
             lengths,
             dtypes=dtypes,
             backends=[
-                one
-                for one in backends_asked(config.getoption("backend"), asked_model(config))
-                if one in of or one.spec or asked_model(config)
+                one for one in backends_asked(config.getoption("backend"), model) if one in of or one.spec or model
             ],
             collators=[collator for collator in COLLATORS if not collators or collator.name in collators],
         )

@@ -31,6 +31,11 @@ JUDGED = (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.SAME)
 PERCENT = {"cuda": 1.0, "cpu": 3.0}
 
 
+def device_of(slug: str) -> str:
+    """Return cpu or cuda, by the name of a device's folder of records."""
+    return "cpu" if slug.startswith("cpu-") else "cuda"
+
+
 @dataclass(frozen=True)
 class Threshold:
     """What a change must pass to matter: both this many percent and this many microseconds a step."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gate.judge.verdicts import PERCENT
+from gate.judge.verdicts import PERCENT, device_of
 from gate.record.cell import CellRecord, format_ms
 
 #: Backends of another model than the others: their steps do other work.
@@ -136,11 +136,6 @@ def against_tokens(cells: Iterable[CellRecord], device: str) -> list[dict[str, A
     return found
 
 
-def device_of(machine: Mapping[str, Any]) -> str:
-    """Return cpu or cuda."""
-    return "cpu" if str(machine.get("device_slug", "cpu-")).startswith("cpu-") else "cuda"
-
-
 def named(one: CellRecord) -> str:
     """Return a cell in words."""
     cell = one.cell
@@ -149,7 +144,7 @@ def named(one: CellRecord) -> str:
 
 def answer(cells: Iterable[CellRecord], machine: Mapping[str, Any], padding: Mapping[str, float] | None) -> list[str]:
     """Return the answer as lines of text, empty where nothing has a time; `padding` are shares by kind of batch."""
-    device = device_of(machine)
+    device = device_of(machine.get("device_slug", "cpu-"))
     found = choices(cells, device)
     if not found:
         return []

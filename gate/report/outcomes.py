@@ -24,7 +24,6 @@ class Outcome:
     known: int = 0
     skipped: int = 0
     why: str = ""
-    test: str = ""
 
     @property
     def state(self) -> str:
@@ -52,20 +51,14 @@ class Outcomes:
             self.others += report.failed
             return
         if report.failed:
-            self._say(found, report, first_line(report), worse=not found.failed)
+            found.why = found.why if found.failed else first_line(report)
             found.failed += 1
         elif report.skipped:
             kind = "known" if hasattr(report, "wasxfail") else "skipped"
-            reason = report.wasxfail if kind == "known" else _skip_reason(report)
-            self._say(found, report, reason, worse=not found.why)
+            found.why = found.why or (report.wasxfail if kind == "known" else skip_reason(report))
             setattr(found, kind, getattr(found, kind) + 1)
         else:
             found.passed += 1
-
-    @staticmethod
-    def _say(found: Outcome, report: pytest.TestReport, why: str, *, worse: bool) -> None:
-        if worse:
-            found.why, found.test = why, report.nodeid
 
 
 def cell_in(nodeid: str) -> str:
@@ -88,6 +81,7 @@ def first_line(report: pytest.TestReport) -> str:
     return lines[0].strip() if lines else "failed"
 
 
-def _skip_reason(report: pytest.TestReport) -> str:
+def skip_reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected failure"
     return str(reason).removeprefix("Skipped: ")

@@ -12,11 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gate.judge.verdicts import device_of
 from gate.record.cell import CellRecord, cell_of, format_ms
 from gate.record.files import Record, write_json, write_whole
-from gate.report.answer import against_tokens, answer, device_of, histogram, spread
+from gate.report.answer import against_tokens, answer, histogram, spread
 from gate.report.outcomes import DRAWN, Outcome
-from gate.report.tables import ARTICLE_MS, COLUMNS
+from gate.report.tables import ARTICLE_MS, COLUMNS, same_work
 
 KIND = "varlen-gate report"
 
@@ -75,10 +76,10 @@ class Page:
             "machine": dict(self.machine),
             "cells": cells,
             "times": times,
-            "against_tokens": against_tokens(self.times, device_of(self.machine)),
+            "against_tokens": against_tokens(self.times, device_of(self.machine.get("device_slug", "cpu-"))),
             "time_series": self._time_series(),
             "compared": self.compared,
-            "comparison": [dict(one) | {"again": f"{self.compare} --cells '{one['cell']}'"} for one in self.comparison],
+            "comparison": [dict(one) | {"again": self._compare_again(one["cell"])} for one in self.comparison],
             "lengths": [{"from": low, "to": high, "count": count} for low, high, count in histogram(self.lengths)],
             "padding": dict(self.padding),
             "packing": [dict(one) for one in self.packing],
@@ -109,10 +110,12 @@ class Page:
                 times = (
                     f"{one['base_ms']:.2f} -> {one['head_ms']:.2f} ms ({one['change']:+.1%}): " if one["change"] else ""
                 )
-                again = f"{self.compare} --cells '{one['cell']}'"
+                again = self._compare_again(one["cell"])
                 cell |= {"state": slow[one["verdict"]], "why": f"{times}{one['why']}", "again": again}
-        order = [*STATES]
-        return sorted(found.values(), key=lambda cell: (order.index(cell["state"]), cell["id"]))
+        return sorted(found.values(), key=lambda cell: (STATES.index(cell["state"]), cell["id"]))
+
+    def _compare_again(self, name: str) -> str:
+        return f"{self.compare} --cells '{name}'"
 
     def _time_series(self) -> dict[str, Any]:
         """Return the step time of each cell in each record, the oldest first; empty for fewer than two records."""
@@ -153,8 +156,7 @@ def _again(name: str) -> str:
 def _time(one: CellRecord) -> dict[str, Any]:
     cell = one.cell
     article = None
-    as_article = (cell["workload"], cell["lengths"], cell["dtype"]) == ("article", "uniform", "bfloat16")
-    if as_article and cell["causal"] == (cell["mode"] == "train"):
+    if same_work(cell):
         theirs = ARTICLE_MS.get((cell["backend"], cell["collator"]), (None,) * len(COLUMNS))
         article = dict(zip(COLUMNS, theirs, strict=True))[cell["mode"], cell["execution"]]
     low, high = spread(one) or (None, None)

@@ -5,7 +5,7 @@ without a causal mask and trains with one; GPT-2 it trains only, with dropout.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,24 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
     for (workload, lengths, dtype, as_article), group in groups.items():
         masks = "eval full, train causal" if as_article else "eval causal, train full"
         legend = "ms a step, * the best of its column"
-        same_work = as_article and (workload, lengths, dtype) == ("article", "uniform", "bfloat16")
-        if same_work and any((one.cell["backend"], one.cell["collator"]) in ARTICLE_MS for one in group):
+        same = same_work(group[0].cell)
+        if same and any((one.cell["backend"], one.cell["collator"]) in ARTICLE_MS for one in group):
             legend += "; in brackets the article's ms, and ours as a multiple of it"
         timed = next((one for one in group if one.tokens), None)
         if timed and timed.tokens:
             count, mean = len(set(timed.batches or range(len(timed.tokens)))), sum(timed.tokens) / len(timed.tokens)
             legend += f". {count} batches of {mean:,.0f} tokens on average"
         title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, mask: {masks}"
-        blocks.append(f"{title}\n\n{render(_step_table(group, ARTICLE_MS if same_work else {}), width)}\n\n{legend}.")
+        blocks.append(f"{title}\n\n{render(_step_table(group, ARTICLE_MS if same else {}), width)}\n\n{legend}.")
     if blocks:
         blocks.append(f"{_machine(record.machine)}\n\n{render(_cost_table(record), width)}")
     return "\n\n".join(blocks)
+
+
+def same_work(cell: Mapping[str, Any]) -> bool:
+    """Tell whether a cell does the work that the article timed: its workload, lengths, dtype and masks."""
+    as_article = cell["causal"] == (cell["mode"] == "train")
+    return as_article and (cell["workload"], cell["lengths"], cell["dtype"]) == ("article", "uniform", "bfloat16")
 
 
 def typical(processes: Sequence[Record]) -> Record:

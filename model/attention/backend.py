@@ -1,7 +1,7 @@
 """The record that describes an attention backend: what it claims, what it needs, and its two functions."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +118,10 @@ class Backend:
     kernels: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
     plans_by_shape: bool = False
     spec: str = ""
+
+    def claims(self) -> dict[str, Any]:
+        """Return every field of a record by name, to build one of another kind from it."""
+        return {each.name: getattr(self, each.name) for each in fields(Backend)}
 
     @property
     def attention(self) -> str:

@@ -7,18 +7,16 @@ The object is a `Backend` record, or a plain function with the signature of `fla
 import functools
 import inspect
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from collators import COLLATORS, CollatorOptions, Example
-from collators.outside import loaded
+from collators import COLLATORS, Batch, Collator, CollatorOptions, Example
+from collators.outside import loaded, name_of
 from model.attention.backend import ANY, Backend, first_line
 from model.attention.case import Case, default_device
 from model.attention.sdpa import SdpaContext, prepare_masked, prepare_unmasked_where_possible
@@ -64,9 +62,7 @@ def outside_backend(spec: str) -> Backend:
         raise ValueError(
             f"--backend {spec!r} is {type(found).__name__}; give a Backend record or an attention function."
         )
-    where, _, name = spec.rpartition(":")
-    stem = re.sub(r"\W+", "_", Path(where).stem if where.endswith(".py") else where)
-    return _plain(spec, f"{stem}.{name}", found)
+    return _plain(spec, name_of(spec), found)
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,7 @@ class PlainBackend(Backend):
     def tried(self, case: Case) -> list[str]:
         """Run the function on a tiny batch of this case; return what it raised, or an empty list."""
         collator = next(one for one in COLLATORS if (one.layout, one.padding_side) == (case.layout, case.padding_side))
-        examples = [Example(torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)) for n in TRIED]
-        batch = collator.build(CollatorOptions(max(TRIED)))(examples).to(case.device)
+        batch = tried_batch(collator).to(case.device)
         shape = tuple(batch.input_ids.shape)  # type: ignore[attr-defined]
         generator = torch.Generator(case.device).manual_seed(0)
         q, k, v = (
@@ -119,6 +114,12 @@ class PlainBackend(Backend):
         except Exception as error:
             return [f"raised {_short(error)}"]
         return []
+
+
+def tried_batch(collator: Collator) -> Batch:
+    """Return the tiny batch that parts from outside are tried on."""
+    examples = [Example(torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)) for n in TRIED]
+    return collator.build(CollatorOptions(max(TRIED)))(examples)
 
 
 @contextmanager

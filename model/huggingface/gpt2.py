@@ -6,7 +6,7 @@ AttentionInterface (`gpt2_` and its name).
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,7 +148,6 @@ def _through_interface(inner: Backend) -> Gpt2Backend:
         context = inner.prepare(batch, case)
         return Prepared(inner.name, context, case.causal, batch.max_seqlen, case.dtype, batch.num_slots)
 
-    claims = {each.name: getattr(inner, each.name) for each in fields(Backend)}
     changed: dict[str, Any] = {
         "name": f"gpt2_{inner.name}",
         "summary": f"GPT-2, {inner.summary}, through the AttentionInterface",
@@ -159,7 +158,7 @@ def _through_interface(inner: Backend) -> Gpt2Backend:
         "inner": inner,
         "attention_dropout": 0.0,
     }
-    return Gpt2Backend(**{**claims, **changed})
+    return Gpt2Backend(**inner.claims() | changed)
 
 
 EAGER: tuple[Execution, ...] = ("eager",)

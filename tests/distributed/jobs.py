@@ -1,7 +1,8 @@
 """What each rank runs: steps of one cell on its own sequences."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from model.distributed import (
     accumulate_sharded,
     attend_gathered,
     gradients_of,
+    parameters_of,
     whole,
     wrapped,
 )
 from model.models import any_backend_named
-from model.reference import full_precision, without_dropout
+from model.reference import full_precision, with_backend, without_dropout
 from tests.correctness.drawn import CONFIG
 from tests.correctness.references import decoder, weight_dtype
 
@@ -51,6 +53,11 @@ class Asked:
         }
         return Cell(**key)
 
+    @property
+    def case(self) -> Case:
+        """What the cell asks of its backend here."""
+        return self.cell.case(default_device(), config_here())
+
 
 @dataclass(frozen=True)
 class Step:
@@ -66,10 +73,10 @@ def config_here() -> DecoderConfig:
     return CONFIG[default_device()]
 
 
-def model_of(asked: Asked, case: Case) -> nn.Module:
+def model_of(asked: Asked) -> nn.Module:
     """Return the cell's model in its wrapper: the same weights on every rank."""
-    model = decoder(config_here(), asked.cell.backend, weight_dtype(case.dtype))
-    return wrapped(model, asked.how, case.device)
+    model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
+    return wrapped(model, asked.how, default_device())
 
 
 def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64) -> list[Batch]:
@@ -82,9 +89,8 @@ def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64
 
 def step(asked: Asked, shares: Shares) -> Step:
     """Compute one gradient: `shares` are the sequences by rank and micro-batch."""
-    cell = asked.cell
-    case = cell.case(default_device(), config_here())
-    model = model_of(asked, case)
+    cell, case = asked.cell, asked.case
+    model = model_of(asked)
     mine = shares[dist.get_rank()]
     batches = batches_of(cell, mine)
     with full_precision(), without_dropout(model):
@@ -101,11 +107,10 @@ def step(asked: Asked, shares: Shares) -> Step:
 
 def sharded_step(asked: Asked, examples: Sequence[Example]) -> Step:
     """Compute one gradient with a packed row shared out over the ranks; rank 0 has the logits of all of it."""
-    cell = asked.cell
-    case = cell.case(default_device(), config_here())
-    model = decoder(config_here(), cell.backend, weight_dtype(case.dtype)).attending(attend_gathered)
-    model.load_state_dict(decoder(config_here(), cell.backend, weight_dtype(case.dtype)).state_dict())
-    model.to(default_device())
+    cell, case = asked.cell, asked.case
+    weights = weight_dtype(case.dtype)
+    gathering = replace(cell.backend, attend=attend_gathered)
+    model = with_backend(decoder(config_here(), cell.backend, weights), gathering, weights)
     (batch,) = batches_of(cell, [examples], multiple=dist.get_world_size())
     assert isinstance(batch, PackedBatch)
     with full_precision():
@@ -118,9 +123,8 @@ def sharded_step(asked: Asked, examples: Sequence[Example]) -> Step:
 
 def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> dict[str, Tensor]:
     """Take optimiser steps, with gradients clipped to a global norm; return the parameters."""
-    cell = asked.cell
-    case = cell.case(default_device(), config_here())
-    model = model_of(asked, case)
+    cell, case = asked.cell, asked.case
+    model = model_of(asked)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for shares in steps:
         with full_precision(), without_dropout(model):
@@ -129,7 +133,7 @@ def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> dict[s
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name.removeprefix("module."): whole(one.detach()).cpu() for name, one in model.named_parameters()}
+    return {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
 
 
 def raises_on_last() -> int:
@@ -152,8 +156,6 @@ def hangs_on_last() -> int:
 def ends_on_last() -> int:
     """End the last rank's process."""
     if dist.get_rank() == dist.get_world_size() - 1:
-        import os
-
         os._exit(3)
     dist.barrier()
     return 0

@@ -44,7 +44,6 @@ class Torchrun:
 
     def __init__(self) -> None:
         self.world = int(os.environ["WORLD_SIZE"])
-        self.rank = int(os.environ["RANK"])
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
