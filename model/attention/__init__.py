@@ -2,6 +2,7 @@
 
 from model.attention import (
     fa2_varlen,
+    fa4_varlen,
     flex_document_mask,
     sdpa_document_mask,
     sdpa_loop,
@@ -52,6 +53,7 @@ BACKENDS: tuple[Backend, ...] = (
     sdpa_nested.BACKEND,
     torch_varlen.BACKEND,
     fa2_varlen.BACKEND,
+    fa4_varlen.BACKEND,
     xformers_auto.BACKEND,
     xformers_flash.BACKEND,
     xformers_cutlass.BACKEND,
