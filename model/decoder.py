@@ -101,14 +101,18 @@ class Block(nn.Module):
             x = x + update
         # What is not named here is freed once it was used, which is what sets the peak of an evaluation step.
         heads = self.qkv(nested(self.attention_norm(x), rows)).unflatten(-1, (-1, self.head_dim))
+        x = x + values(self.projection(self.attended(heads, context, rotation, rows).flatten(2)), rows)
+        update = self.mlp(self.mlp_norm(x))
+        return (x + update, None) if x.is_nested else (x, update)
+
+    def attended(self, heads: Tensor, context: Any, rotation: Tensor | None, rows: NestedRows | None) -> Tensor:
+        """Return what attention makes (B, S, H, D) of the heads of queries, keys and values, (B, S, H + 2 H_kv, D)."""
         # NestedTensors can be chunked, but the backward of an uneven split of one crashes (torch 2.13).
         q, k, v = heads.split(self.heads, dim=2) if self.grouped_query else heads.chunk(3, dim=2)
         if rotation is not None:
             rotation = nested(rotation, rows)
             q, k = rotated(q, rotation), rotated(k, rotation)
-        x = x + values(self.projection(self.attend(q, k, v, context).flatten(2)), rows)
-        update = self.mlp(self.mlp_norm(x))
-        return (x + update, None) if x.is_nested else (x, update)
+        return self.attend(q, k, v, context)
 
 
 class Decoder(nn.Module):

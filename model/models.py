@@ -9,6 +9,7 @@ import torch
 from model.attention import BACKENDS, REFERENCE, Backend
 from model.attention.outside import outside_backend
 from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.fast import FAST_BACKENDS, FastBackend, seeded_fast
 from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend, seeded_gpt2
 from model.own import OwnModel, OwnModelBackend, own_backend, seeded_own
 
@@ -18,7 +19,7 @@ Model = Decoder | Gpt2 | OwnModel
 ProvedModel = Decoder | OwnModel
 
 #: Every backend of every model, in the order of the matrix.
-ALL_BACKENDS: tuple[Backend, ...] = (*BACKENDS, *GPT2_BACKENDS)
+ALL_BACKENDS: tuple[Backend, ...] = (*BACKENDS, *FAST_BACKENDS, *GPT2_BACKENDS)
 
 #: Where an installed package names its kernels: `their_name = "their_package.kernels:attention"`.
 ENTRY_POINTS = "varlen_gate.backends"
@@ -62,6 +63,8 @@ def seeded_model(
     """Return the model that `backend` attends in; backends of one model give the same weights."""
     if isinstance(backend, Gpt2Backend):
         return seeded_gpt2(config, backend, device=device, dtype=dtype, seed=seed)
+    if isinstance(backend, FastBackend):
+        return seeded_fast(config, backend, device=device, dtype=dtype, seed=seed)
     if isinstance(backend, OwnModelBackend):
         return seeded_own(config, backend, device=device, dtype=dtype, seed=seed)
     return seeded_decoder(config, backend.attend, device=device, dtype=dtype, seed=seed)

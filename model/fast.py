@@ -1,0 +1,265 @@
+"""The fast step: the article's decoder, computed with fewer bytes and fewer launches, to the same numbers.
+
+It differs from `model/decoder.py` in three named places:
+
+- `FastDecoder.narrow` keeps the matrices in 16 bits too, and casts them again only when they have changed.
+- `FusedBlock.attended` takes queries, keys and values as one tensor, so that their gradient is one.
+- `Graphs` replays the forward and the backward of a packed row as CUDA graphs, so that the host launches two.
+
+Shapes: T tokens and S slots of a packed row, N sequences.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collators.batch import PackedBatch
+from model.attention import Backend
+from model.attention import fa4_varlen as fa4
+from model.attention.backend import Attend
+from model.attention.torch_varlen import VarlenContext
+from model.decoder import Block, Decoder, DecoderConfig
+
+#: Rows are filled up to a multiple of this many slots: each size is a graph of its own, with gradients of its own.
+SLOTS = 512
+
+#: How often a step is run before it is captured, as kernels are chosen and compiled by the first calls.
+WARM_UP = 3
+
+AttendHeads = Callable[[Tensor, int, VarlenContext], Tensor]
+
+
+class FusedBlock(Block):
+    """A block whose attention takes the heads of queries, keys and values as one tensor."""
+
+    def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
+        super().__init__(config, attend)
+        self.attend_heads = attend_heads
+
+    def attended(self, heads: Tensor, context: Any, rotation: Tensor | None, rows: Any) -> Tensor:
+        """Return what attention makes of the heads; rotated queries and keys are tensors of their own anyway."""
+        if rotation is not None:
+            return super().attended(heads, context, rotation, rows)
+        return self.attend_heads(heads, self.heads[0], context)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a packed row is to a graph: ids and positions (1, S), offsets int32 (N + 1,)."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+
+    def fill(self, batch: PackedBatch) -> None:
+        """Copy a batch into it; the slots after its tokens are a sequence of their own."""
+        tokens = batch.num_slots
+        for own, theirs in ((self.input_ids, batch.input_ids), (self.position_ids, batch.position_ids)):
+            own[:, :tokens].copy_(theirs)
+            own[:, tokens:].zero_()
+        self.cu_seqlens[:-1].copy_(batch.cu_seqlens)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One size of row: its inputs, its logits (1, S, vocabulary), and in training the gradients of all parameters."""
+
+    row: Row
+    forward: torch.cuda.CUDAGraph
+    logits: Tensor
+    backward: torch.cuda.CUDAGraph | None = None
+    gradient: Tensor | None = None
+    gradients: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Graphs:
+    """CUDA graphs of `body`, which maps a row and its context to logits; one for each size that was met.
+
+    All share one pool of memory. So a backward must be that of the last forward: what another one kept is overwritten.
+    """
+
+    body: Callable[[Row, VarlenContext], Tensor]
+    parameters: Sequence[Tensor]
+    longest: int
+    made: dict[tuple[Any, ...], Graph] = field(default_factory=dict)
+    pool: Any = None
+    runs: int = 0
+    went_back: bool = False
+
+    def run(self, batch: PackedBatch, causal: bool) -> tuple[Graph, int]:
+        """Replay the forward of `batch`; return its graph, and the number of this run."""
+        step = min(SLOTS, self.longest)
+        # At least one slot more, which makes the sequence that fills the row up.
+        slots, training = (batch.num_slots // step + 1) * step, torch.is_grad_enabled()
+        key = (slots, len(batch.cu_seqlens), causal, training, torch.get_autocast_dtype("cuda"))
+        if key not in self.made:
+            self.made[key] = self._captured(batch, slots, causal, training)
+        graph = self.made[key]
+        graph.row.fill(batch)
+        graph.forward.replay()
+        self.runs += 1
+        return graph, self.runs
+
+    def _captured(self, batch: PackedBatch, slots: int, causal: bool, training: bool) -> Graph:
+        like = batch.input_ids
+        ids, positions = (like.new_zeros((1, slots)) for _ in range(2))
+        offsets = torch.full((len(batch.cu_seqlens) + 1,), slots, dtype=torch.int32, device=like.device)
+        row = Row(ids, positions, offsets)
+        row.fill(batch)
+        context = VarlenContext(offsets, self.longest, causal)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                logits = self.body(row, context)
+                if training:
+                    torch.autograd.grad(logits, self.parameters, torch.zeros_like(logits))
+        torch.cuda.current_stream().wait_stream(side)
+        gradient = torch.zeros_like(logits) if training else None
+        del logits
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph() if training else None
+        with torch.cuda.graph(forward, pool=self.pool):
+            logits = self.body(row, context)
+        gradients: tuple[Tensor, ...] = ()
+        if backward is not None:
+            with torch.cuda.graph(backward, pool=self.pool):
+                gradients = torch.autograd.grad(logits, self.parameters, gradient)
+        return Graph(row, forward, logits.detach(), backward, gradient, gradients)
+
+
+class Replayed(torch.autograd.Function):
+    """Logits of a packed row by a graph, whose backward is a graph too."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, causal: bool, *masters: Tensor) -> Tensor:
+        """Return logits (1, T, vocabulary)."""
+        with torch.enable_grad():
+            ctx.graph, ctx.run = graphs.run(batch, causal)
+        ctx.graphs, ctx.tokens, ctx.dtypes = graphs, batch.num_slots, [each.dtype for each in masters]
+        return ctx.graph.logits[:, : ctx.tokens].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all parameters in their dtypes, as tensors that no later step overwrites."""
+        if ctx.run != ctx.graphs.runs:
+            raise RuntimeError(
+                f"the fast step keeps the activations of its last forward only; run {ctx.run} of {ctx.graphs.runs} "
+                "asked for its backward. Run each backward before the next forward."
+            )
+        graph = ctx.graph
+        graph.gradient[:, : ctx.tokens].copy_(gradient)
+        graph.gradient[:, ctx.tokens :].zero_()
+        graph.backward.replay()
+        ctx.graphs.went_back = True
+        own = [torch.empty_like(each, dtype=dtype) for each, dtype in zip(graph.gradients, ctx.dtypes, strict=True)]
+        torch._foreach_copy_(own, graph.gradients)
+        return None, None, None, *own
+
+
+@dataclass
+class Narrow:
+    """The graphs of the decoder in 16 bits, and the versions of the parameters that it was cast from."""
+
+    graphs: Graphs
+    versions: list[int]
+
+
+class FastDecoder(Decoder):
+    """The decoder of the fast step: parameters, and numbers to the tolerance, are those of `Decoder`.
+
+    Its parameters are float32. `narrow` is the decoder that runs: the same norms and embeddings, matrices and biases in
+    16 bits, and `attend_heads` in its blocks.
+    """
+
+    def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
+        super().__init__(config, attend)
+        self.attend, self.attend_heads = attend, attend_heads
+        # Not modules of this one: parameters are its own alone.
+        self.running: dict[torch.dtype, Narrow] = {}
+
+    def compile_blocks(self) -> None:
+        """Do nothing yet: what is compiled are the blocks of `narrow`."""
+
+    def forward(self, batch: PackedBatch, context: VarlenContext) -> Tensor:  # type: ignore[override]
+        """Return logits (1, T, vocabulary); a backward must come before the next forward."""
+        graphs = self.narrow(torch.get_autocast_dtype("cuda"))
+        if torch.is_grad_enabled():
+            logits: Tensor = Replayed.apply(graphs, batch, context.causal, *self.parameters())  # type: ignore[no-untyped-call]
+            return logits
+        return graphs.run(batch, context.causal)[0].logits[:, : batch.num_slots].clone()
+
+    def narrow(self, dtype: torch.dtype) -> Graphs:
+        """Return the graphs of the decoder in `dtype`, whose matrices are those of this one."""
+        masters = list(self.parameters())
+        versions = [each._version for each in masters]
+        if dtype not in self.running:
+            decoder = self._narrow_decoder(dtype)
+            graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
+            self.running[dtype] = Narrow(graphs, versions)
+            return graphs
+        running = self.running[dtype]
+        # A fused optimiser changes parameters without counting (torch 2.13), and steps only after a backward.
+        if running.versions != versions or running.graphs.went_back:
+            pairs = [(own, one) for own, one in zip(running.graphs.parameters, masters, strict=True) if own is not one]
+            with torch.no_grad():
+                torch._foreach_copy_([own for own, _ in pairs], [one for _, one in pairs])
+            running.versions, running.graphs.went_back = versions, False
+        return running.graphs
+
+    def _narrow_decoder(self, dtype: torch.dtype) -> Decoder:
+        with torch.device("meta"):
+            decoder = Decoder(self.config, self.attend)
+            decoder.blocks = nn.ModuleList(FusedBlock(self.config, self.attend, self.attend_heads) for _ in self.blocks)
+        modules = dict(self.named_modules())
+        for name, module in decoder.named_modules():
+            for key, one in modules[name].named_parameters(recurse=False):
+                kept = nn.Parameter(one.detach().to(dtype)) if isinstance(module, nn.Linear) else one
+                module.register_parameter(key, kept)
+            for key, buffer in modules[name].named_buffers(recurse=False):
+                module.register_buffer(key, buffer, persistent=False)
+        decoder.compile_blocks()
+        return decoder
+
+    def attending(self, attend: Attend) -> Decoder:
+        """Return a plain decoder of these sizes, with weights of its own, that attends with `attend`."""
+        return Decoder(self.config, attend)
+
+
+@dataclass(frozen=True)
+class FastBackend(Backend):
+    """A packed backend in the decoder of the fast step."""
+
+    inner: Backend = field(kw_only=True)
+    attend_heads: AttendHeads = field(kw_only=True)
+
+    @property
+    def attention(self) -> str:
+        """The name of this row: workloads name it."""
+        return self.name
+
+
+def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
+    """Return `inner` in the decoder of the fast step."""
+    changed: dict[str, Any] = {
+        "name": f"fast_{inner.name}",
+        "summary": f"the fast step, {inner.summary}",
+        "executions": ("compiled",),
+    }
+    return FastBackend(**inner.claims() | changed, inner=inner, attend_heads=attend_heads)
+
+
+FAST_BACKENDS: tuple[FastBackend, ...] = (fast(fa4.BACKEND, fa4.attend_heads),)
+
+
+def seeded_fast(
+    config: DecoderConfig, backend: FastBackend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> FastDecoder:
+    """Return the decoder of the fast step with the weights of `seeded_decoder`; global generators are untouched."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        return FastDecoder(config, backend.attend, backend.attend_heads).to(dtype)
