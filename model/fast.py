@@ -24,7 +24,7 @@ from model.attention.torch_varlen import VarlenContext
 from model.decoder import Block, Decoder, DecoderConfig
 
 #: Rows are filled up to a multiple of this many slots: each size is a graph of its own, with gradients of its own.
-SLOTS = 512
+SLOTS = 128
 
 #: How often a step is run before it is captured, as kernels are chosen and compiled by the first calls.
 WARM_UP = 3
@@ -205,7 +205,9 @@ class FastDecoder(Decoder):
         running = self.running[dtype]
         # A fused optimiser changes parameters without counting (torch 2.13), and steps only after a backward.
         if running.versions != versions or running.graphs.went_back:
-            pairs = [(own, one) for own, one in zip(running.graphs.parameters, masters, strict=True) if own is not one]
+            pairs = [
+                (own, one) for own, one in zip(running.graphs.parameters, masters, strict=True) if own.dtype == dtype
+            ]
             with torch.no_grad():
                 torch._foreach_copy_([own for own, _ in pairs], [one for _, one in pairs])
             running.versions, running.graphs.went_back = versions, False
@@ -218,8 +220,9 @@ class FastDecoder(Decoder):
         modules = dict(self.named_modules())
         for name, module in decoder.named_modules():
             for key, one in modules[name].named_parameters(recurse=False):
-                kept = nn.Parameter(one.detach().to(dtype)) if isinstance(module, nn.Linear) else one
-                module.register_parameter(key, kept)
+                # Of the same storage where the dtype stays; a leaf of its own, so that a graph holds its gradient.
+                kept = one.detach().to(dtype) if isinstance(module, nn.Linear) else one.detach()
+                module.register_parameter(key, nn.Parameter(kept))
             for key, buffer in modules[name].named_buffers(recurse=False):
                 module.register_buffer(key, buffer, persistent=False)
         decoder.compile_blocks()

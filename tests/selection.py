@@ -14,11 +14,11 @@ from collators import COLLATORS, collator_named
 from gate.comparing import ASKED
 from gate.live.command import hello_of
 from gate.measure.bench import timed_cells
-from model.attention import BACKENDS, Backend, Device, default_device, this_machine
+from model.attention import Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
-from model.models import ALL_BACKENDS, any_backend_named, backends_asked
+from model.models import ALL_BACKENDS, PROVED_BACKENDS, any_backend_named, backends_asked
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default, in_first_dtype
 from tests.known_failures import KNOWN_FAILURES
@@ -155,7 +155,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--cell-seconds {seconds:g} is not more than 0; give seconds, or inf for no limit.")
     if patterns is not None:
         every = candidates(config, workload.name, workload.lengths.name, [workload.dtype])
-        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, BACKENDS), *every)]
+        ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, PROVED_BACKENDS), *every)]
         for pattern in patterns.split(","):
             if not fnmatch.filter(ids, pattern):
                 raise pytest.UsageError(
@@ -261,7 +261,7 @@ def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[tor
     wanted, named = config.getoption("compiled"), bool(config.getoption("collator"))
     return [
         cell
-        for cell in candidates(config, DRAWN, DRAWN, dtypes, BACKENDS)
+        for cell in candidates(config, DRAWN, DRAWN, dtypes, PROVED_BACKENDS)
         if cell.execution == "eager"
         or wanted == "all"
         or (wanted == "default" and compiled_by_default(cell, device, any_collator=named))
@@ -320,7 +320,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
     """Return why the cells asked for are all refused, or None where one is not."""
     device, workload, pattern = default_device(), chosen_workload(config), config.getoption("cells")
     asked = [
-        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN, ANY, BACKENDS)),
+        *((cell, CONFIG[device]) for cell in candidates(config, DRAWN, DRAWN, ANY, PROVED_BACKENDS)),
         *((cell, workload.config) for cell in candidates(config, workload.name, workload.lengths.name)),
     ]
     reason = None

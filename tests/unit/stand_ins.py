@@ -9,6 +9,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -419,6 +420,64 @@ def in_flash_attn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Funct
     patch.setitem(sys.modules, "flash_attn", module)
 
 
+class FlashAttention4:
+    """Stands in for the functions of `flash_attn.cute.interface`, of 4.0.0b36."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, ...]:
+        """Return the output and its logsumexp, and three that are empty here."""
+        assert given.pop("return_lse") is True, "without a logsumexp there is no backward"
+        out = self.attended(q, k, v, **given)
+        return out, q.new_zeros((q.shape[1], q.shape[0]), dtype=torch.float32), *[q.new_empty(0)] * 3
+
+    def backward(self, *tensors: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, **given: Any) -> None:
+        """Write the gradients into `dq`, `dk` and `dv`."""
+        q, k, v, out, gradient, lse = tensors
+        assert (out.shape, lse.shape, gradient.shape) == (q.shape, (q.shape[1], q.shape[0]), q.shape)
+
+        def gradients() -> tuple[Tensor, ...]:
+            inputs = [each.detach().requires_grad_() for each in (q, k, v)]
+            return torch.autograd.grad(self.attended(*inputs, **given), inputs, gradient)
+
+        # Autograd is off in all that a custom operator calls in its own thread.
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(gradients).result()
+        for into, one in zip((dq, dk, dv), found, strict=True):
+            into.copy_(one)
+
+    def attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool,
+        window_size_left: int | None,
+        window_size_right: int | None,
+        softcap: float,
+    ) -> Tensor:
+        """Return what the kernel computes of its arguments alone."""
+        assert not causal or window_size_right == 0, f"causal leaves no key to the right; got {window_size_right}"
+        window = tuple(-1 if side is None else side for side in (window_size_left, window_size_right))
+        sides = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+        return varlen((q, k, v), *sides, window, softmax_scale, softcap)  # type: ignore[arg-type]
+
+
+def in_flash_attn_4(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+    """Put a flash-attn-4 in the place of whatever is installed."""
+    names = ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface")
+    package, cute, interface = (types.ModuleType(name) for name in names)
+    vars(package)["cute"], vars(cute)["interface"] = cute, interface
+    own = FlashAttention4()
+    vars(interface).update(_flash_attn_fwd=counted(own.forward), _flash_attn_bwd=own.backward)
+    for name, module in zip(names, (package, cute, interface), strict=True):
+        patch.setitem(sys.modules, name, module)
+
+
 def in_torch_varlen(form: Function) -> Callable[[pytest.MonkeyPatch, Callable[[Function], Function]], None]:
     """Put `form` in the place of this torch's `varlen_attn`."""
 
@@ -478,6 +537,7 @@ STAND_INS: dict[str, tuple[StandIn, ...]] = {
         StandIn("torch-2.12", in_torch_varlen(varlen_attn_2_12)),
     ),
     "fa2_varlen": (StandIn("flash_attn", in_flash_attn),),
+    "fa4_varlen": (StandIn("flash_attn_4", in_flash_attn_4),),
     "xformers_auto": (StandIn("xformers", in_xformers(None)),),
     "xformers_flash": (StandIn("xformers", in_xformers("MemoryEfficientAttentionFlashAttentionOp")),),
     "xformers_cutlass": (StandIn("xformers", in_xformers("MemoryEfficientAttentionCutlassOp")),),
