@@ -1,6 +1,7 @@
 """Attention backends: one file each, and the registry of them all."""
 
 from model.attention import (
+    cudnn_ragged,
     fa2_varlen,
     flex_document_mask,
     sdpa_document_mask,
@@ -52,6 +53,7 @@ BACKENDS: tuple[Backend, ...] = (
     sdpa_nested.BACKEND,
     torch_varlen.BACKEND,
     fa2_varlen.BACKEND,
+    cudnn_ragged.BACKEND,
     xformers_auto.BACKEND,
     xformers_flash.BACKEND,
     xformers_cutlass.BACKEND,
