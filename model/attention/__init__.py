@@ -1,6 +1,7 @@
 """Attention backends: one file each, and the registry of them all."""
 
 from model.attention import (
+    cudnn_ragged,
     fa2_varlen,
     fa4_varlen,
     flex_document_mask,
@@ -54,6 +55,7 @@ BACKENDS: tuple[Backend, ...] = (
     torch_varlen.BACKEND,
     fa2_varlen.BACKEND,
     fa4_varlen.BACKEND,
+    cudnn_ragged.BACKEND,
     xformers_auto.BACKEND,
     xformers_flash.BACKEND,
     xformers_cutlass.BACKEND,

@@ -4,12 +4,14 @@ Each has the real function's signature, refuses what the kernel refuses or would
 its arguments alone, in float64. Shapes: L tokens of a sequence, T tokens in all, H heads, D head dim.
 """
 
+import ctypes
 import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 from torch.overrides import TorchFunctionMode
 
-from model.attention import flex_document_mask, torch_varlen, xformers
+from model.attention import cudnn_ragged, flex_document_mask, torch_varlen, xformers
 from model.attention.backend import FLOAT, HALF
 
 Function = Callable[..., Any]
@@ -224,6 +226,250 @@ def varlen_attn_2_12(
     assert return_aux is None
     assert enable_gqa or query.shape[1] == key.shape[1], "grouped heads are asked for"
     return varlen((query, key, value), (cu_seq_q, cu_seq_k), (max_q, max_k), window_size, scale)
+
+
+class GraphTensor:
+    """Stands in for a tensor of cuDNN's graph: what was said of it."""
+
+    def __init__(
+        self, dim: Sequence[int] = (), stride: Sequence[int] = (), data_type: Any = None, uid: int = 0
+    ) -> None:
+        self.dim, self.stride, self.data_type, self.uid = list(dim), list(stride), data_type, uid
+        self.ragged: GraphTensor | None = None
+        self.output = False
+
+    def set_ragged_offset(self, offsets: "GraphTensor") -> "GraphTensor":
+        self.ragged = offsets
+        return self
+
+    def set_output(self, output: bool) -> "GraphTensor":
+        self.output = output
+        return self
+
+    def set_data_type(self, data_type: torch.dtype) -> "GraphTensor":
+        self.data_type = data_type
+        return self
+
+    def set_dim(self, dim: Sequence[int]) -> "GraphTensor":
+        self.dim = list(dim)
+        return self
+
+    def set_stride(self, stride: Sequence[int]) -> "GraphTensor":
+        self.stride = list(stride)
+        return self
+
+    def set_uid(self, uid: int) -> "GraphTensor":
+        self.uid = uid
+        return self
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What a graph is executed on: the address of each tensor, by its uid."""
+
+    by_uid: Mapping[int, int]
+
+    def read(self, tensor: GraphTensor, shape: Sequence[int], stride: Sequence[int], start: int = 0) -> Tensor:
+        """Return the memory of a part of `tensor`, from its element `start`; it is written to as well."""
+        address = self.by_uid[tensor.uid]
+        assert address % 16 == 0, f"tensor {tensor.uid} lies at an address that 16 divides; got {address}"
+        size = tensor.data_type.itemsize
+        extent = 1 + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+        memory = (ctypes.c_char * (extent * size)).from_address(address + start * size)
+        return torch.frombuffer(memory, dtype=tensor.data_type).as_strided(tuple(shape), tuple(stride))
+
+    def vector(self, tensor: GraphTensor, data_type: torch.dtype) -> list[int]:
+        """Return the numbers of lengths or offsets."""
+        assert tensor.data_type == data_type, f"tensor {tensor.uid} is {data_type}; got {tensor.data_type}"
+        return self.read(tensor, tensor.dim[:1], tensor.stride[:1]).tolist()
+
+    def rows(self, tensor: GraphTensor, lengths: Sequence[int]) -> list[Tensor]:
+        """Return the rows of `tensor`, (H, L, D) of each length."""
+        rows, heads, longest, width = tensor.dim
+        assert tensor.ragged is not None
+        offsets = self.vector(tensor.ragged, torch.int64)
+        assert len(offsets) == rows + 1, f"{rows} rows lie between {rows + 1} offsets; got {len(offsets)}"
+        assert len(lengths) == rows, f"{rows} rows have as many lengths; got {len(lengths)}"
+        assert max(lengths) <= longest, f"rows of {longest} tokens hold the longest; got {max(lengths)}"
+        step = tensor.stride[2]
+        assert tensor.stride[1:] == [width, step, 1], f"heads of a token lie side by side; got {tensor.stride}"
+        ends = [start + length * step for start, length in zip(offsets, lengths, strict=False)]
+        assert ends == offsets[1:], f"offsets count elements: of {lengths} tokens, {step} each; got {offsets}"
+        return [
+            self.read(tensor, (heads, length, width), tensor.stride[1:], start)
+            for start, length in zip(offsets, lengths, strict=False)
+            if length
+        ]
+
+
+@dataclass
+class RaggedGraph:
+    """Stands in for `cudnn.pygraph` of nvidia-cudnn-frontend: it reads and writes memory by its address, as cuDNN."""
+
+    io_data_type: torch.dtype
+    intermediate_data_type: torch.dtype
+    compute_data_type: torch.dtype
+    handle: Any
+    run: Callable[[Addresses, list[int]], None] | None = None
+    lengths: GraphTensor | None = None
+    built: list[str] = field(default_factory=list)
+
+    def tensor(
+        self, *, name: str, dim: Sequence[int], stride: Sequence[int], data_type: torch.dtype, uid: int
+    ) -> GraphTensor:
+        assert uid > 0, f"{name} has a uid of its own; got {uid}"
+        return GraphTensor(dim, stride, data_type, uid)
+
+    def _masked(
+        self,
+        dim: Sequence[int],
+        *,
+        attn_scale: float,
+        use_padding_mask: bool,
+        seq_len_q: GraphTensor,
+        seq_len_kv: GraphTensor,
+        diagonal_alignment: str,
+        diagonal_band_left_bound: int | None,
+        diagonal_band_right_bound: int | None,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what makes the scaled and masked scores (H, L, L) of queries and keys."""
+        assert type(attn_scale) is float, f"the scale is a float; got {attn_scale!r}"
+        assert use_padding_mask, "ragged offsets come with a padding mask"
+        assert seq_len_q is seq_len_kv
+        assert diagonal_alignment == "top left"
+        assert dim[2] > 1, "cuDNN refuses rows of one token"
+        assert dim[3] % 8 == 0, f"head dims are multiples of 8; got {dim[3]}"
+        self.lengths = seq_len_q
+        left, right = diagonal_band_left_bound, diagonal_band_right_bound
+        assert left is None or left > 0, f"a left bound counts the token itself; got {left}"
+
+        def scores(q: Tensor, k: Tensor) -> Tensor:
+            after = distances(q.shape[-2], q.device)
+            seen = (after < (left or after.numel() + 1)) & (-after <= (after.numel() if right is None else right))
+            return (attn_scale * q @ k.mT).masked_fill(~seen, -torch.inf)
+
+        return scores
+
+    def sdpa(
+        self,
+        *,
+        name: str,
+        q: GraphTensor,
+        k: GraphTensor,
+        v: GraphTensor,
+        generate_stats: bool,
+        implementation: str,
+        **masks: Any,
+    ) -> tuple[GraphTensor, GraphTensor]:
+        assert generate_stats
+        assert implementation == "composite"
+        scored = self._masked(q.dim, **masks)
+        out, stats = GraphTensor(), GraphTensor()
+
+        def run(addresses: Addresses, lengths: list[int]) -> None:
+            for rows in zip(*(addresses.rows(each, lengths) for each in (q, k, v, out, stats)), strict=True):
+                queries, keys, values = self._wide(*rows[:3])
+                scores = scored(queries, keys)
+                rows[3].copy_(scores.softmax(-1) @ values)
+                rows[4].copy_(scores.logsumexp(-1, keepdim=True))
+
+        self.run, self.tensors = run, (q, k, v, out, stats)
+        return out, stats
+
+    def sdpa_backward(
+        self,
+        *,
+        name: str,
+        q: GraphTensor,
+        k: GraphTensor,
+        v: GraphTensor,
+        o: GraphTensor,
+        dO: GraphTensor,
+        stats: GraphTensor,
+        max_total_seq_len_q: int,
+        max_total_seq_len_kv: int,
+        **masks: Any,
+    ) -> list[GraphTensor]:
+        scored = self._masked(q.dim, **masks)
+        scale, gradients = masks["attn_scale"], [GraphTensor() for _ in range(3)]
+        given = (q, k, v, o, dO, stats)
+
+        def run(addresses: Addresses, lengths: list[int]) -> None:
+            most = min(max_total_seq_len_q, max_total_seq_len_kv)
+            assert sum(lengths) <= most, f"the workspace holds {most} tokens; got {sum(lengths)}"
+            for rows in zip(*(addresses.rows(each, lengths) for each in (*given, *gradients)), strict=True):
+                queries, keys, values = self._wide(*rows[:3])
+                out, upstream, logsumexp = (row.double() for row in rows[3:6])
+                weights = (scored(queries, keys) - logsumexp).exp()
+                slopes = weights * (upstream @ values.mT - (upstream * out).sum(-1, keepdim=True))
+                found = scale * slopes @ keys, scale * slopes.mT @ queries, weights.mT @ upstream
+                for row, gradient in zip(rows[6:], found, strict=True):
+                    row.copy_(gradient.unflatten(0, (row.shape[0], -1)).sum(1))
+
+        self.run, self.tensors = run, (*given, *gradients)
+        return gradients
+
+    def _wide(self, q: Tensor, *others: Tensor) -> list[Tensor]:
+        return [tensor.double().repeat_interleave(q.shape[0] // tensor.shape[0], dim=0) for tensor in (q, *others)]
+
+    def _builds(self, step: str, *before: str) -> None:
+        assert self.built == [*before], f"{step} follows {before}; got {self.built}"
+        self.built.append(step)
+
+    def validate(self) -> None:
+        self._builds("validate")
+        assert self.intermediate_data_type == self.compute_data_type == torch.float32
+        assert len({tensor.uid for tensor in self.tensors} - {0}) == len(self.tensors), "every tensor has its own uid"
+        for tensor in self.tensors:
+            assert tensor.ragged is not None, f"tensor {tensor.uid} has ragged offsets"
+            assert tensor.data_type == (torch.float32 if tensor.dim[3] == 1 else self.io_data_type)
+
+    def build_operation_graph(self) -> None:
+        self._builds("operations", "validate")
+
+    def create_execution_plans(self, modes: Sequence[str]) -> None:
+        self._builds("plans", "validate", "operations")
+
+    def check_support(self) -> None:
+        self._builds("support", "validate", "operations", "plans")
+
+    def build_plans(self) -> None:
+        self._builds("built", "validate", "operations", "plans", "support")
+
+    def get_workspace_size(self) -> int:
+        return 16
+
+    def execute(self, addresses: Mapping[int, int], workspace: int, handle: Any) -> None:
+        assert self.built[-1] == "built"
+        assert self.run is not None
+        assert self.lengths is not None
+        given = Addresses(addresses)
+        self.run(given, given.vector(self.lengths, torch.int32))
+
+
+def in_cudnn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+    """Put an nvidia-cudnn-frontend in the place of whatever is installed."""
+    module = types.ModuleType("cudnn")
+    vars(module)["data_type"] = types.SimpleNamespace(
+        BFLOAT16=torch.bfloat16, HALF=torch.float16, FLOAT=torch.float32, INT32=torch.int32, INT64=torch.int64
+    )
+    vars(module)["diagonal_alignment"] = types.SimpleNamespace(TOP_LEFT="top left")
+    vars(module)["attention_implementation"] = types.SimpleNamespace(COMPOSITE="composite")
+    vars(module)["heur_mode"] = types.SimpleNamespace(A="A", FALLBACK="fallback")
+
+    class Graph(RaggedGraph):
+        execute = counted(RaggedGraph.execute)
+
+    vars(module)["pygraph"] = Graph
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[str]:
+        yield "handle"
+
+    patch.setattr(cudnn_ragged, "library", lambda: module)
+    patch.setattr(cudnn_ragged, "on", on)
+    for name in ("forward_plan", "backward_plan"):
+        patch.setattr(cudnn_ragged, name, functools.cache(inspect.unwrap(getattr(cudnn_ragged, name))))
 
 
 @dataclass(frozen=True)
@@ -538,6 +784,7 @@ STAND_INS: dict[str, tuple[StandIn, ...]] = {
     ),
     "fa2_varlen": (StandIn("flash_attn", in_flash_attn),),
     "fa4_varlen": (StandIn("flash_attn_4", in_flash_attn_4),),
+    "cudnn_ragged": (StandIn("cudnn", in_cudnn),),
     "xformers_auto": (StandIn("xformers", in_xformers(None)),),
     "xformers_flash": (StandIn("xformers", in_xformers("MemoryEfficientAttentionFlashAttentionOp")),),
     "xformers_cutlass": (StandIn("xformers", in_xformers("MemoryEfficientAttentionCutlassOp")),),

@@ -129,6 +129,7 @@ MINIMUM = (
     Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS),
     Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
     Declaration("fa4_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
+    Declaration("cudnn_ragged", PACKED, "cuda", HALF),
     Declaration("xformers_auto", PACKED, "cuda", FLOAT, executions=EAGER),
     Declaration("xformers_auto", PACKED, "cuda", FLOAT32, modes=("eval",), executions=COMPILED),
     Declaration("xformers_auto", PACKED, "cuda", HALF, executions=COMPILED),

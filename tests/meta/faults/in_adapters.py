@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from collators.batch import NestedBatch, PackedBatch
 from model.attention import (
     backend_named,
+    cudnn_ragged,
     flex_document_mask,
     sdpa,
     sdpa_document_mask,
@@ -25,6 +26,7 @@ from model.attention import (
 )
 from model.attention.backend import Backend, Requirement
 from model.attention.case import Case, Machine
+from model.attention.cudnn_ragged import Shape
 from model.attention.flex_document_mask import FlexContext
 from model.attention.sdpa import SdpaContext
 from model.attention.torch_varlen import VarlenContext
@@ -97,6 +99,49 @@ def causality_inverted(patch: pytest.MonkeyPatch) -> None:
         "fa2_varlen",
         lambda right, batch, case: VarlenContext(batch.cu_seqlens, batch.max_seqlen, not case.causal),
     )
+
+
+@inject(HANDED)
+def empty_rows_hold_a_token(patch: pytest.MonkeyPatch) -> None:
+    """The rows that fill up cuDNN's graph have a token each, past the end of the batch's."""
+    prepares(
+        patch,
+        "cudnn_ragged",
+        lambda right, batch, case: replace(context := right(batch, case), lengths=context.lengths.clamp(min=1)),
+    )
+
+
+@inject(HANDED)
+def graph_shorter_than_the_longest(patch: pytest.MonkeyPatch) -> None:
+    """The rows of cuDNN's graph are as long as the first sequence, rounded up."""
+
+    def prepare(right: Any, batch: PackedBatch, case: Case) -> Any:
+        return replace(right(batch, case), row=cudnn_ragged.rounded(batch.lengths[0], 128))
+
+    prepares(patch, "cudnn_ragged", prepare)
+
+
+@inject(HANDED)
+def offsets_of_packed_queries(patch: pytest.MonkeyPatch) -> None:
+    """cuDNN reads slices of one tensor as if nothing lay between their tokens."""
+    right = vars(Shape)["steps"].fget
+
+    def steps(shape: Shape) -> tuple[int, ...]:
+        *_, of_queries, of_keys, of_stats = right(shape)
+        return of_queries, of_keys, of_keys, of_queries, of_keys, of_stats
+
+    patch.setattr(Shape, "steps", property(steps))
+
+
+@inject(HANDED)
+def logsumexp_not_handed_on(patch: pytest.MonkeyPatch) -> None:
+    """cuDNN's backward is handed zeros for the logsumexp of the forward."""
+    right = cudnn_ragged.backward
+
+    def backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, stats: Tensor, *rest: Any) -> Any:
+        return right(gradient, q, k, v, out, torch.zeros_like(stats), *rest)
+
+    patch.setattr(cudnn_ragged, "backward", backward)
 
 
 @inject(HANDED)
