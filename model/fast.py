@@ -2,7 +2,8 @@
 
 It differs from `model/decoder.py` in three named places:
 
-- `FastDecoder.narrow` keeps the matrices in 16 bits too, and casts them again only when they have changed.
+- `NarrowLinear` keeps its matrix in 16 bits too, which is cast again only when it has changed, and the product that
+  makes the gradient of the matrix writes it in float32.
 - `FusedBlock.attended` takes queries, keys and values as one tensor, so that their gradient is one.
 - `Graphs` replays the forward and the backward of a packed row as CUDA graphs, so that the host launches two.
 
@@ -30,6 +31,67 @@ SLOTS = 128
 WARM_UP = 3
 
 AttendHeads = Callable[[Tensor, int, VarlenContext], Tensor]
+
+
+@torch.library.custom_op("varlen_gate::gradient_of_matrix", mutates_args=())
+def gradient_of_matrix(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return `gradient` (T, F) transposed times `x` (T, E), float32 (F, E), of 16-bit factors."""
+    if not x.is_cuda:
+        return gradient.t().float() @ x.float()
+    return torch.mm(gradient.t(), x, out_dtype=torch.float32)
+
+
+@gradient_of_matrix.register_fake
+def _(gradient: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty((gradient.shape[1], x.shape[1]), dtype=torch.float32)
+
+
+class NarrowProduct(torch.autograd.Function):
+    """A linear map computed in 16 bits, whose parameters' gradients are float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, narrow_weight: Tensor, narrow_bias: Tensor
+    ) -> Tensor:
+        """Return `x` (B, T, E) times the matrix, plus the bias: (B, T, F) in 16 bits."""
+        ctx.save_for_backward(x, narrow_weight)
+        return nn.functional.linear(x, narrow_weight, narrow_bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x`, the matrix and the bias."""
+        x, narrow_weight = ctx.saved_tensors
+        flat = gradient.flatten(0, -2)
+        of_matrix = gradient_of_matrix(flat, x.flatten(0, -2))
+        return gradient @ narrow_weight, of_matrix, flat.sum(0, dtype=torch.float32), None, None
+
+
+class NarrowLinear(nn.Module):
+    """A linear map of float32 parameters, which it shares with `linear`, that computes with 16-bit copies of them."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.master_weight, self.master_bias = shared(linear.weight), shared(linear.bias)
+        self.register_buffer("weight", linear.weight.detach().to(dtype))
+        self.register_buffer("bias", linear.bias.detach().to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, E) to (B, T, F) in 16 bits."""
+        x = x.to(self.weight.dtype)
+        if not torch.is_grad_enabled():
+            return nn.functional.linear(x, self.weight, self.bias)
+        out: Tensor = NarrowProduct.apply(  # type: ignore[no-untyped-call]
+            x, self.master_weight, self.master_bias, self.weight, self.bias
+        )
+        return out
+
+
+def shared(parameter: Tensor) -> nn.Parameter:
+    """Return a parameter of the same storage, whose gradient is its own: a graph is captured on it alone."""
+    return nn.Parameter(parameter.detach())
 
 
 class FusedBlock(Block):
@@ -140,12 +202,12 @@ class Replayed(torch.autograd.Function):
         """Return logits (1, T, vocabulary)."""
         with torch.enable_grad():
             ctx.graph, ctx.run = graphs.run(batch, causal)
-        ctx.graphs, ctx.tokens, ctx.dtypes = graphs, batch.num_slots, [each.dtype for each in masters]
+        ctx.graphs, ctx.tokens = graphs, batch.num_slots
         return ctx.graph.logits[:, : ctx.tokens].clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all parameters in their dtypes, as tensors that no later step overwrites."""
+        """Return the gradients of all parameters, as tensors that no later step overwrites."""
         if ctx.run != ctx.graphs.runs:
             raise RuntimeError(
                 f"the fast step keeps the activations of its last forward only; run {ctx.run} of {ctx.graphs.runs} "
@@ -156,24 +218,31 @@ class Replayed(torch.autograd.Function):
         graph.gradient[:, ctx.tokens :].zero_()
         graph.backward.replay()
         ctx.graphs.went_back = True
-        own = [torch.empty_like(each, dtype=dtype) for each, dtype in zip(graph.gradients, ctx.dtypes, strict=True)]
+        own = [torch.empty_like(each) for each in graph.gradients]
         torch._foreach_copy_(own, graph.gradients)
         return None, None, None, *own
 
 
 @dataclass
 class Narrow:
-    """The graphs of the decoder in 16 bits, and the versions of the parameters that it was cast from."""
+    """The decoder in 16 bits: its graphs, its linear maps, and the versions of the parameters these were cast from."""
 
     graphs: Graphs
+    linears: Sequence[NarrowLinear]
     versions: list[int]
+
+    def cast(self) -> None:
+        """Cast the parameters of all linear maps once more."""
+        copies = [each for linear in self.linears for each in (linear.weight, linear.bias)]
+        masters = [each for linear in self.linears for each in (linear.master_weight, linear.master_bias)]
+        with torch.no_grad():
+            torch._foreach_copy_(copies, masters)
 
 
 class FastDecoder(Decoder):
     """The decoder of the fast step: parameters, and numbers to the tolerance, are those of `Decoder`.
 
-    Its parameters are float32. `narrow` is the decoder that runs: the same norms and embeddings, matrices and biases in
-    16 bits, and `attend_heads` in its blocks.
+    Its parameters are float32. The decoder that runs shares them, computes with `NarrowLinear`, and has `FusedBlock`s.
     """
 
     def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
@@ -199,17 +268,13 @@ class FastDecoder(Decoder):
         versions = [each._version for each in masters]
         if dtype not in self.running:
             decoder = self._narrow_decoder(dtype)
+            linears = [module for module in decoder.modules() if isinstance(module, NarrowLinear)]
             graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
-            self.running[dtype] = Narrow(graphs, versions)
-            return graphs
+            self.running[dtype] = Narrow(graphs, linears, versions)
         running = self.running[dtype]
         # A fused optimiser changes parameters without counting (torch 2.13), and steps only after a backward.
         if running.versions != versions or running.graphs.went_back:
-            pairs = [
-                (own, one) for own, one in zip(running.graphs.parameters, masters, strict=True) if own.dtype == dtype
-            ]
-            with torch.no_grad():
-                torch._foreach_copy_([own for own, _ in pairs], [one for _, one in pairs])
+            running.cast()
             running.versions, running.graphs.went_back = versions, False
         return running.graphs
 
@@ -217,13 +282,14 @@ class FastDecoder(Decoder):
         with torch.device("meta"):
             decoder = Decoder(self.config, self.attend)
             decoder.blocks = nn.ModuleList(FusedBlock(self.config, self.attend, self.attend_heads) for _ in self.blocks)
-        modules = dict(self.named_modules())
-        for name, module in decoder.named_modules():
-            for key, one in modules[name].named_parameters(recurse=False):
-                # Of the same storage where the dtype stays; a leaf of its own, so that a graph holds its gradient.
-                kept = one.detach().to(dtype) if isinstance(module, nn.Linear) else one.detach()
-                module.register_parameter(key, nn.Parameter(kept))
-            for key, buffer in modules[name].named_buffers(recurse=False):
+        for name, own in self.named_modules():
+            if isinstance(own, nn.Linear):
+                decoder.set_submodule(name, NarrowLinear(own, dtype))
+                continue
+            module = decoder.get_submodule(name)
+            for key, parameter in own.named_parameters(recurse=False):
+                module.register_parameter(key, shared(parameter))
+            for key, buffer in own.named_buffers(recurse=False):
                 module.register_buffer(key, buffer, persistent=False)
         decoder.compile_blocks()
         return decoder

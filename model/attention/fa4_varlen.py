@@ -193,7 +193,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: VarlenContext, *, scale: fl
 def attend_heads(heads: Tensor, num_heads: int, context: VarlenContext) -> Tensor:
     """Run FlashAttention-4 on a packed row (1, T, H + 2 H_kv, D) of queries, keys and values; returns (1, T, H, D)."""
     given = _given(context, heads.shape[-1], None)
-    out: Tensor = fa4_heads_forward(heads[0], num_heads, context.cu_seqlens, *given)[0]
+    # Not `heads[0]`, whose gradient is a copy.
+    out: Tensor = fa4_heads_forward(heads.squeeze(0), num_heads, context.cu_seqlens, *given)[0]
     return out[None]
 
 
