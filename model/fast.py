@@ -233,8 +233,8 @@ class Narrow:
 
     def cast(self) -> None:
         """Cast the parameters of all linear maps once more."""
-        copies = [each for linear in self.linears for each in (linear.weight, linear.bias)]
-        masters = [each for linear in self.linears for each in (linear.master_weight, linear.master_bias)]
+        copies: list[Tensor] = [each for linear in self.linears for each in (linear.weight, linear.bias)]
+        masters: list[Tensor] = [each for linear in self.linears for each in (linear.master_weight, linear.master_bias)]
         with torch.no_grad():
             torch._foreach_copy_(copies, masters)
 
