@@ -9,7 +9,7 @@ from torch import nn
 
 from collators import CollatorOptions, Example
 from model.attention import REFERENCE, default_device
-from model.distributed import How
+from model.distributed import HOWS, How
 from model.equivalence import reduction_length
 from model.reference import REFERENCE_COLLATOR, Outcome, full_precision, reference_case
 from model.steps import forward
@@ -22,8 +22,6 @@ from tests.distributed.jobs import RATE, Asked, Shares, Step, step, trained
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
-
-HOWS: tuple[How, ...] = ("ddp", "fsdp2")
 
 
 def sequences(lengths: Sequence[int], seed: int = 0) -> list[Example]:
