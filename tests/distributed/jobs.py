@@ -14,6 +14,7 @@ from collators.batch import Batch, PackedBatch
 from collators.example import IGNORE_INDEX
 from model.attention import Case, default_device
 from model.cells import Cell
+from model.compilation import fresh_compiler
 from model.decoder import DecoderConfig
 from model.distributed import (
     How,
@@ -76,6 +77,8 @@ def config_here() -> DecoderConfig:
 def model_of(asked: Asked) -> nn.Module:
     """Return the cell's model in its wrapper: the same weights on every rank."""
     model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
+    if asked.cell.execution == "compiled":
+        model.compile_blocks()
     return wrapped(model, asked.how, default_device())
 
 
@@ -93,7 +96,7 @@ def step(asked: Asked, shares: Shares) -> Step:
     model = model_of(asked)
     mine = shares[dist.get_rank()]
     batches = batches_of(cell, mine)
-    with full_precision(), without_dropout(model):
+    with fresh_compiler(), full_precision(), without_dropout(model):
         results = accumulate(model, cell.backend, batches, case)
     logits = [
         piece.cpu()
