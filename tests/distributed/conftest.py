@@ -24,8 +24,8 @@ WORLDS_HERE = [int(os.environ["WORLD_SIZE"])] if UNDER_TORCHRUN else WORLDS
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "layout(name, execution='eager'): only cells of this layout and execution run a distributed test; of compiled "
-        "ones the first, with --compiled=all every one",
+        "layout(name, execution='eager', first=False): only cells of this layout and execution run a distributed test, "
+        "or the first of them; with --backend, --collator or --compiled=all every one",
     )
 
 
@@ -50,7 +50,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config, device = metafunc.config, default_device()
     sizes, marker = CONFIG[device], metafunc.definition.get_closest_marker("layout")
-    execution = marker.kwargs.get("execution", "eager") if marker else "eager"
+    asked = marker.kwargs if marker else {}
+    execution = asked.get("execution", "eager")
     cells = [
         cell
         for cell in represented(drawn_candidates(config, device), "layout", config)
@@ -60,8 +61,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         and (marker is None or cell.backend.layout in marker.args)
         and support_status(cell, sizes, device).state == "supported"
     ]
-    if execution == "compiled" and config.getoption("compiled") != "all":
-        # Each rank compiles anew for each test.
+    named = any(config.getoption(option) for option in ("backend", "collator")) or config.getoption("compiled") == "all"
+    if asked.get("first") and not named:
         cells = cells[:1]
     params = [pytest.param((cell, sizes), id=cell.id) for cell in cells]
     metafunc.parametrize("workbench", params, indirect=True, scope="module")

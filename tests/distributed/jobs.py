@@ -124,19 +124,30 @@ def sharded_step(asked: Asked, examples: Sequence[Example]) -> Step:
     return Step(logits, result.loss.cpu(), {name: one.cpu() for name, one in gradients_of(model).items()})
 
 
-def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> dict[str, Tensor]:
-    """Take optimiser steps, with gradients clipped to a global norm; return the parameters."""
+@dataclass(frozen=True)
+class Trained:
+    """Parameters after steps of an optimiser, and this rank's share of the loss of each step: (steps,)."""
+
+    parameters: dict[str, Tensor]
+    losses: Tensor
+
+
+def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> Trained:
+    """Take optimiser steps, with gradients clipped to a global norm unless it is None."""
     cell, case = asked.cell, asked.case
     model = model_of(asked)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
     for shares in steps:
         with full_precision(), without_dropout(model):
-            accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
+            results = accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
+        losses.append(torch.stack([result.loss for result in results]).sum())
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
+    parameters = {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
+    return Trained(parameters, torch.stack(losses).cpu())
 
 
 def raises_on_last() -> int:

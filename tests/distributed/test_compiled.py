@@ -9,9 +9,9 @@ from tests.distributed.jobs import Asked, step
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_gradients import as_they_come, joined, outcome_of
 
-pytestmark = [pytest.mark.distributed, pytest.mark.layout("packed", execution="compiled")]
+pytestmark = [pytest.mark.distributed, pytest.mark.layout("packed", execution="compiled", first=True)]
 
-#: A block is compiled on every rank.
+#: A block is compiled on every rank, in every test anew.
 TIMEOUT_S = 240.0
 
 
