@@ -159,6 +159,19 @@ def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, SdpaContext]:
     return shard, SdpaContext(mask[None, None], is_causal=False)
 
 
+def check_torch_context_parallel(batch: PackedBatch) -> None:
+    """ValueError for a row of several sequences, which torch's own `context_parallel` cannot take.
+
+    Up to torch 2.13 it takes causal attention over the whole row only: with a mask it fails inside, and without one
+    each token attends to the sequences before its own, in silence.
+    """
+    if len(batch.lengths) > 1:
+        raise ValueError(
+            "torch's context_parallel has no document mask, and needs a row of one sequence; "
+            f"got {len(batch.lengths)}. Use attend_gathered, which shares a row out with its mask."
+        )
+
+
 def gathered(shard: Tensor) -> Tensor:
     """Return the shards (1, T / ranks, ...) of all ranks as one tensor (1, T, ...); gradients go back to their rank."""
     from torch.distributed import _functional_collectives as collectives
