@@ -1,4 +1,4 @@
-"""A compiled step of several ranks is the step of one process: wrappers cut graphs, and shard what a graph reads."""
+"""A compiled step of several ranks is the step of one process, though FSDP2 shards what a graph reads."""
 
 import pytest
 
