@@ -1,13 +1,14 @@
-"""What each rank does of a cell that is timed on several: `python -m gate.measure.rank FOLDER`.
+"""What each rank does of a cell that is timed on several: `python -m gate.measure.rank FOLDER PARENT`.
 
-The folder holds what gate/measure/ranks.py wrote into it: plan.json, the arguments of `timed`. It gets RANK.json, and
-RANK.at, which says how far the rank is.
+PARENT is the id of the process that started it. The folder holds what gate/measure/ranks.py wrote into it: plan.json,
+the arguments of `timed`. It gets RANK.json, and RANK.at, which says how far the rank is.
 """
 
 import functools
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -213,8 +214,16 @@ def warm(bench: CellBench, batches: Sequence[Batch]) -> None:
     synchronize(bench.shared.device)
 
 
-def main(folder: Path) -> int:
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: killed, it cannot end its ranks."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main(folder: Path, parent: int) -> int:
     """Run the plan of a folder, and write what came of it there; 1 where it has no time."""
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     plan = json.loads((folder / "plan.json").read_text())
     try:
@@ -227,7 +236,7 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]))
     sys.stdout.flush()
     sys.stderr.flush()
     # To take all modules and NCCL apart takes seconds.

@@ -58,7 +58,7 @@ def _started(rank: int, ranks: int, folder: Path) -> "subprocess.Popen[bytes]":
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "PYTHONPATH": path}
     with (folder / f"{rank}.log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gate.measure.rank", str(folder)],
+            [sys.executable, "-m", "gate.measure.rank", str(folder), str(os.getpid())],
             env={**threads, **os.environ, **place},
             stdin=subprocess.DEVNULL,
             stdout=log,

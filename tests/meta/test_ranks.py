@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,31 @@ def test_a_rank_that_fails_ends_or_hangs_is_named_and_no_process_is_left(
     for process in started:
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)
+
+
+def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    # Without a plan that they can read, ranks would end by themselves: they wait for it.
+    os.mkfifo(tmp_path / "plan.json")
+    start = (
+        "import pathlib, sys, time; from gate.measure import ranks; folder = pathlib.Path(sys.argv[1]); "
+        "print(*(ranks._started(rank, 2, folder).pid for rank in range(2)), flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", start, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pids = [int(word) for word in run.stdout.readline().split()]
+        assert all(map(running, pids))
+        run.kill()
+    # They look for it once they have imported torch.
+    until = time.monotonic() + 60
+    while (left := [pid for pid in pids if running(pid)]) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left
+
+
+def running(pid: int) -> bool:
+    """Tell whether a process runs: one that ended stays a zombie until somebody asks for its status."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_cell_of_several_ranks_that_seems_slower_is_inconclusive_and_says_why(session) -> None:

@@ -49,7 +49,10 @@ from model.workloads import Workload, workload_named
 #: A collective that took so long hangs.
 TIMEOUT_S = 180
 
-COMPRESSED: Callable[[nn.Module], None] = lambda model: model.register_comm_hook(None, bf16_compress_hook)  # noqa: E731
+
+def compressed(model: nn.Module) -> None:
+    """Have DDP reduce gradients in bfloat16."""
+    model.register_comm_hook(None, bf16_compress_hook)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ SETTINGS = (
     Setting("ddp, static graph", "ddp", {"static_graph": True}),
     Setting("ddp, whole graphs", "ddp", around=whole_graphs),
     Setting("ddp, whole graphs, 100 MB buckets", "ddp", {"bucket_cap_mb": 100}, around=whole_graphs),
-    Setting("ddp, bf16 hook", "ddp", then=COMPRESSED),
-    Setting("ddp, whole graphs, bf16 hook", "ddp", then=COMPRESSED, around=whole_graphs),
+    Setting("ddp, bf16 hook", "ddp", then=compressed),
+    Setting("ddp, whole graphs, bf16 hook", "ddp", then=compressed, around=whole_graphs),
     Setting("ddp, no_sync", "ddp", synced=False),
     Setting("fsdp2", "fsdp2"),
     Setting("fsdp2, no reshard after forward", "fsdp2", {"reshard_after_forward": False}),
