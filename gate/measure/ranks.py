@@ -4,6 +4,7 @@ gate/measure/rank.py says what each of them does.
 """
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -91,20 +92,23 @@ def _told(folder: Path, rank: int) -> Answer:
 
 
 def _failure(codes: Sequence[int | None], told: Sequence[Answer], folder: Path, stall_s: float) -> NoTime:
-    """Return why there is no time: of the rank that ended without a word, else of the first that failed."""
+    """Return why there is no time, of the rank that failed first.
+
+    One that ended without a word makes others fail. But where another failed, NCCL aborts the process.
+    """
     world = len(codes)
-    for rank, code in enumerate(codes):
-        if code and not told[rank]:
-            lines = (folder / f"{rank}.log").read_text(errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-            return NoTime("crashed", f"rank {rank} of {world} ended with code {code}: {last}")
-    if failures := [(answer["at"], rank) for rank, answer in enumerate(told) if "verdict" in answer]:
-        _, rank = min(failures)
-        print(told[rank]["traceback"], file=sys.stderr)
-        return NoTime(told[rank]["verdict"], f"rank {rank} of {world}: {told[rank]['reason']}")
-    where = {path.stem: path.read_text() for path in folder.glob("*.at")}
-    silent = ", ".join(f"rank {rank} in {where.get(str(rank), 'its start')}" for rank in range(world) if not told[rank])
-    return NoTime("failed", f"no rank of {world} got further for {stall_s:g} s: {silent}")
+    failed = [rank for rank, code in enumerate(codes) if code]
+    if not failed:
+        where = {path.stem: path.read_text() for path in folder.glob("*.at")}
+        silent = [f"rank {rank} in {where.get(str(rank), 'its start')}" for rank in range(world) if not told[rank]]
+        return NoTime("failed", f"no rank of {world} got further for {stall_s:g} s: {', '.join(silent)}")
+    first = min(failed, key=lambda rank: told[rank].get("at", math.inf if codes[rank] == -signal.SIGABRT else 0))
+    if answer := told[first]:
+        print(answer["traceback"], file=sys.stderr)
+        return NoTime(answer["verdict"], f"rank {first} of {world}: {answer['reason']}")
+    lines = (folder / f"{first}.log").read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return NoTime("crashed", f"rank {first} of {world} ended with code {codes[first]}: {last}")
 
 
 def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     shown = ("tokens", "own_ms", "alone_ms", "peak_bytes")
     return {
-        **{key: value for key, value in slowest.items() if key not in ("own_ms", "alone_ms")},
+        **{key: value for key, value in slowest.items() if key not in ("at", "own_ms", "alone_ms")},
         **highest,
         "tokens": tokens,
         "tokens_per_s": per_rank * world,

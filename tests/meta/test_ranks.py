@@ -153,42 +153,47 @@ def test_a_rank_that_is_wrong_or_fails_is_the_reason(
     assert "\n" not in error.value.reason
 
 
-#: What a rank does in place of a cell: `wait`, and then what is told of it.
-WAITS = "import time; time.sleep(600)"
-RAISES = (
-    "import json, pathlib, sys; folder = pathlib.Path(sys.argv[1]); answer = folder / 'answer'; "
-    "answer.write_text(json.dumps({'at': 1, 'verdict': 'failed', 'reason': 'no batch', 'traceback': ''})); "
-    "answer.rename(folder / '1.json'); sys.exit(1)"
+#: What ranks do in place of a cell.
+IMPORTS = "import json, os, pathlib, sys, time; folder = pathlib.Path(sys.argv[1]); "
+WAITS = IMPORTS + "time.sleep(600)"
+SAYS = (
+    "answer = folder / 'answer'; "
+    "answer.write_text(json.dumps({'at': time.time(), 'verdict': 'failed', 'reason': WHY, 'traceback': ''})); "
+    "answer.rename(folder / f'{RANK}.json'); sys.exit(1)"
 )
-MARKS = "import pathlib, sys, time; (pathlib.Path(sys.argv[1]) / '1.at').write_text('the proof'); time.sleep(600)"
+RAISES = IMPORTS + "RANK, WHY = 1, 'no batch'; " + SAYS
+ENDS = IMPORTS + "print('out of luck', flush=True); (folder / 'gone').touch(); os._exit(3)"
+LOSES_IT = IMPORTS + "RANK, WHY = 0, 'closed by peer'\nwhile not (folder / 'gone').exists(): pass\n" + SAYS
+ABORTS = IMPORTS + "os.abort()"
+MARKS = IMPORTS + "(folder / '1.at').write_text('the proof'); time.sleep(600)"
 
 
 @pytest.mark.parametrize(
-    ("second", "told"),
+    ("first", "second", "told"),
     [
-        (RAISES, "failed: rank 1 of 2: no batch"),
-        (
-            "print('out of luck'); import os, sys; sys.stdout.flush(); os._exit(3)",
-            "crashed: rank 1 of 2 ended with code 3: out of luck",
-        ),
-        (MARKS, "failed: no rank of 2 got further for 1 s: rank 0 in its start, rank 1 in the proof"),
+        (WAITS, RAISES, "failed: rank 1 of 2: no batch"),
+        (WAITS, ENDS, "crashed: rank 1 of 2 ended with code 3: out of luck"),
+        (LOSES_IT, ENDS, "crashed: rank 1 of 2 ended with code 3: out of luck"),
+        (ABORTS, RAISES, "failed: rank 1 of 2: no batch"),
+        (ABORTS, WAITS, "crashed: rank 0 of 2 ended with code -6: no output"),
+        (WAITS, MARKS, "failed: no rank of 2 got further for 3 s: rank 0 in its start, rank 1 in the proof"),
     ],
 )
 def test_a_rank_that_fails_ends_or_hangs_is_named_and_no_process_is_left(
-    second: str, told: str, monkeypatch: pytest.MonkeyPatch
+    first: str, second: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(rank: int, world: int, folder: Path) -> "subprocess.Popen[bytes]":
         with (folder / f"{rank}.log").open("w") as log:
-            command = [sys.executable, "-c", second if rank else WAITS, str(folder)]
+            command = [sys.executable, "-c", second if rank else first, str(folder)]
             started.append(subprocess.Popen(command, stdout=log, start_new_session=True))
         return started[-1]
 
     monkeypatch.setattr(ranks, "_started", start)
-    monkeypatch.setattr(ranks, "GRACE_S", 0.2)
+    monkeypatch.setattr(ranks, "GRACE_S", 1.0)
     with pytest.raises(NoTime) as error:
-        timed_on_ranks({}, 2, stall_s=1)
+        timed_on_ranks({}, 2, stall_s=3)
     assert str(error.value) == told
     for process in started:
         with pytest.raises(ProcessLookupError):
