@@ -14,7 +14,7 @@ from gate.baseline.screen import Screening
 from gate.baseline.store import Baseline, find, newest_for
 from gate.judge.compatible import same_packages
 from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, device_of, fail
-from gate.record.cell import CellRecord, cell_id, cell_of
+from gate.record.cell import CellRecord, cell_id, cell_of, work_of
 from gate.record.files import Record, matches
 from gate.report.verdicts import verdict_lines
 
@@ -97,7 +97,7 @@ class Comparing:
     def check_collected(self, ids: Iterable[str]) -> None:
         """ValueError if a record was named that holds no cell of a workload that is run; ids of cells tell it."""
         keys = {one: cell_of(one) for one in ids if one.count("-") >= 6}
-        found = {(key["workload"], key["lengths"]) for one, key in keys.items() if cell_id(key) == one}
+        found = {work_of(key) for one, key in keys.items() if cell_id(key) == one}
         if isinstance(self.value, str) and found and not self.baselines[0].workloads & found:
             raise ValueError(
                 f"--benchmark-compare={self.value}: {self.baselines[0].path.name} holds cells of "
@@ -157,6 +157,8 @@ class Comparing:
             return {}, "--gate-no-settle"
         if say is None:
             return {}, "the run did not get to its end"
+        if any("ranks" in head.cells[cell].cell for cell in self.suspects):
+            return {}, "live pairs run on one rank; time both commits with --distributed in turn"
         # Not at the top: only a slowdown needs it.
         from gate.live.settle import settle
 
@@ -191,13 +193,15 @@ class Comparing:
     def _asked_for(self, base: CellRecord, head: Record) -> bool:
         """Tell whether this run should have timed a cell of the baseline: no option left it out on purpose."""
         chosen, cell = self._selection, base.cell
+        # --cells may name what runs on one rank too.
+        ids = (base.id, cell_id({key: value for key, value in cell.items() if key != "ranks"}))
         if self._picked:
             return False
         if chosen.get("model") and cell["backend"] not in {one.cell["backend"] for one in head.cells.values()}:
             return False
         return (
-            (cell["workload"], cell["lengths"]) in head.workloads
-            and any(fnmatch(base.id, glob) for glob in (chosen.get("cells") or "*").split(","))
+            work_of(cell) in head.workloads
+            and any(fnmatch(one, glob) for one in ids for glob in (chosen.get("cells") or "*").split(","))
             and cell["backend"] in (chosen.get("backends") or [cell["backend"]])
             and cell["collator"] in (chosen.get("collators") or [cell["collator"]])
             and not (chosen.get("compiled") == "none" and cell["execution"] == "compiled")
@@ -245,5 +249,5 @@ def changes(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _named(found: Iterable[tuple[str, str]]) -> str:
+def _named(found: Iterable[tuple[str, ...]]) -> str:
     return ", ".join("/".join(pair) for pair in sorted(found)) or "no cell"

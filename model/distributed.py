@@ -26,19 +26,29 @@ from model.steps import Result, autocast, forward, loss_of
 
 How = Literal["ddp", "fsdp2"]
 
+HOWS: tuple[How, ...] = ("ddp", "fsdp2")
 
-def wrapped(model: nn.Module, how: How, device: str) -> nn.Module:
-    """Return `model` in DDP, or sharded by FSDP2, each block by itself, over all ranks of the default group."""
+
+def wrapped(model: nn.Module, how: How, device: str, **options: Any) -> nn.Module:
+    """Return `model` in DDP, or sharded by FSDP2, each block by itself, over all ranks of the default group.
+
+    `options` are those of DistributedDataParallel or of fully_shard.
+    """
     if how == "ddp":
         ids = [torch.cuda.current_device()] if device == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        # Gradients lie where they are reduced: nothing copies 4 bytes a parameter into buckets and back.
+        return DistributedDataParallel(model, device_ids=ids, **{"gradient_as_bucket_view": True, **options})
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for block in model.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        if block._compiled_call_impl is not None:
+            # With dynamic=True torch 2.13 takes each int of a module that FSDP2 shards for a size that may change, and
+            # SDPA refuses what it compares. So the first shape is compiled by itself, and the second for all others.
+            block.compile(fullgraph=True)
+        fully_shard(block, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
     return model
 
 
@@ -66,13 +76,17 @@ def targets_of_all(batches: Sequence[Batch], device: str) -> int:
     return int(count)
 
 
-def accumulate(model: nn.Module, backend: Backend, batches: Sequence[Batch], case: Case) -> list[Result]:
+def accumulate(
+    model: nn.Module, backend: Backend, batches: Sequence[Batch], case: Case, total: int | None = None
+) -> list[Result]:
     """Compute the gradient of the mean loss over the targets of all ranks and batches; every rank has as many batches.
 
     The results have each batch's share of that loss: summed over batches and ranks they are the loss. A rank without
-    sequences passes batches without a supervised target.
+    sequences passes batches without a supervised target. `total` is the number of targets where a loop knows it
+    ahead; without it the ranks count them, and the host waits for the device.
     """
-    total, ranks = targets_of_all(batches, case.device), dist.get_world_size()
+    ranks = dist.get_world_size()
+    total = targets_of_all(batches, case.device) if total is None else total
     results = []
     for number, batch in enumerate(batches, start=1):
         with reduced(model, now=number == len(batches)):
@@ -143,6 +157,19 @@ def shard_of(batch: PackedBatch, case: Case) -> tuple[Shard, SdpaContext]:
     targets = batch.targets[:, mine]
     shard = Shard(batch.input_ids[:, mine], targets, batch.position_ids[:, mine], int((targets != IGNORE_INDEX).sum()))
     return shard, SdpaContext(mask[None, None], is_causal=False)
+
+
+def check_torch_context_parallel(batch: PackedBatch) -> None:
+    """ValueError for a row of several sequences, which torch's own `context_parallel` cannot take.
+
+    Up to torch 2.13 it takes causal attention over the whole row only: with a mask it fails inside, and without one
+    each token attends to the sequences before its own, in silence.
+    """
+    if len(batch.lengths) > 1:
+        raise ValueError(
+            "torch's context_parallel has no document mask, and needs a row of one sequence; "
+            f"got {len(batch.lengths)}. Use attend_gathered, which shares a row out with its mask."
+        )
 
 
 def gathered(shard: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from model.attention import Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
+from model.distributed import HOWS, How
 from model.models import ALL_BACKENDS, PROVED_BACKENDS, any_backend_named, backends_asked
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default, in_first_dtype
@@ -37,6 +38,26 @@ MARKS = ("correctness", "unit", "performance", "packing", "meta", "distributed")
 TRAINERS = "trainers"
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
+
+
+@dataclass(frozen=True)
+class RankedCell:
+    """A cell that is timed on several ranks: in a wrapper, each with a batch of its own or a balanced share of all."""
+
+    cell: Cell
+    how: How
+    ranks: int
+    balanced: bool
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The cell as plain data, as records hold it."""
+        return {**self.cell.key, "ranks": f"{self.how}-{self.ranks}{'-balanced' * self.balanced}"}
+
+    @property
+    def id(self) -> str:
+        """The id of the cell, and the ranks behind it: `...-article-ddp-2`, `...-article-fsdp2-2-balanced`."""
+        return f"{self.cell.id}-{self.key['ranks']}"
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--steps", type=int, metavar="N", help="time only the workload's first N batches")
     group.addoption(
+        "--distributed",
+        type=int,
+        metavar="N",
+        help="with -m performance: time training steps on N GPUs, or on N processes of a CPU, in DDP and FSDP2",
+    )
+    group.addoption(
         "--order-seed",
         type=int,
         metavar="SEED",
@@ -150,12 +177,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     workload = checked_workload(config)
     config.stash[ASKED] = hello_of(config.option)
+    check_ranks(config)
     patterns, steps = config.getoption("cells"), config.getoption("steps")
     if not (seconds := config.getoption("cell_seconds")) > 0:
         raise pytest.UsageError(f"--cell-seconds {seconds:g} is not more than 0; give seconds, or inf for no limit.")
     if patterns is not None:
         every = candidates(config, workload.name, workload.lengths.name, [workload.dtype])
         ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, PROVED_BACKENDS), *every)]
+        ids += [cell.id for cell in ranked(every, config)]
         for pattern in patterns.split(","):
             if not fnmatch.filter(ids, pattern):
                 raise pytest.UsageError(
@@ -256,6 +285,44 @@ def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
     return timed_cells(workload, **config.stash[ASKED]["selection"])
 
 
+def check_ranks(config: pytest.Config) -> None:
+    """UsageError for a `--distributed` that cannot run."""
+    ranks = config.getoption("distributed")
+    if ranks is None:
+        return
+    if ranks < 2:
+        raise pytest.UsageError(f"--distributed {ranks} is no number of several ranks; give 2 or more.")
+    if config.getoption("markexpr") != "performance":
+        raise pytest.UsageError(
+            "--distributed times steps, and needs -m performance. To prove them right: pytest -m distributed."
+        )
+    if default_device() == "cuda" and (found := torch.cuda.device_count()) < ranks:
+        raise pytest.UsageError(f"--distributed {ranks} needs {ranks} GPUs; got {found}. Give a number up to {found}.")
+
+
+def ranked(cells: Iterable[Cell], config: pytest.Config) -> list[RankedCell]:
+    """Return what `--distributed` makes of cells, empty without it: those of training, packed unless others are asked
+    for, in each wrapper, with batches as they come and balanced."""
+    ranks = config.getoption("distributed")
+    named = any(config.getoption(option) for option in ("cells", "backend", "collator"))
+    return [
+        RankedCell(cell, how, ranks, balanced)
+        for cell in cells
+        if ranks and cell.mode == "train" and (named or cell.backend.layout == "packed")
+        for how in HOWS
+        for balanced in (False, True)
+    ]
+
+
+def ranked_candidates(config: pytest.Config, workload: Workload) -> list[RankedCell]:
+    """Return the cells to time on several ranks; `--cells` may match their id, or that of the cell on one rank."""
+    selection = {**config.stash[ASKED]["selection"]}
+    pattern = selection.pop("cells")
+    # Those of a pattern are any of the workload's dtype, as on one rank.
+    cells = timed_cells(workload, **selection, cells=None if pattern is None else "*")
+    return [one for one in ranked(cells, config) if matches(one.id, pattern) or matches(one.cell.id, pattern)]
+
+
 def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:
     """Return the cells to prove right: every eager one, and the compiled ones that `--compiled` asks for."""
     wanted, named = config.getoption("compiled"), bool(config.getoption("collator"))
@@ -295,14 +362,15 @@ def distinct_cells(cells: Iterable[Cell], config: DecoderConfig, device: Device)
 
 
 def parameters(
-    cells: Iterable[Cell], config: DecoderConfig, device: Device, test: str, *, require: Collection[str]
+    cells: Iterable[Cell | RankedCell], config: DecoderConfig, device: Device, test: str, *, require: Collection[str]
 ) -> list[Any]:
     """Return pytest parameters, one a cell: to run, to skip with its reasons, or strictly expected to fail.
 
     `require` names the backends whose unavailable cells are run all the same, and fail.
     """
     params = []
-    for cell in cells:
+    for one in cells:
+        cell = one.cell if isinstance(one, RankedCell) else one
         found = support_status(cell, config, device, test)
         reason = "; ".join(found.reasons)
         marks: list[pytest.MarkDecorator] = []
@@ -312,7 +380,7 @@ def parameters(
             marks.append(pytest.mark.skip(reason=f"{cell.backend.name} {reason}"))
         if found.state == "known failure":
             marks.append(pytest.mark.xfail(reason=reason, strict=True))
-        params.append(pytest.param(cell, id=cell.id, marks=marks))
+        params.append(pytest.param(one, id=one.id, marks=marks))
     return params
 
 
@@ -384,8 +452,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     if metafunc.definition.get_closest_marker("performance"):
         workload = chosen_workload(config)
-        cells = chosen(timed_candidates(config, workload))
-        metafunc.parametrize("cell", parameters(cells, workload.config, device, test, require=require))
+        several = config.getoption("distributed")
+        timed = ranked_candidates(config, workload) if several else chosen(timed_candidates(config, workload))
+        metafunc.parametrize("cell", parameters(timed, workload.config, device, test, require=require))
         return
     cells = chosen(drawn_candidates(config, device, axes.get("dtype", DTYPES)))
     if "attention" in metafunc.fixturenames:

@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     slug = str(named[0][1].machine.get("device_slug") or "")
     if not slug:
         raise ValueError(f"{named[0][0]} does not name its device; record it again with this version of the gate.")
-    name, lengths = workload
-    target: Path = args.baselines / slug / f"{name if lengths == 'uniform' else f'{name}-{lengths}'}.json"
+    name, lengths, *ranks = workload
+    words = [name, *([] if lengths == "uniform" else [lengths]), *ranks]
+    target: Path = args.baselines / slug / f"{'-'.join(words).replace(' ', '-')}.json"
     if args.add:
         if not target.exists():
             raise ValueError(f"--add needs an existing baseline, but {target} does not exist; leave --add out.")

@@ -1,8 +1,8 @@
 """What a run is compared with: a committed baseline of several processes, or one saved record.
 
-A baseline is `baselines/<device>/<workload>[-lengths].json`, written by `python -m gate promote`. It holds one JSON
-line for itself, then one for each process, then one for each cell of each process. `baselines/index.json` names it with
-its digest, so that one that was lost or edited is seen. A saved record is a baseline of one process.
+A baseline is `baselines/<device>/<workload>[-lengths][-N-ranks].json`, written by `python -m gate promote`. It holds
+one JSON line for itself, then one for each process, then one for each cell of each process. `baselines/index.json`
+names it with its digest, so that one that was lost or edited is seen. A saved record is a baseline of one process.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ class Baseline:
         return f"{count} cell{'s were' if count > 1 else ' was'} {what} when it was saved"
 
     @property
-    def workloads(self) -> set[tuple[str, str]]:
-        """The pairs (workload, lengths) it holds cells of."""
+    def workloads(self) -> set[tuple[str, ...]]:
+        """The pairs (workload, lengths) it holds cells of; of several ranks with their number."""
         return set().union(*(process.workloads for process in self.processes))
 
     @property
@@ -204,7 +204,7 @@ def read_index(root: Path) -> dict[str, str]:
         ) from None
 
 
-def write(path: Path, root: Path, processes: Sequence[Record], workload: tuple[str, str]) -> None:
+def write(path: Path, root: Path, processes: Sequence[Record], workload: Sequence[str]) -> None:
     """Write a baseline, and its digest into the index of `root`."""
     machine = processes[0].machine
     kind = {"kind": KIND, "schema": SCHEMA, "workload": workload[0], "lengths": workload[1]}

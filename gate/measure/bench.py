@@ -1,7 +1,7 @@
 """Drives one cell of the `model` and `collators` that are imported: builds it, checks it, runs and times its steps.
 
-Of the gate, this module, costs.py and worker.py alone know models. A live pair runs them beside another checkout's
-models: they may only use what the models of older commits have too.
+Of the gate, this module, costs.py, rank.py and worker.py alone know models. A live pair runs all but rank.py beside
+another checkout's models: they may only use what the models of older commits have too.
 """
 
 import functools
@@ -76,19 +76,20 @@ def timed_cells(
 class Shared:
     """What does not depend on the cell; computed on first use and kept for the run.
 
-    Only the first `steps` batches of the workload are run; None means all.
+    Only the first `steps` batches of the workload are run; None means all. `given` are other sequences in their place.
     """
 
     workload: Workload
     device: Device
     steps: int | None = None
+    given: Sequence[list[Example]] = ()
     _batches: dict[str, Sequence[Batch]] = field(default_factory=dict, repr=False)
     _references: dict[tuple[Any, ...], tuple[Outcome, Outcome]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def examples(self) -> list[list[Example]]:
         """The sequences of every batch that is run."""
-        return self.workload.examples()[: self.steps]
+        return [*self.given] or self.workload.examples()[: self.steps]
 
     @functools.cached_property
     def matmul_tflops(self) -> float:
@@ -135,7 +136,7 @@ class CellBench:
 
     @property
     def _case(self) -> Case:
-        return self.cell.case(self.shared.device, self.model.config)
+        return self.cell.case(self.shared.device, self.shared.workload.config)
 
     def mismatches(self) -> list[Mismatch]:
         """Compare the first batch with the reference, the worst tensor first."""
@@ -147,7 +148,7 @@ class CellBench:
             [reference],
             dtype=self.cell.dtype,
             error_factor=self.cell.backend.error_factor,
-            config=self.model.config,
+            config=self.shared.workload.config,
         )
 
     @functools.cached_property
@@ -271,7 +272,6 @@ def settle_allocator() -> None:
 def cell_bench(shared: Shared, cell: Cell, compiler: Compiler) -> CellBench:
     """Build the model of `cell`; every cell starts from the same weights."""
     # What all cells share stays on the device: made before the base is read, no cell's peak holds it.
-    shared.references(cell)
     shared.batches(cell.collator)
     release_memory(shared.device)
     # What is left is of all cells: hundreds of thousands of objects, not least what compilers import, which three
@@ -305,6 +305,8 @@ def opened(shared: Shared, cell: Cell, cell_seconds: float, passes: int = 1) -> 
     step would be that of another cell's garbage.
     """
     with failures_told(), fresh_compiler() as compiler:
+        # Shared as the batches are, and made before a base is read too.
+        shared.references(cell)
         bench = cell_bench(shared, cell, compiler)
         if wrong := bench.mismatches():
             raise NoTime("wrong", str(wrong[0]))

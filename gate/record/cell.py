@@ -4,6 +4,7 @@ A new field is one line of `CellRecord`: `read` checks what files hold, and `wri
 """
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -31,6 +32,10 @@ NUMBER: Shape = ("a number", lambda value: value is None or isinstance(value, in
 MAPPING: Shape = ("a mapping", lambda value: isinstance(value, dict))
 TEXT: Shape = ("a text", lambda value: isinstance(value, str))
 KERNELS: Shape = ("a list of kernels", _list_of(lambda value: isinstance(value, dict)))
+RANKS: Shape = ("a list of ranks", KERNELS[1])
+
+#: The last words of the id of a cell that runs on several ranks: their wrapper, how many they are, how they share.
+ON_RANKS = re.compile(r"-((ddp|fsdp2)-(\d+)(-balanced)?)$")
 
 
 def stored(shape: Shape, unit: str, default: Any = None) -> Any:
@@ -53,9 +58,14 @@ class CellRecord:
     `batches`, `tokens` and the lists of times hold one number a timed step. `device_ms` lies between the CUDA events at
     the ends of two steps, `wall_ms` is the host's clock, `host_ms` what the host took to launch the step, and `lead_ms`
     what the device still had to do when all of it was launched. `prepare_ms` holds one time a batch.
+
+    A cell that runs on several ranks has "ranks" in its key too (`ddp-2`, `fsdp2-2-balanced`). Its times are those of
+    the rank that took the longest, its tokens those of all ranks, its costs the highest of a rank.
     """
 
-    cell: dict[str, Any] = stored(MAPPING, "backend, collator, mode, causal, dtype, execution, workload, lengths")
+    cell: dict[str, Any] = stored(
+        MAPPING, "backend, collator, mode, causal, dtype, execution, workload, lengths, ranks"
+    )
     verdict: str = stored(TEXT, "timed, out of memory, too slow, wrong, failed or crashed", "no verdict")
     reason: str = stored(TEXT, "why there is no time", "")
     batches: list[int] | None = stored(NUMBERS, "number of the step's batch")
@@ -80,6 +90,13 @@ class CellRecord:
     tokens_per_s: float | None = stored(NUMBER, "tokens/s")
     mfu: float | None = stored(NUMBER, "share of matmul_tflops")
     matmul_tflops: float | None = stored(NUMBER, "TFLOP/s")
+    ranks: list[dict[str, Any]] | None = stored(
+        RANKS, "step_ms, own_ms, tokens, peak_bytes of each, alone_ms of rank 0"
+    )
+    exposed_ms: float | None = stored(NUMBER, "ms a step beyond the slowest rank's work without communication")
+    imbalance: float | None = stored(NUMBER, "share that the slowest rank's own work is above the mean")
+    efficiency: float | None = stored(NUMBER, "share of one rank's tokens/s that each rank reaches")
+    tokens_per_s_rank: float | None = stored(NUMBER, "tokens/s a rank")
     gpu_before: dict[str, Any] | None = stored(MAPPING, "clocks, throttling and other processes before the cell")
     gpu_after: dict[str, Any] | None = stored(MAPPING, "the same behind its last step")
 
@@ -148,7 +165,9 @@ class CellRecord:
 
 
 def cell_id(cell: Mapping[str, Any]) -> str:
-    """Return the cell's stable name, read left to right; the lengths are named where they are not the default.
+    """Return the cell's stable name, read left to right.
+
+    The lengths are named where they are not the default, and the ranks where there are several.
 
     >>> cell_id({"backend": "fa2_varlen", "collator": "packed", "mode": "train", "causal": True,
     ...          "dtype": "bfloat16", "execution": "eager", "workload": "article", "lengths": "uniform"})
@@ -157,7 +176,8 @@ def cell_id(cell: Mapping[str, Any]) -> str:
     mask = "causal" if cell["causal"] else "full"
     parts = [cell["backend"], cell["collator"], cell["mode"], mask, cell["dtype"], cell["execution"]]
     lengths = [] if cell["lengths"] == "uniform" else [cell["lengths"]]
-    return "-".join([*parts, cell["workload"], *lengths])
+    ranks = [cell["ranks"]] if "ranks" in cell else []
+    return "-".join([*parts, cell["workload"], *lengths, *ranks])
 
 
 def cell_of(cell: str) -> dict[str, Any]:
@@ -166,14 +186,30 @@ def cell_of(cell: str) -> dict[str, Any]:
     >>> cell_id(cell_of("fa2_varlen-packed-train-causal-bfloat16-eager-article"))
     'fa2_varlen-packed-train-causal-bfloat16-eager-article'
     """
-    parts = cell.split("-", 7)
+    ranks = ON_RANKS.search(cell)
+    parts = (cell[: ranks.start()] if ranks else cell).split("-", 7)
     names = ("backend", "collator", "mode", "causal", "dtype", "execution", "workload", "lengths")
     if len(parts) < 7:
         raise ValueError(
             f"{cell!r} is not a cell id; an id joins 7 or 8 words with hyphens (see pytest --matrix=json)."
         )
     key: dict[str, Any] = dict(zip(names, [*parts, "uniform"], strict=False))
-    return key | {"causal": key["causal"] == "causal"}
+    return key | {"causal": key["causal"] == "causal"} | ({"ranks": ranks[1]} if ranks else {})
+
+
+def number_of_ranks(cell: Mapping[str, Any]) -> int:
+    """Return on how many ranks a cell runs.
+
+    >>> number_of_ranks({"ranks": "fsdp2-2-balanced"}), number_of_ranks({})
+    (2, 1)
+    """
+    return int(cell["ranks"].split("-")[1]) if "ranks" in cell else 1
+
+
+def work_of(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the workload, the lengths, and the number of ranks where there are several: what one record holds."""
+    ranks = number_of_ranks(cell)
+    return cell["workload"], cell["lengths"], *([f"{ranks} ranks"] if ranks > 1 else [])
 
 
 def format_ms(ms: float) -> str:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from gate.record.cell import CellRecord
+from gate.record.cell import CellRecord, work_of
 
 #: What a file holds, as JSON gives it.
 Content = dict[str, Any]
@@ -36,9 +36,9 @@ class Record:
     unjudged: tuple[str, ...] = ()
 
     @property
-    def workloads(self) -> set[tuple[str, str]]:
-        """The pairs (workload, lengths) that it holds cells of."""
-        return {(one.cell["workload"], one.cell["lengths"]) for one in self.cells.values()}
+    def workloads(self) -> set[tuple[str, ...]]:
+        """The pairs (workload, lengths) that it holds cells of; of several ranks with their number."""
+        return {work_of(one.cell) for one in self.cells.values()}
 
 
 def record_of(content: Mapping[str, Any]) -> Record:

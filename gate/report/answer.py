@@ -79,12 +79,12 @@ class Choice:
 def choices(cells: Iterable[CellRecord], device: str) -> list[Choice]:
     """Return the answer for each mode that was timed, training first; of one workload, dtype and mask at a time.
 
-    `device` is cpu or cuda. Cells that are wrong, or have no time, are no answer.
+    `device` is cpu or cuda. Cells that are wrong, have no time, or run on several ranks, are no answer.
     """
     groups: dict[tuple[Any, ...], list[CellRecord]] = {}
     for one in cells:
         cell = one.cell
-        if one.step_ms is not None and not cell["backend"].startswith(OTHER_MODELS):
+        if one.step_ms is not None and "ranks" not in cell and not cell["backend"].startswith(OTHER_MODELS):
             key = (*(cell[name] for name in ("workload", "lengths", "dtype", "causal")), cell["mode"])
             groups.setdefault(key, []).append(one)
     found = []

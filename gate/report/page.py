@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gate.judge.verdicts import device_of
-from gate.record.cell import CellRecord, cell_of, format_ms
+from gate.record.cell import CellRecord, cell_of, format_ms, number_of_ranks
 from gate.record.files import Record, write_json, write_whole
 from gate.report.answer import against_tokens, answer, histogram, spread
 from gate.report.outcomes import DRAWN, Outcome
-from gate.report.tables import ARTICLE_MS, COLUMNS, same_work
+from gate.report.tables import ARTICLE_MS, COLUMNS, OF_EACH_RANK, RANKS_LEGEND, of_ranks, same_work
 
 KIND = "varlen-gate report"
 
@@ -115,7 +115,9 @@ class Page:
         return sorted(found.values(), key=lambda cell: (STATES.index(cell["state"]), cell["id"]))
 
     def _compare_again(self, name: str) -> str:
-        return f"{self.compare} --cells '{name}'"
+        cell = cell_of(name)
+        ranks = f" --distributed {number_of_ranks(cell)}" if "ranks" in cell else ""
+        return f"{self.compare}{ranks} --cells '{name}'"
 
     def _time_series(self) -> dict[str, Any]:
         """Return the step time of each cell in each record, the oldest first; empty for fewer than two records."""
@@ -149,8 +151,9 @@ def _cell(name: str, state: str, why: str) -> dict[str, Any]:
 
 
 def _again(name: str) -> str:
-    drawn = cell_of(name)["workload"] == DRAWN
-    return f"pytest -m {'correctness' if drawn else 'performance'} --cells '{name}'"
+    cell = cell_of(name)
+    ranks = f" --distributed {number_of_ranks(cell)}" if "ranks" in cell else ""
+    return f"pytest -m {'correctness' if cell['workload'] == DRAWN else 'performance'}{ranks} --cells '{name}'"
 
 
 def _time(one: CellRecord) -> dict[str, Any]:
@@ -171,6 +174,11 @@ def _time(one: CellRecord) -> dict[str, Any]:
         "peak_bytes": one.peak_bytes,
         "padded_token_share": one.padded_token_share,
         "mfu": one.mfu,
+        "exposed_ms": one.exposed_ms,
+        "imbalance": one.imbalance,
+        "efficiency": one.efficiency,
+        "tokens_per_s_rank": one.tokens_per_s_rank,
+        "of_ranks": {name: of_ranks(one, name, shown) for name, _, shown in OF_EACH_RANK} if one.ranks else {},
         "no_time": one.no_time,
         "again": _again(one.id),
     }
@@ -181,7 +189,8 @@ def heat_map(cells: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[dict[s
     columns: dict[str, None] = {}
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for cell in sorted(cells, key=lambda cell: (cell["mode"], cell["causal"], cell["execution"] != "eager")):
-        if cell["state"] == "undeclared":
+        # What runs on several ranks has a table of its own.
+        if cell["state"] == "undeclared" or "ranks" in cell:
             continue
         column = f"{cell['mode']} {'causal' if cell['causal'] else 'full'} {cell['execution']}"
         columns[column] = None
@@ -212,6 +221,8 @@ def render(content: Mapping[str, Any]) -> str:
         script=script,
         digest=digest,
         scales=scales,
+        several=[one for one in content["times"] if "ranks" in one],
+        ranks_legend=RANKS_LEGEND,
     )
 
 

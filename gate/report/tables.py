@@ -5,7 +5,8 @@ without a causal mask and trains with one; GPT-2 it trains only, with dropout.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ COSTS = (
     ("graph_breaks", "graph breaks", "{}", 1),
 )
 
+#: What is shown of each rank: a field of `CellRecord.ranks`, the title of its column, and how it is written.
+OF_EACH_RANK: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("step_ms", "step of each ms", format_ms),
+    ("own_ms", "own work of each ms", format_ms),
+    ("peak_bytes", "peak GB of each", lambda value: f"{value / 1e9:.2f}"),
+)
+
+RANKS_LEGEND = (
+    "ms a step of the slowest rank. Own work: the plain model's step on the same batches, on all ranks at once, "
+    "without communication.\nExposed: what a step takes beyond the most own work of a rank. Imbalance: how far that "
+    "is above the mean.\nEfficiency: tokens/s of a rank beside those of rank 0 alone (docs/how-to/"
+    "prove-several-ranks.md)."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m gate table`."""
@@ -61,6 +76,8 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
     groups: dict[tuple[Any, ...], list[CellRecord]] = {}
     for one in record.cells.values():
         cell = one.cell
+        if "ranks" in cell:
+            continue
         as_article = cell["causal"] == (cell["mode"] == "train")
         groups.setdefault((cell["workload"], cell["lengths"], cell["dtype"], as_article), []).append(one)
     blocks = []
@@ -76,6 +93,8 @@ def tables(record: Record, width: int = WIDE, heading: str = "") -> str:
             legend += f". {count} batches of {mean:,.0f} tokens on average"
         title = f"{heading}{workload} workload, {lengths} lengths, {dtype}, mask: {masks}"
         blocks.append(f"{title}\n\n{render(_step_table(group, ARTICLE_MS if same else {}), width)}\n\n{legend}.")
+    if several := [one for one in record.cells.values() if "ranks" in one.cell]:
+        blocks.append(f"{heading}Several ranks\n\n{render(_ranks_table(several), width)}\n\n{RANKS_LEGEND}")
     if blocks:
         blocks.append(f"{_machine(record.machine)}\n\n{render(_cost_table(record), width)}")
     return "\n\n".join(blocks)
@@ -125,6 +144,30 @@ def _step_table(group: Sequence[CellRecord], article: dict[tuple[str, str], tupl
             texts.append(text)
         table.add_row(*key, *texts)
     return table
+
+
+def _ranks_table(cells: Sequence[CellRecord]) -> Table:
+    """What each cell of several ranks took, and where the time of its steps went."""
+    titles = ("ms a step", "exposed ms", "imbalance", "efficiency", "tokens/s a rank")
+    table = markdown_box("cell", numbers=[*titles, *(title for _, title, _ in OF_EACH_RANK)])
+    for one in cells:
+        values = [
+            "-" if value is None else shape.format(value)
+            for shape, value in (
+                ("{:.2f}", one.exposed_ms),
+                ("{:.1%}", one.imbalance),
+                ("{:.1%}", one.efficiency),
+                ("{:,.0f}", one.tokens_per_s_rank),
+            )
+        ]
+        table.add_row(one.id, _time(one), *values, *(of_ranks(one, name, shown) for name, _, shown in OF_EACH_RANK))
+    return table
+
+
+def of_ranks(one: CellRecord, name: str, shown: Callable[[Any], str]) -> str:
+    """Return what every rank has of a quantity, the median of its steps, as `61.2, 60.8`; `-` where none has it."""
+    values = [rank[name] for rank in one.ranks or () if rank.get(name) is not None]
+    return ", ".join(shown(statistics.median(each) if isinstance(each, list) else each) for each in values) or "-"
 
 
 def _cost_table(record: Record) -> Table:

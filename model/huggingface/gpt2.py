@@ -93,6 +93,12 @@ class Gpt2(nn.Module):
         logits: Tensor = found.logits
         return logits
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Its layers."""
+        layers: nn.ModuleList = self.gpt2.transformer.h
+        return layers
+
     def compile_blocks(self, compiler: str = "inductor") -> None:
         """Compile each block with dynamic shapes; blocks are alike, so one compilation serves them all.
 
@@ -104,9 +110,8 @@ class Gpt2(nn.Module):
 
             # Its first call imports, which cannot be compiled.
             lazy_import_flash_attention("flash_attention_2")
-        blocks: Any = self.gpt2.transformer.h
-        for block in blocks:
-            block.attn.layer_idx = 0
+        for block in self.blocks:
+            block.attn.layer_idx = 0  # type: ignore[union-attr]
             block.compile(dynamic=True, fullgraph=True, backend=compiler)
 
 

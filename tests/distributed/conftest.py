@@ -18,12 +18,18 @@ WORLDS = (2, 3)
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 
+WORLDS_HERE = [int(os.environ["WORLD_SIZE"])] if UNDER_TORCHRUN else WORLDS
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "layout(name): only cells of this layout run a distributed test")
+    config.addinivalue_line(
+        "markers",
+        "layout(name, execution='eager', first=False): only cells of this layout and execution run a distributed test, "
+        "or the first of them; with --backend, --collator or --compiled=all every one",
+    )
 
 
-@pytest.fixture(scope="session", params=[int(os.environ["WORLD_SIZE"])] if UNDER_TORCHRUN else WORLDS)
+@pytest.fixture(scope="session", params=WORLDS_HERE)
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     """Several ranks: those of torchrun, or forked gloo processes on a CPU."""
     if not UNDER_TORCHRUN and default_device() == "cuda":
@@ -36,19 +42,27 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test that takes a workbench the eager causal training cells that run here, one of each layout."""
+    """Give each test that takes a workbench the causal training cells that run here, one of each layout.
+
+    Eager ones in one dtype, unless the test asks for compiled ones.
+    """
     if "workbench" not in metafunc.fixturenames:
         return
     config, device = metafunc.config, default_device()
     sizes, marker = CONFIG[device], metafunc.definition.get_closest_marker("layout")
+    asked = marker.kwargs if marker else {}
+    execution = asked.get("execution", "eager")
     cells = [
         cell
         for cell in represented(drawn_candidates(config, device), "layout", config)
-        if (cell.mode, cell.causal, cell.execution) == ("train", True, "eager")
-        and in_first_dtype(cell)
+        if (cell.mode, cell.causal, cell.execution) == ("train", True, execution)
+        and (execution == "compiled" or in_first_dtype(cell))
         and matches(cell.id, config.getoption("cells"))
         and (marker is None or cell.backend.layout in marker.args)
         and support_status(cell, sizes, device).state == "supported"
     ]
+    named = any(config.getoption(option) for option in ("backend", "collator")) or config.getoption("compiled") == "all"
+    if asked.get("first") and not named:
+        cells = cells[:1]
     params = [pytest.param((cell, sizes), id=cell.id) for cell in cells]
     metafunc.parametrize("workbench", params, indirect=True, scope="module")

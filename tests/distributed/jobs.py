@@ -14,6 +14,7 @@ from collators.batch import Batch, PackedBatch
 from collators.example import IGNORE_INDEX
 from model.attention import Case, default_device
 from model.cells import Cell
+from model.compilation import fresh_compiler
 from model.decoder import DecoderConfig
 from model.distributed import (
     How,
@@ -76,6 +77,8 @@ def config_here() -> DecoderConfig:
 def model_of(asked: Asked) -> nn.Module:
     """Return the cell's model in its wrapper: the same weights on every rank."""
     model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
+    if asked.cell.execution == "compiled":
+        model.compile_blocks()
     return wrapped(model, asked.how, default_device())
 
 
@@ -93,7 +96,7 @@ def step(asked: Asked, shares: Shares) -> Step:
     model = model_of(asked)
     mine = shares[dist.get_rank()]
     batches = batches_of(cell, mine)
-    with full_precision(), without_dropout(model):
+    with fresh_compiler(), full_precision(), without_dropout(model):
         results = accumulate(model, cell.backend, batches, case)
     logits = [
         piece.cpu()
@@ -121,19 +124,30 @@ def sharded_step(asked: Asked, examples: Sequence[Example]) -> Step:
     return Step(logits, result.loss.cpu(), {name: one.cpu() for name, one in gradients_of(model).items()})
 
 
-def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> dict[str, Tensor]:
-    """Take optimiser steps, with gradients clipped to a global norm; return the parameters."""
+@dataclass(frozen=True)
+class Trained:
+    """Parameters after steps of an optimiser, and this rank's share of the loss of each step: (steps,)."""
+
+    parameters: dict[str, Tensor]
+    losses: Tensor
+
+
+def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> Trained:
+    """Take optimiser steps, with gradients clipped to a global norm unless it is None."""
     cell, case = asked.cell, asked.case
     model = model_of(asked)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
     for shares in steps:
         with full_precision(), without_dropout(model):
-            accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
+            results = accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
+        losses.append(torch.stack([result.loss for result in results]).sum())
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
+    parameters = {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
+    return Trained(parameters, torch.stack(losses).cpu())
 
 
 def raises_on_last() -> int:

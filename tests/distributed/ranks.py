@@ -8,11 +8,13 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -47,16 +49,24 @@ class Torchrun:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # NCCL ends a process whose collective takes longer, and gloo raises there.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
 
     def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
-        """Run the job here, and gather what all ranks returned, or the first error."""
+        """Run the job here, and gather what all ranks returned, or the first error.
+
+        Where another rank hangs the session ends, and torchrun ends that rank: `timeout_s` is left to the group's own.
+        """
         try:
             answer = (True, job(*arguments))
         except Exception:
             answer = (False, traceback.format_exc())
         answers: list[Any] = [None] * self.world
-        dist.all_gather_object(answers, answer)
+        try:
+            dist.all_gather_object(answers, answer)
+        except RuntimeError as error:
+            told = answer[1] if not answer[0] else f"{error}"
+            pytest.exit(f"rank {dist.get_rank()} of {self.world} waits for a rank that is lost:\n{told}", returncode=1)
         for rank, (fine, value) in enumerate(answers):
             if not fine:
                 raise RankFailed(f"rank {rank} of {self.world} raised:\n{value}")

@@ -3,6 +3,7 @@
 import pytest
 
 from model.cells import Cell
+from model.distributed import check_torch_context_parallel
 from tests.correctness.workbench import Workbench
 from tests.distributed.jobs import Asked, sharded_step
 from tests.distributed.ranks import RankFailed, Ranks
@@ -31,3 +32,10 @@ def test_a_row_that_cannot_be_cut_evenly_is_refused_in_one_line(workbench: Workb
     told = f"needs a row of a multiple of {ranks.world} slots; got {ranks.world + 1}. Use packed_multiple"
     with pytest.raises(RankFailed, match=told):
         ranks.run(sharded_step, Asked(workbench.cell.key, "ddp"), examples)
+
+
+def test_torchs_own_context_parallel_is_refused_a_row_of_several_sequences(workbench: Workbench) -> None:
+    several, one = (workbench.batch(sequences(row)) for row in ([5, 40, 3], [48]))
+    with pytest.raises(ValueError, match=r"^torch's context_parallel has no document mask.*got 3. Use attend_gathered"):
+        check_torch_context_parallel(several)
+    check_torch_context_parallel(one)

@@ -1,8 +1,11 @@
 """A rank that fails ends the run with its own error, and leaves no process behind."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +15,10 @@ from tests.distributed.ranks import Processes, RankFailed
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(UNDER_TORCHRUN, reason="torchrun watches its own ranks"),
+    pytest.mark.skipif(UNDER_TORCHRUN, reason="these start ranks of their own"),
 ]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,32 @@ def test_a_rank_that_fails_is_named_first_and_no_process_is_left(job: Callable[[
         assert ranks.run(rank_here) == [0, 1]
     finally:
         ranks.close()
+
+
+#: What each of torchrun's ranks runs; collectives may take 3 s.
+HANGS = """
+from tests.distributed import ranks
+from tests.distributed.jobs import hangs_on_last, rank_here
+ranks.TIMEOUT_S = 3
+found = ranks.Torchrun()
+print(found.run(rank_here), flush=True)
+found.run(hangs_on_last)
+"""
+
+
+def test_a_rank_of_torchrun_that_hangs_ends_the_session_in_time(tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    begin = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stdout.count("[0, 1]") == 2
+    assert "rank 0 of 2 waits for a rank that is lost:" in ran.stderr
+    assert time.monotonic() - begin < 60

@@ -1,5 +1,6 @@
 """Attention as strangers write it: plain functions that `--backend tests/meta/outside_kernels.py:NAME` runs."""
 
+import os
 from itertools import pairwise
 
 import torch
@@ -23,6 +24,19 @@ def leaks(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softm
     """The whole row is one sequence."""
     whole = cu_seqlens_q[[0, -1]]
     return right(q, k, v, whole, whole, q.shape[0], q.shape[0], softmax_scale, causal)
+
+
+def leaks_on_rank_1(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale=None, causal=False):
+    """Right on every rank but one."""
+    attend = leaks if os.environ.get("RANK") == "1" else right
+    return attend(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale, causal)
+
+
+def raises_on_rank_1(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale=None, causal=False):
+    """Takes every batch but those of the workload, on one rank."""
+    if os.environ.get("RANK") == "1" and len(cu_seqlens_q) == 9:
+        raise RuntimeError("this rank takes no eight sequences")
+    return right(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale, causal)
 
 
 def sees_one_ahead(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):

@@ -66,6 +66,10 @@ BAD = {
     "no_steps": Bad(given("--steps=0", "--workload=smoke"), "--steps 0", "workload smoke has 24 batches; give 1 to 24"),
     "no_cell_seconds": Bad(given("--cell-seconds=0"), "--cell-seconds 0", "give seconds, or inf for no limit"),
     "cell_seconds_nan": Bad(given("--cell-seconds=nan"), "--cell-seconds nan", "give seconds, or inf for no limit"),
+    "one_rank": Bad(given("-mperformance", "--distributed=1"), "--distributed 1", "give 2 or more"),
+    "ranks_of_no_times": Bad(
+        given("-mcorrectness", "--distributed=2"), "needs -m performance", "pytest -m distributed"
+    ),
     "lengths_name": Bad(given("--lengths", "pareto"), "--lengths 'pareto'", "distributions are: uniform, "),
     "lengths_missing": Bad(given("--lengths", "no/file.txt"), "--lengths 'no/file.txt'", "distributions are: "),
     "lengths_empty": Bad(lengths_file("empty.txt", ""), "empty.txt", "Write one integer of 1 or more"),

@@ -43,9 +43,25 @@ def commands(workflow: dict[str, Any], module: str) -> list[list[str]]:
     return found
 
 
+def of_torchrun(workflow: dict[str, Any]) -> list[list[str]]:
+    """The commands that run pytest on several ranks."""
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    return [shlex.split(run) for run in steps if run.startswith(".venv/bin/torchrun ")]
+
+
+def test_two_gpus_prove_steps_on_several_ranks_and_time_them(workflow) -> None:
+    ((_, number, ranks, *given),) = of_torchrun(workflow)
+    assert (number, ranks) == ("--nproc-per-node", "2")
+    assert given[:4] == ["-m", "pytest", "-m", "distributed"]
+    (timed,) = (given for given in commands(workflow, "pytest") if "--distributed" in given)
+    assert timed[:4] == ["-m", "performance", "--distributed", "2"]
+    assert workflow["jobs"]["ranks"]["runs-on"] == ["self-hosted", "linux", "x64", "h100x2"]
+
+
 def test_its_commands_of_pytest_know_their_options(workflow, pytestconfig) -> None:
     found = commands(workflow, "pytest")
-    assert len(found) == 4
+    assert len(found) == 5
+    found += [words[words.index("pytest") + 1 :] for words in of_torchrun(workflow)]
     for arguments in found:
         _, unknown = pytestconfig._parser.parse_known_and_unknown_args(arguments)
         assert unknown == []
@@ -70,7 +86,8 @@ def test_the_backends_that_must_be_there_are_in_the_registry(workflow, pytestcon
 
 
 def _proving(workflow: dict[str, Any]) -> list[list[str]]:
-    proving = [given for given in commands(workflow, "pytest") if {"correctness", "performance"} & set(given)]
+    found = commands(workflow, "pytest")
+    proving = [each for each in found if {"correctness", "performance"} & set(each) and "--distributed" not in each]
     assert len(proving) == 2
     return proving
 
@@ -81,7 +98,8 @@ def test_no_job_runs_code_from_a_fork(workflow) -> None:
         allowed = job["if"]
         assert OWN_BRANCH in allowed or allowed == "github.event_name != 'pull_request'", name
         assert job["environment"] == "h100"
-        assert job["runs-on"] == ["self-hosted", "linux", "x64", "h100"]
+        assert job["runs-on"][:3] == ["self-hosted", "linux", "x64"]
+        assert job["runs-on"][3:] in (["h100"], ["h100x2"])
 
 
 def test_jobs_have_no_more_rights_than_they_need(workflow) -> None:
