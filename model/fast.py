@@ -10,7 +10,8 @@ It differs from `model/decoder.py` in three named places:
 Shapes: T tokens and S slots of a packed row, N sequences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,20 +127,72 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """What a function returned, and what runs it again into the same tensors."""
+
+    results: tuple[Tensor, ...]
+    replay: Callable[[], None]
+
+
+def recorded(function: Callable[[], Sequence[Tensor]], device: str, pool: Any) -> Recording:
+    """Run `function` and record it: as a CUDA graph in the memory of `pool`; on a CPU it is simply called again."""
+    if device == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            results = function()
+        return Recording(tuple(each.detach() for each in results), graph.replay)
+    kept = tuple(each.detach().clone() for each in function())
+
+    def again() -> None:
+        for own, new in zip(kept, function(), strict=True):
+            own.copy_(new.detach())
+
+    return Recording(kept, again)
+
+
+@contextmanager
+def beside(device: str) -> Iterator[None]:
+    """Run on a stream of its own: what comes before a CUDA graph must not be on the default one."""
+    if device != "cuda":
+        yield
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@dataclass(frozen=True)
 class Graph:
-    """One size of row: its inputs, its logits (1, S, vocabulary), and in training the gradients of all parameters."""
+    """One size of row: its inputs, its logits (1, S, vocabulary), and in training how the gradients of all parameters
+    follow from the `gradient` of the logits."""
 
     row: Row
-    forward: torch.cuda.CUDAGraph
-    logits: Tensor
-    backward: torch.cuda.CUDAGraph | None = None
-    gradient: Tensor | None = None
-    gradients: tuple[Tensor, ...] = ()
+    forward: Recording
+    gradient: Tensor
+    backward: Recording | None
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of the last replay."""
+        return self.forward.results[0]
+
+    def gradients(self, gradient: Tensor) -> list[Tensor]:
+        """Return the gradients of all parameters, as tensors that no later replay overwrites."""
+        assert self.backward is not None
+        tokens = gradient.shape[1]
+        self.gradient[:, :tokens].copy_(gradient)
+        self.gradient[:, tokens:].zero_()
+        self.backward.replay()
+        own = [torch.empty_like(each) for each in self.backward.results]
+        torch._foreach_copy_(own, self.backward.results)
+        return own
 
 
 @dataclass
 class Graphs:
-    """CUDA graphs of `body`, which maps a row and its context to logits; one for each size that was met.
+    """Recordings of `body`, which maps a row and its context to logits; one for each size that was met.
 
     All share one pool of memory. So a backward must be that of the last forward: what another one kept is overwritten.
     """
@@ -152,46 +205,45 @@ class Graphs:
     runs: int = 0
     went_back: bool = False
 
-    def run(self, batch: PackedBatch, causal: bool) -> tuple[Graph, int]:
-        """Replay the forward of `batch`; return its graph, and the number of this run."""
+    def run(self, batch: PackedBatch, causal: bool) -> Graph:
+        """Replay the forward of `batch`, and return its graph."""
         step = min(SLOTS, self.longest)
         # At least one slot more, which makes the sequence that fills the row up.
         slots, training = (batch.num_slots // step + 1) * step, torch.is_grad_enabled()
-        key = (slots, len(batch.cu_seqlens), causal, training, torch.get_autocast_dtype("cuda"))
+        key = (slots, len(batch.cu_seqlens), causal, training)
         if key not in self.made:
-            self.made[key] = self._captured(batch, slots, causal, training)
+            self.made[key] = self._recorded(batch, slots, causal, training)
         graph = self.made[key]
         graph.row.fill(batch)
         graph.forward.replay()
         self.runs += 1
-        return graph, self.runs
+        return graph
 
-    def _captured(self, batch: PackedBatch, slots: int, causal: bool, training: bool) -> Graph:
-        like = batch.input_ids
+    def _recorded(self, batch: PackedBatch, slots: int, causal: bool, training: bool) -> Graph:
+        like, device = batch.input_ids, batch.input_ids.device.type
         ids, positions = (like.new_zeros((1, slots)) for _ in range(2))
         offsets = torch.full((len(batch.cu_seqlens) + 1,), slots, dtype=torch.int32, device=like.device)
-        row = Row(ids, positions, offsets)
+        row, context = Row(ids, positions, offsets), VarlenContext(offsets, self.longest, causal)
         row.fill(batch)
-        context = VarlenContext(offsets, self.longest, causal)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        last: dict[str, Tensor] = {}
+
+        def forward() -> tuple[Tensor]:
+            last["logits"] = self.body(row, context)
+            return (last["logits"],)
+
+        def backward() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(last["logits"], self.parameters, gradient)
+
+        with beside(device):
             for _ in range(WARM_UP):
-                logits = self.body(row, context)
+                (logits,) = forward()
+                gradient = torch.zeros_like(logits)
                 if training:
-                    torch.autograd.grad(logits, self.parameters, torch.zeros_like(logits))
-        torch.cuda.current_stream().wait_stream(side)
-        gradient = torch.zeros_like(logits) if training else None
-        del logits
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph() if training else None
-        with torch.cuda.graph(forward, pool=self.pool):
-            logits = self.body(row, context)
-        gradients: tuple[Tensor, ...] = ()
-        if backward is not None:
-            with torch.cuda.graph(backward, pool=self.pool):
-                gradients = torch.autograd.grad(logits, self.parameters, gradient)
-        return Graph(row, forward, logits.detach(), backward, gradient, gradients)
+                    backward()
+        if device == "cuda" and self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        ahead = recorded(forward, device, self.pool)
+        return Graph(row, ahead, gradient, recorded(backward, device, self.pool) if training else None)
 
 
 class Replayed(torch.autograd.Function):
@@ -201,26 +253,20 @@ class Replayed(torch.autograd.Function):
     def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, causal: bool, *masters: Tensor) -> Tensor:
         """Return logits (1, T, vocabulary)."""
         with torch.enable_grad():
-            ctx.graph, ctx.run = graphs.run(batch, causal)
-        ctx.graphs, ctx.tokens = graphs, batch.num_slots
-        return ctx.graph.logits[:, : ctx.tokens].clone()
+            ctx.graph = graphs.run(batch, causal)
+        ctx.graphs, ctx.run = graphs, graphs.runs
+        return ctx.graph.logits[:, : batch.num_slots].clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all parameters, as tensors that no later step overwrites."""
+        """Return the gradients of all parameters."""
         if ctx.run != ctx.graphs.runs:
             raise RuntimeError(
                 f"the fast step keeps the activations of its last forward only; run {ctx.run} of {ctx.graphs.runs} "
                 "asked for its backward. Run each backward before the next forward."
             )
-        graph = ctx.graph
-        graph.gradient[:, : ctx.tokens].copy_(gradient)
-        graph.gradient[:, ctx.tokens :].zero_()
-        graph.backward.replay()
         ctx.graphs.went_back = True
-        own = [torch.empty_like(each) for each in graph.gradients]
-        torch._foreach_copy_(own, graph.gradients)
-        return None, None, None, *own
+        return None, None, None, *ctx.graph.gradients(gradient)
 
 
 @dataclass
@@ -248,19 +294,22 @@ class FastDecoder(Decoder):
     def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
         super().__init__(config, attend)
         self.attend, self.attend_heads = attend, attend_heads
+        self.compiled = False
         # Not modules of this one: parameters are its own alone.
         self.running: dict[torch.dtype, Narrow] = {}
 
     def compile_blocks(self) -> None:
-        """Do nothing yet: what is compiled are the blocks of `narrow`."""
+        """Let the blocks that run be compiled, as `Decoder` compiles its own."""
+        self.compiled = True
+        self.running.clear()
 
     def forward(self, batch: PackedBatch, context: VarlenContext) -> Tensor:  # type: ignore[override]
         """Return logits (1, T, vocabulary); a backward must come before the next forward."""
-        graphs = self.narrow(torch.get_autocast_dtype("cuda"))
+        graphs = self.narrow(torch.get_autocast_dtype(batch.input_ids.device.type))
         if torch.is_grad_enabled():
             logits: Tensor = Replayed.apply(graphs, batch, context.causal, *self.parameters())  # type: ignore[no-untyped-call]
             return logits
-        return graphs.run(batch, context.causal)[0].logits[:, : batch.num_slots].clone()
+        return graphs.run(batch, context.causal).logits[:, : batch.num_slots].clone()
 
     def narrow(self, dtype: torch.dtype) -> Graphs:
         """Return the graphs of the decoder in `dtype`, whose matrices are those of this one."""
@@ -291,7 +340,8 @@ class FastDecoder(Decoder):
                 module.register_parameter(key, shared(parameter))
             for key, buffer in own.named_buffers(recurse=False):
                 module.register_buffer(key, buffer, persistent=False)
-        decoder.compile_blocks()
+        if self.compiled:
+            decoder.compile_blocks()
         return decoder
 
     def attending(self, attend: Attend) -> Decoder:

@@ -1,0 +1,149 @@
+"""The fast step computes what the plain decoder does; on a CPU its graphs are calls, and its attention a stand-in."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collators import CollatorOptions, Example, collator_named
+from collators.batch import PackedBatch
+from model import fast
+from model.attention import REFERENCE, Case
+from model.equivalence import differences
+from model.fast import FAST_BACKENDS, FastDecoder, seeded_fast
+from model.models import seeded_model
+from model.reference import Outcome, padded_reference, reference_case
+from model.steps import loss_of
+from tests.correctness.drawn import CONFIG
+from tests.unit.stand_ins import Calls, in_flash_attn_4
+
+pytestmark = pytest.mark.unit
+
+SIZES = CONFIG["cpu"]
+(BACKEND,) = FAST_BACKENDS
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_flash_attn_4(monkeypatch, Calls().counted)
+    # The stand-in asks for the longest length itself; a graph is of rows of any.
+    monkeypatch.setattr("tests.unit.stand_ins.LONGEST_IS_EXACT", False)
+    # So few slots that a batch fills several times as many.
+    monkeypatch.setattr(fast, "SLOTS", 32)
+    monkeypatch.setattr(fast, "WARM_UP", 1)
+
+
+@pytest.fixture
+def model() -> FastDecoder:
+    return seeded_fast(SIZES, BACKEND, device="cpu")
+
+
+def case(mode: str = "train", causal: bool = True) -> Case:
+    heads = {"num_heads": SIZES.num_heads, "num_kv_heads": SIZES.kv_heads, "head_dim": SIZES.head_dim}
+    return Case("cpu", "packed", None, mode, causal, torch.bfloat16, "compiled", **heads)  # type: ignore[arg-type]
+
+
+def examples(*lengths: int, seed: int = 0) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, SIZES.vocab_size, (length + 1,), generator=generator) for length in lengths]
+    return [Example(row[:-1], row[1:]) for row in rows]
+
+
+def packed(given: Sequence[Example]) -> PackedBatch:
+    batch = collator_named("packed").build(CollatorOptions(SIZES.max_length, SIZES.pad_id))(given)
+    assert isinstance(batch, PackedBatch)
+    return batch
+
+
+def stepped(model: nn.Module, given: Sequence[Example], asked: Case) -> Outcome:
+    """Return the outcome of a forward and a backward, as a training loop runs them."""
+    batch, training = packed(given), asked.mode == "train"
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        context = BACKEND.prepare(batch, asked)
+        logits = model(batch, context)
+        loss = loss_of(batch, logits)
+    gradients: dict[str, Tensor] = {}
+    if training:
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    return Outcome([each.detach() for each in batch.split(logits)], loss.detach(), gradients)
+
+
+def wrong(model: FastDecoder, given: Sequence[Example], asked: Case) -> list[str]:
+    """Return what differs from the reference with the model's parameters, in words."""
+    found, outcomes = stepped(model, given, asked), []
+    for wide, dtype in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
+        plain = seeded_model(SIZES, REFERENCE, device="cpu", dtype=wide)
+        plain.load_state_dict(model.state_dict())
+        outcomes.append(padded_reference(plain, given, reference_case(asked, dtype)))
+    told = differences(
+        found, outcomes[0], [outcomes[1]], dtype=torch.bfloat16, error_factor=BACKEND.error_factor, config=SIZES
+    )
+    return [str(each) for each in told]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_batches_of_any_size_are_computed_as_the_reference_does(model: FastDecoder, mode: str, causal: bool) -> None:
+    """The second has the size of the first, the third another, the fourth fills its slots to the last but one."""
+    for number, lengths in enumerate([(5, 1, 40), (33, 2, 9), (70,), (31,), (32,)]):
+        assert not wrong(model, examples(*lengths, seed=number), case(mode, causal)), lengths
+
+
+def test_what_a_step_returned_is_not_overwritten_by_the_next(model: FastDecoder) -> None:
+    found = stepped(model, examples(5, 9), case())
+    kept = [each.clone() for each in (*found.logits, *found.gradients.values())]
+    stepped(model, examples(6, 8, seed=1), case())
+    assert all(map(torch.equal, kept, (*found.logits, *found.gradients.values())))
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {}], ids=str)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_step_after_the_optimiser_has_its_parameters(model: FastDecoder, mode: str, options: dict[str, bool]) -> None:
+    """A fused optimiser changes parameters without counting their versions."""
+    given, optimizer = examples(20, 3), torch.optim.SGD(model.parameters(), lr=10.0, **options)
+    for parameter, gradient in zip(model.parameters(), stepped(model, given, case()).gradients.values(), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    assert not wrong(model, given, case(mode))
+
+
+def test_a_step_has_the_parameters_that_were_loaded(model: FastDecoder) -> None:
+    given = examples(20, 3)
+    stepped(model, given, case("eval"))
+    model.load_state_dict({name: one * 2 for name, one in model.state_dict().items()})
+    assert not wrong(model, given, case("eval"))
+
+
+def test_gradients_of_two_micro_batches_add_up(model: FastDecoder) -> None:
+    """They are in one size of row, so in the same memory."""
+    apart = [stepped(model, examples(7, 9, seed=seed), case()).gradients for seed in (1, 2)]
+    for seed in (1, 2):
+        batch = packed(examples(7, 9, seed=seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = forward_loss(model, batch)
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, apart[0][name] + apart[1][name]), name
+
+
+def forward_loss(model: FastDecoder, batch: PackedBatch) -> Tensor:
+    return loss_of(batch, model(batch, BACKEND.prepare(batch, case())))
+
+
+def test_a_backward_that_is_not_of_the_last_forward_is_refused(model: FastDecoder) -> None:
+    batch = packed(examples(4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        first, last = (forward_loss(model, batch) for _ in range(2))
+    with pytest.raises(RuntimeError, match=r"run 1 of 2 asked for its backward\. Run each backward before the next"):
+        first.backward()
+    last.backward()
+
+
+def test_gradients_are_float32_and_parameters_are_those_of_the_plain_decoder(model: FastDecoder) -> None:
+    plain = seeded_model(SIZES, REFERENCE, device="cpu")
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    found = stepped(model, examples(5), case())
+    assert {gradient.dtype for gradient in found.gradients.values()} == {torch.float32}
