@@ -166,12 +166,3 @@ class Decoder(nn.Module):
         self.values_between_blocks = True
         for block in self.blocks:
             block.compile(dynamic=True, fullgraph=True)
-
-
-def seeded_decoder(
-    config: DecoderConfig, attend: Attend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Decoder:
-    """Return a decoder whose random weights follow from `seed` and `device` alone; global generators are untouched."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        return Decoder(config, attend).to(dtype)

@@ -373,12 +373,3 @@ def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
 
 
 FAST_BACKENDS: tuple[FastBackend, ...] = (fast(fa4.BACKEND, fa4.attend_heads),)
-
-
-def seeded_fast(
-    config: DecoderConfig, backend: FastBackend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> FastDecoder:
-    """Return the decoder of the fast step with the weights of `seeded_decoder`; global generators are untouched."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        return FastDecoder(config, backend.attend, backend.attend_heads).to(dtype)

@@ -8,10 +8,10 @@ import torch
 
 from model.attention import BACKENDS, REFERENCE, Backend
 from model.attention.outside import outside_backend
-from model.decoder import Decoder, DecoderConfig, seeded_decoder
-from model.fast import FAST_BACKENDS, FastBackend, seeded_fast
-from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend, seeded_gpt2
-from model.own import OwnModel, OwnModelBackend, own_backend, seeded_own
+from model.decoder import Decoder, DecoderConfig
+from model.fast import FAST_BACKENDS, FastBackend, FastDecoder
+from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, Gpt2, Gpt2Backend
+from model.own import OwnModel, OwnModelBackend, own_backend
 
 Model = Decoder | Gpt2 | OwnModel
 
@@ -63,14 +63,23 @@ def backends_asked(names: Sequence[str] | None, model: str = "") -> tuple[Backen
 def seeded_model(
     config: DecoderConfig, backend: Backend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Model:
-    """Return the model that `backend` attends in; backends of one model give the same weights."""
+    """Return the model that `backend` attends in; backends of one model give the same weights.
+
+    Its random weights follow from `seed` and `device` alone; global generators are untouched.
+    """
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        return _model(config, backend).to(dtype)
+
+
+def _model(config: DecoderConfig, backend: Backend) -> Model:
     if isinstance(backend, Gpt2Backend):
-        return seeded_gpt2(config, backend, device=device, dtype=dtype, seed=seed)
+        return Gpt2(config, backend)
     if isinstance(backend, FastBackend):
-        return seeded_fast(config, backend, device=device, dtype=dtype, seed=seed)
+        return FastDecoder(config, backend.attend, backend.attend_heads)
     if isinstance(backend, OwnModelBackend):
-        return seeded_own(config, backend, device=device, dtype=dtype, seed=seed)
-    return seeded_decoder(config, backend.attend, device=device, dtype=dtype, seed=seed)
+        return OwnModel(backend.make, config, backend.attend)
+    return Decoder(config, backend.attend)
 
 
 def reference_of(backend: Backend) -> Backend:

@@ -165,12 +165,3 @@ def own_make(spec: str) -> Make:
 def own_backend(spec: str, inner: Backend) -> OwnModelBackend:
     """Return `inner` in the model that `spec` names; ValueError as `own_make`."""
     return in_model(inner, own_make(spec), name_of(spec))
-
-
-def seeded_own(
-    config: DecoderConfig, backend: OwnModelBackend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> OwnModel:
-    """Return the model whose random weights follow from `seed` and `device` alone; global generators are untouched."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        return OwnModel(backend.make, config, backend.attend).to(dtype)

@@ -115,15 +115,6 @@ class Gpt2(nn.Module):
             block.compile(dynamic=True, fullgraph=True, backend=compiler)
 
 
-def seeded_gpt2(
-    config: DecoderConfig, backend: Gpt2Backend, *, device: str, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Gpt2:
-    """Return GPT-2 whose random weights follow from `seed` and `device` alone; global generators are untouched."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        return Gpt2(config, backend).to(dtype)
-
-
 def _not_called(*args: Any, **kwargs: Any) -> Tensor:
     raise ValueError(
         "a GPT-2 backend attends through transformers, not in the article's decoder; choose another backend."

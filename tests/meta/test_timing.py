@@ -11,8 +11,9 @@ from collators import CollatorOptions, Example, collator_named
 from gate.measure import timing
 from gate.measure.timing import CYCLES_PER_MS, matmul_tflops, timed_steps
 from model.attention import MODES, REFERENCE, Case
-from model.decoder import DecoderConfig, seeded_decoder
+from model.decoder import DecoderConfig
 from model.flops import step_flops
+from model.models import seeded_model
 from model.steps import forward
 
 pytestmark = pytest.mark.meta
@@ -107,7 +108,7 @@ def test_a_matrix_product_has_a_rate() -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_a_step_counts_the_operations_of_its_matrix_products(kv_heads: int) -> None:
     config = DecoderConfig(vocab_size=50, max_length=16, num_layers=2, num_heads=4, head_dim=8, num_kv_heads=kv_heads)
-    model = seeded_decoder(config, REFERENCE.attend, device="cpu")
+    model = seeded_model(config, REFERENCE, device="cpu")
     ids = torch.arange(1, 12)
     batch = collator_named("pad_longest").build(CollatorOptions(16))([Example(ids, ids)])
     case = Case("cpu", "padded", "right", MODES[0], False, torch.float32, "eager", 4, kv_heads, 8)

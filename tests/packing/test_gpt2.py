@@ -17,7 +17,8 @@ from model.attention.backend import HALF
 from model.compilation import fresh_compiler
 from model.decoder import DecoderConfig
 from model.equivalence import differences
-from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, REQUIRES, TOLD, Gpt2, Gpt2Backend, seeded_gpt2
+from model.huggingface.gpt2 import GPT2_BACKENDS, GPT2_REFERENCE, REQUIRES, TOLD, Gpt2, Gpt2Backend
+from model.models import seeded_model
 from model.reference import Outcome, outcome, padded_reference, summed
 from model.steps import autocast, forward
 from model.workloads import ARTICLE, SMOKE
@@ -54,7 +55,7 @@ HERE = [backend for backend in GPT2_BACKENDS if not backend.unsupported_reasons(
 
 
 def run(backend: Gpt2Backend, rows: list[Example], dtype: torch.dtype = torch.float32) -> Outcome:
-    model, batch = seeded_gpt2(SIZES, backend, device="cpu", dtype=dtype), batch_of(backend, rows)
+    model, batch = seeded_model(SIZES, backend, device="cpu", dtype=dtype), batch_of(backend, rows)
     # What is not told its device has no numbers here; on a GPU it would lie on the CPU.
     with torch.device("meta"):
         return outcome(model, backend, batch, case_of(backend, dtype))
@@ -62,7 +63,7 @@ def run(backend: Gpt2Backend, rows: list[Example], dtype: torch.dtype = torch.fl
 
 def reference(rows: list[Example], dtype: torch.dtype) -> Outcome:
     weights = torch.float64 if dtype == torch.float64 else torch.float32
-    model = seeded_gpt2(SIZES, GPT2_REFERENCE, device="cpu", dtype=weights)
+    model = seeded_model(SIZES, GPT2_REFERENCE, device="cpu", dtype=weights)
     return padded_reference(model, rows, case_of(GPT2_REFERENCE, dtype), backend=GPT2_REFERENCE)
 
 
@@ -86,7 +87,7 @@ def test_a_batch_equals_the_padded_reference(backend: Gpt2Backend) -> None:
 
 def test_the_reference_equals_each_sequence_alone() -> None:
     rows = examples()
-    model = seeded_gpt2(SIZES, GPT2_REFERENCE, device="cpu", dtype=torch.float64)
+    model = seeded_model(SIZES, GPT2_REFERENCE, device="cpu", dtype=torch.float64)
     alone = summed(model, GPT2_REFERENCE, rows, case_of(GPT2_REFERENCE, torch.float64), sequences=1)
     found, same = reference(rows, torch.float64), reference(rows, torch.float32)
     assert differences(found, alone, [same], dtype=torch.float64, error_factor=2.0, config=SIZES) == []
@@ -105,7 +106,7 @@ def test_rows_that_see_each_other_are_found_wrong() -> None:
 @pytest.mark.parametrize("backend", HERE, ids=named)
 def test_training_drops_at_random_and_a_check_does_not(backend: Gpt2Backend) -> None:
     rows, case = examples(), case_of(backend)
-    model = seeded_gpt2(SIZES, backend, device="cpu")
+    model = seeded_model(SIZES, backend, device="cpu")
     batch = batch_of(backend, rows)
     with torch.random.fork_rng():
         first, second = (forward(model, backend, batch, case).loss for _ in range(2))
@@ -123,9 +124,9 @@ def test_dropout_of_attention_is_left_out_where_there_is_none(backend: Gpt2Backe
 
 
 def test_every_backend_starts_from_the_same_weights() -> None:
-    expected = seeded_gpt2(SIZES, GPT2_REFERENCE, device="cpu").state_dict()
+    expected = seeded_model(SIZES, GPT2_REFERENCE, device="cpu").state_dict()
     for backend in HERE:
-        found = seeded_gpt2(SIZES, backend, device="cpu").state_dict()
+        found = seeded_model(SIZES, backend, device="cpu").state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -168,7 +169,7 @@ def test_ragged_batches_compile_one_block_once_without_breaks() -> None:
     backend = next(backend for backend in HERE if backend.name == "gpt2_sdpa_document_mask")
     rows = examples()
     with fresh_compiler() as compiler:
-        model = seeded_gpt2(SIZES, backend, device="cpu")
+        model = seeded_model(SIZES, backend, device="cpu")
         model.compile_blocks()
         assert wrong(outcome(model, backend, batch_of(backend, rows), case_of(backend)), rows) == []
         assert (compiler.compilations, compiler.graph_breaks) == (1, 0)
@@ -189,7 +190,7 @@ def plain(block: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("backend", HERE, ids=named)
 def test_blocks_that_are_compiled_know_no_number_of_their_own(backend: Gpt2Backend) -> None:
     """Where torch guards on what is read of a module, each would be a graph: a CPU's does not."""
-    model = seeded_gpt2(SIZES, backend, device="cpu")
+    model = seeded_model(SIZES, backend, device="cpu")
     model.compile_blocks()
     first, *others = (plain(block) for block in model.gpt2.transformer.h)
     assert [other for other in others if other != first] == []
@@ -243,7 +244,7 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch) -> Gpt2Backend:
 def with_flash_attention(backend: Gpt2Backend) -> Gpt2:
     """Return GPT-2 that attends with transformers' FlashAttention-2, which it does not let anybody build on a CPU."""
     built = next(other for other in HERE if other.name == "gpt2_hf_sdpa")
-    model = seeded_gpt2(SIZES, built, device="cpu")
+    model = seeded_model(SIZES, built, device="cpu")
     model.gpt2.config._attn_implementation = backend.implementation
     return model
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from collators import IGNORE_INDEX, CollatorOptions, Example, collator_named
 from collators.batch import PaddedBatch
 from model.attention import REFERENCE, Case, backend_named
-from model.decoder import Decoder, DecoderConfig, seeded_decoder
+from model.decoder import Decoder, DecoderConfig
+from model.models import seeded_model
 from model.reference import outcome, padded_reference
 from model.steps import forward
 
@@ -38,7 +39,7 @@ POSITIONS = [2, 3, 4, 6, 7, 8]
 
 
 def model_of(config: DecoderConfig, seed: int = 0) -> Decoder:
-    return seeded_decoder(config, REFERENCE.attend, device="cpu", dtype=torch.float64, seed=seed)
+    return seeded_model(config, REFERENCE, device="cpu", dtype=torch.float64, seed=seed)
 
 
 def normed(x: Tensor, weight: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def test_a_batch_has_the_logits_of_the_formulas(name: str, causal: bool) -> None
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_batch_has_its_logits_in_the_dtype_of_its_case_and_a_loss_of_at_least_32_bits(dtype: torch.dtype) -> None:
     weights = dtype if dtype == torch.float64 else torch.float32
-    model = seeded_decoder(CONFIG, REFERENCE.attend, device="cpu", dtype=weights)
+    model = seeded_model(CONFIG, REFERENCE, device="cpu", dtype=weights)
     example = Example(torch.tensor(IDS), torch.tensor(IDS))
     batch = collator_named("pad_longest").build(CollatorOptions(9, pad_id=3))([example])
     result = forward(model, REFERENCE, batch, Case("cpu", "padded", "right", "eval", True, dtype, "eager", 4, 4, 6))
@@ -163,7 +164,7 @@ def test_a_decoder_on_the_cpu_has_its_gelu_whatever_autocast_does_elsewhere() ->
 def test_a_nested_batch_is_the_same_where_blocks_hand_on_its_values(positions: Literal["learned", "rotary"]) -> None:
     """As compiled blocks do, which the CPU has no attention on NestedTensors for."""
     backend = backend_named("sdpa_nested")
-    model = seeded_decoder(replace(CONFIG, head_dim=8, positions=positions), backend.attend, device="cpu")
+    model = seeded_model(replace(CONFIG, head_dim=8, positions=positions), backend, device="cpu")
     sequences = [torch.tensor(IDS[:length]) for length in (4, 1, 6)]
     batch = collator_named("nested").build(CollatorOptions(9, pad_id=3))([Example(ids, ids) for ids in sequences])
     case = Case("cpu", "nested", None, "train", False, torch.float32, "eager", 4, 4, 8)
@@ -184,7 +185,7 @@ def test_what_a_step_makes_lies_where_its_batch_does(positions: Literal["learned
     batch = made.build(CollatorOptions(9, pad_id=3))([Example(*[torch.tensor(IDS[:length])] * 2) for length in (4, 1)])
     names = {"padded": "sdpa_padded_math", "packed": "sdpa_document_mask", "nested": "sdpa_nested"}
     backend = backend_named(names[made.layout])
-    model = seeded_decoder(replace(CONFIG, head_dim=8, positions=positions), backend.attend, device="cpu")
+    model = seeded_model(replace(CONFIG, head_dim=8, positions=positions), backend, device="cpu")
     case = Case("cpu", made.layout, made.padding_side, "train", False, torch.float32, "eager", 4, 4, 8)
     wanted = outcome(model, backend, batch, case)
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from collators.batch import PackedBatch
 from model import fast
 from model.attention import REFERENCE, Case
 from model.equivalence import differences
-from model.fast import FAST_BACKENDS, FastDecoder, seeded_fast
+from model.fast import FAST_BACKENDS, FastDecoder
 from model.models import seeded_model
 from model.reference import Outcome, padded_reference, reference_case
 from model.steps import loss_of
@@ -36,7 +36,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model() -> FastDecoder:
-    return seeded_fast(SIZES, BACKEND, device="cpu")
+    return seeded_model(SIZES, BACKEND, device="cpu")
 
 
 def case(mode: str = "train", causal: bool = True) -> Case:
