@@ -368,6 +368,8 @@ def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
         "name": f"fast_{inner.name}",
         "summary": f"the fast step, {inner.summary}",
         "executions": ("compiled",),
+        # FSDP2 shards parameters, which it copies whole.
+        "wrappers": ("ddp",),
     }
     return FastBackend(**inner.claims() | changed, inner=inner, attend_heads=attend_heads)
 

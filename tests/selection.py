@@ -310,6 +310,7 @@ def ranked(cells: Iterable[Cell], config: pytest.Config) -> list[RankedCell]:
         for cell in cells
         if ranks and cell.mode == "train" and (named or cell.backend.layout == "packed")
         for how in HOWS
+        if how in cell.backend.wrappers
         for balanced in (False, True)
     ]
 

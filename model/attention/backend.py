@@ -86,6 +86,7 @@ class Backend:
     expressions for the names that torch.profiler shows: one of them runs, and no kernel that only others name.
     `windows`, `softcaps` and `sinks` say which of these fields of a case it honours.
     `plans_by_shape` says that the first batch of a shape takes longer than those after it: cuDNN makes a plan for each.
+    `wrappers` names those of several ranks that its model runs in (model/distributed.py).
     `spec` is what `--backend` was given for a backend from outside (model/attention/outside.py), else "".
     """
 
@@ -117,6 +118,7 @@ class Backend:
     deterministic: Mapping[Device, tuple[Mode, ...]] = field(default_factory=lambda: DETERMINISTIC_FORWARD)
     kernels: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
     plans_by_shape: bool = False
+    wrappers: tuple[str, ...] = ("ddp", "fsdp2")
     spec: str = ""
 
     def claims(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from model.attention import default_device
+from model.distributed import HOWS
 from tests.correctness.conftest import references, workbench
 from tests.correctness.drawn import CONFIG, in_first_dtype
 from tests.distributed.ranks import Processes, Ranks, Torchrun
@@ -60,6 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         and matches(cell.id, config.getoption("cells"))
         and (marker is None or cell.backend.layout in marker.args)
         and support_status(cell, sizes, device).state == "supported"
+        and set(HOWS) <= set(cell.backend.wrappers)
     ]
     named = any(config.getoption(option) for option in ("backend", "collator")) or config.getoption("compiled") == "all"
     if asked.get("first") and not named:
