@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gate.measure import ranks
 from gate.measure.ranks import joined, timed_on_ranks
 from gate.record.cell import CellRecord, NoTime, cell_id, cell_of, number_of_ranks
 from gate.record.files import load_record
+from model.workloads import workload_named
 from tests.meta.gate_cells import key
 from tests.meta.timed_sessions import info
 
@@ -133,6 +135,14 @@ def plan_of(backend: str) -> dict[str, Any]:
         "exact": False,
         "kernels": False,
     }
+
+
+def test_each_rank_proves_and_times_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = timed_on_ranks(plan_of("right"), 2)
+    batches = replace(workload_named("smoke", "cpu"), num_batches=2).examples()
+    tokens = [[sum(len(example.input_ids) for example in batch)] for batch in batches]
+    assert [rank["tokens"] for rank in found["ranks"]] == tokens
 
 
 @pytest.mark.parametrize(

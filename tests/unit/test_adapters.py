@@ -41,6 +41,7 @@ GIVEN = (
     AttentionInput((3, 2), head_dim=512),
     AttentionInput((3, 2), head_dim=4),
     AttentionInput((5, 1, 7), window=4),
+    AttentionInput((5, 1), window=1),
     AttentionInput((300, 3), num_heads=1, num_kv_heads=1, head_dim=8, window=129),
     AttentionInput((5, 1), softcap=1.5, sharpness=2.0),
     AttentionInput((5, 1), sinks=True),

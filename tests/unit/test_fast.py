@@ -10,12 +10,13 @@ from collators import CollatorOptions, Example, collator_named
 from collators.batch import PackedBatch
 from model import fast
 from model.attention import REFERENCE, Case
+from model.decoder import DecoderConfig
 from model.equivalence import differences
 from model.fast import FAST_BACKENDS, FastDecoder
 from model.models import seeded_model
 from model.reference import Outcome, padded_reference, reference_case
 from model.steps import loss_of
-from tests.correctness.drawn import CONFIG
+from tests.correctness.drawn import CONFIG, VARIANTS
 from tests.unit.stand_ins import Calls, in_flash_attn_4
 
 pytestmark = pytest.mark.unit
@@ -39,8 +40,8 @@ def model() -> FastDecoder:
     return seeded_model(SIZES, BACKEND, device="cpu")
 
 
-def case(mode: str = "train", causal: bool = True) -> Case:
-    heads = {"num_heads": SIZES.num_heads, "num_kv_heads": SIZES.kv_heads, "head_dim": SIZES.head_dim}
+def case(mode: str = "train", causal: bool = True, sizes: DecoderConfig = SIZES) -> Case:
+    heads = {"num_heads": sizes.num_heads, "num_kv_heads": sizes.kv_heads, "head_dim": sizes.head_dim}
     return Case("cpu", "packed", None, mode, causal, torch.bfloat16, "compiled", **heads)  # type: ignore[arg-type]
 
 
@@ -74,11 +75,11 @@ def wrong(model: FastDecoder, given: Sequence[Example], asked: Case) -> list[str
     """Return what differs from the reference with the model's parameters, in words."""
     found, outcomes = stepped(model, given, asked), []
     for wide, dtype in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
-        plain = seeded_model(SIZES, REFERENCE, device="cpu", dtype=wide)
+        plain = seeded_model(model.config, REFERENCE, device="cpu", dtype=wide)
         plain.load_state_dict(model.state_dict())
         outcomes.append(padded_reference(plain, given, reference_case(asked, dtype)))
     told = differences(
-        found, outcomes[0], [outcomes[1]], dtype=torch.bfloat16, error_factor=BACKEND.error_factor, config=SIZES
+        found, outcomes[0], [outcomes[1]], dtype=torch.bfloat16, error_factor=BACKEND.error_factor, config=model.config
     )
     return [str(each) for each in told]
 
@@ -89,6 +90,18 @@ def test_batches_of_any_size_are_computed_as_the_reference_does(model: FastDecod
     """The second has the size of the first, the third another, the fourth fills its slots to the last but one."""
     for number, lengths in enumerate([(5, 1, 40), (33, 2, 9), (70,), (31,), (32,)]):
         assert not wrong(model, examples(*lengths, seed=number), case(mode, causal)), lengths
+
+
+@pytest.mark.parametrize("shape", [name for name in VARIANTS if name != "plain"])
+def test_a_decoder_of_another_shape_is_computed_as_the_reference_does(shape: str) -> None:
+    sizes = VARIANTS[shape]["cpu"]
+    assert not wrong(seeded_fast(sizes, BACKEND, device="cpu"), examples(5, 1, 40), case(sizes=sizes))
+
+
+def test_one_model_trains_and_evaluates_causal_or_not_in_turn(model: FastDecoder) -> None:
+    """All of it in rows of one size."""
+    for mode, causal in (("eval", True), ("train", True), ("train", False), ("eval", False)):
+        assert not wrong(model, examples(5, 1, 40), case(mode, causal)), (mode, causal)
 
 
 def test_what_a_step_returned_is_not_overwritten_by_the_next(model: FastDecoder) -> None:

@@ -7,6 +7,7 @@ from tests.meta.faults.fault import Fault, Selection
 from tests.meta.faults.in_adapters import ADAPTERS
 from tests.meta.faults.in_checks import CHECKS
 from tests.meta.faults.in_collators import COLLATORS
+from tests.meta.faults.in_fast import FAST
 from tests.meta.faults.in_gate import GATE
 from tests.meta.faults.in_huggingface import HUGGINGFACE
 from tests.meta.faults.in_kernels import KERNELS
@@ -21,7 +22,21 @@ __all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
 #: Every injected fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
     fault
-    for room in (COLLATORS, SAMPLERS, MASKS, WINDOWS, KERNELS, ADAPTERS, MODEL, STEPS, HUGGINGFACE, CHECKS, GATE, RANKS)
+    for room in (
+        COLLATORS,
+        SAMPLERS,
+        MASKS,
+        WINDOWS,
+        KERNELS,
+        ADAPTERS,
+        MODEL,
+        STEPS,
+        FAST,
+        HUGGINGFACE,
+        CHECKS,
+        GATE,
+        RANKS,
+    )
     for fault in room.injected
 )
 

@@ -17,7 +17,17 @@ from model.attention import Case, backend_named
 from model.attention.backend import Attend, Prepare
 
 Room = Literal[
-    "collators", "samplers", "attention", "adapters", "model", "steps", "huggingface", "checks", "gate", "ranks"
+    "collators",
+    "samplers",
+    "attention",
+    "adapters",
+    "model",
+    "steps",
+    "fast",
+    "huggingface",
+    "checks",
+    "gate",
+    "ranks",
 ]
 Apply = Callable[[pytest.MonkeyPatch], None]
 

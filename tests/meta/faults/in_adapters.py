@@ -3,6 +3,7 @@
 import ctypes
 import inspect
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from collators.batch import NestedBatch, PackedBatch
 from model.attention import (
     backend_named,
     cudnn_ragged,
+    fa4_varlen,
     flex_document_mask,
     sdpa,
     sdpa_document_mask,
@@ -27,6 +29,7 @@ from model.attention import (
 from model.attention.backend import Backend, Requirement
 from model.attention.case import Case, Machine
 from model.attention.cudnn_ragged import Shape
+from model.attention.fa4_varlen import Given
 from model.attention.flex_document_mask import FlexContext
 from model.attention.sdpa import SdpaContext
 from model.attention.torch_varlen import VarlenContext
@@ -142,6 +145,84 @@ def logsumexp_not_handed_on(patch: pytest.MonkeyPatch) -> None:
         return right(gradient, q, k, v, out, torch.zeros_like(stats), *rest)
 
     patch.setattr(cudnn_ragged, "backward", backward)
+
+
+def going_back(patch: pytest.MonkeyPatch, change: Callable[[Given], Given]) -> None:
+    """Let FlashAttention-4's backward be given what `change` makes of the arguments of its forward."""
+    right = fa4_varlen._backward
+
+    def backward(
+        gradient: Tensor,
+        inputs: tuple[Tensor, ...],
+        out: Tensor,
+        lse: Tensor,
+        into: tuple[Tensor, ...],
+        cu_seqlens: Tensor,
+        given: Given,
+    ) -> None:
+        right(gradient, inputs, out, lse, into, cu_seqlens, change(given))
+
+    patch.setattr(fa4_varlen, "_backward", backward)
+
+
+@inject(HANDED)
+def softcap_not_handed_to_the_backward(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4's backward is that of scores without a soft cap."""
+    going_back(patch, lambda given: (*given[:5], 0.0))
+
+
+@inject(HANDED)
+def scale_not_handed_to_the_backward(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4's backward is that of another scale than its forward had."""
+    going_back(patch, lambda given: (given[0], 1.0, *given[2:]))
+
+
+@inject(HANDED)
+def backward_not_told_that_it_is_causal(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4's backward takes keys after a query for ones that it saw, where the case is causal."""
+
+    def open_to_the_right(given: Given) -> Given:
+        longest, scale, causal, left, right, softcap = given
+        return longest, scale, False, left, -1 if causal else right, softcap
+
+    going_back(patch, open_to_the_right)
+
+
+@inject(HANDED)
+def gradients_of_keys_and_values_swapped(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4 writes the gradient of the keys where that of the values belongs, and the other way round."""
+    right = fa4_varlen._backward
+
+    def backward(
+        gradient: Tensor,
+        inputs: tuple[Tensor, ...],
+        out: Tensor,
+        lse: Tensor,
+        into: tuple[Tensor, ...],
+        *rest: Any,
+    ) -> None:
+        dq, dk, dv = into
+        right(gradient, inputs, out, lse, (dq, dv, dk), *rest)
+
+    patch.setattr(fa4_varlen, "_backward", backward)
+
+
+def optioned(patch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let FlashAttention-4 be called, both ways, with what `change` makes of its options."""
+    right = fa4_varlen._options
+    patch.setattr(fa4_varlen, "_options", lambda offsets, given: change(right(offsets, given)))
+
+
+@inject(HANDED, links=("semantic-router#3406",))
+def window_of_a_causal_case_open_to_the_left(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4 is told of a window only where the case is not causal."""
+    optioned(patch, lambda options: options | ({"window_size_left": None} if options["causal"] else {}))
+
+
+@inject(HANDED)
+def window_of_one_token_taken_for_none(patch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4 is told of no window where a query sees no key but its own: 0 tokens before it."""
+    optioned(patch, lambda options: options | {"window_size_left": options["window_size_left"] or None})
 
 
 @inject(HANDED)

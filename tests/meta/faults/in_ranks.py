@@ -1,6 +1,9 @@
-"""Faults of a step on several ranks."""
+"""Faults of a step on several ranks, and of how it is timed."""
 
-from collections.abc import Iterator
+import statistics
+import subprocess
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,16 +12,22 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gate.measure import ranks
+from gate.record.cell import NoTime
 from model import distributed
 from model.steps import Result
 from tests.distributed import jobs
-from tests.meta.faults.fault import Faults
+from tests.meta.faults.fault import Faults, everywhere
 
 RANKS = Faults("ranks")
 
 STEP = "test_gradients.py::test_a_step_of_several_ranks_is_the_step_of_one_process"
 MOVED = "test_gradients.py::test_three_clipped_steps_move_every_parameter_as_one_process_does"
 ROW = "test_context_parallel.py::test_a_row_over_several_ranks_is_the_row_of_one_process"
+EPOCH = "test_epoch.py::test_an_epoch_on_several_ranks_ends_where_one_process_does"
+SLOWEST = "test_ranks.py::test_the_slowest_rank_is_the_step_and_what_is_no_work_of_it_is_exposed"
+WRONG = "test_ranks.py::test_a_rank_that_is_wrong_or_fails_is_the_reason"
+EACH = "test_ranks.py::test_each_rank_proves_and_times_a_batch_of_its_own"
 PACKED = "sdpa_document_mask-packed-train-causal-float32-eager-drawn"
 
 
@@ -167,3 +176,96 @@ def processes_are_left_behind(patch: pytest.MonkeyPatch) -> None:
         self.processes, self.ends = [], []
 
     patch.setattr(Processes, "close", close)
+
+
+@RANKS.inject(EPOCH, PACKED)
+def targets_of_the_first_step_counted_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Ranks count their targets once, and divide the loss of every later step by those of the first."""
+    right = distributed.targets_of_all
+    counted: list[int] = []
+
+    def targets_of_all(batches: Any, device: str) -> int:
+        if not counted:
+            counted.append(right(batches, device))
+        return counted[0]
+
+    patch.setattr(distributed, "targets_of_all", targets_of_all)
+
+
+@RANKS.inject(EPOCH, PACKED)
+def gradients_of_the_step_before_kept_on_one_rank(patch: pytest.MonkeyPatch) -> None:
+    """The last rank does not drop its gradients after a step, and reduces them once more with those of the next."""
+    right = torch.optim.SGD.zero_grad
+
+    def zero_grad(self: torch.optim.SGD, **options: Any) -> None:
+        if not dist.is_initialized() or dist.get_rank() < dist.get_world_size() - 1:
+            right(self, **options)
+
+    patch.setattr(torch.optim.SGD, "zero_grad", zero_grad)
+
+
+@RANKS.inject(SLOWEST)
+def times_of_ranks_are_averaged(patch: pytest.MonkeyPatch) -> None:
+    """A step takes what it takes the ranks on average, and not as long as the slowest."""
+    right = ranks.joined
+
+    def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        steps = zip(*(one["wall_ms"] for one in answers), strict=True)
+        mean = [statistics.fmean(step) for step in steps]
+        return right([{**one, "wall_ms": mean} for one in answers])
+
+    everywhere(patch, right, joined)
+
+
+def in_each_rank(patch: pytest.MonkeyPatch, code: str) -> None:
+    """Let ranks that are timed run `code` first, which knows their module as `rank`: they are fresh processes."""
+    program = f"""
+import sys
+from pathlib import Path
+from gate.measure import rank
+{code}
+sys.exit(rank.main(Path(sys.argv[1]), int(sys.argv[2])))
+"""
+
+    def start(command: Sequence[Any], **options: Any) -> "subprocess.Popen[bytes]":
+        python, _, _, *arguments = command
+        return subprocess.Popen([python, "-c", program, *arguments], **options)
+
+    patch.setattr(ranks, "subprocess", types.SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+
+
+@RANKS.inject(WRONG)
+def proof_of_several_ranks_skipped(patch: pytest.MonkeyPatch) -> None:
+    """Ranks time their steps and never compare the first one with that of one process."""
+    in_each_rank(patch, "rank.RankBench.mismatches = lambda bench: []")
+
+
+@RANKS.inject(WRONG)
+def proof_of_the_first_rank_alone(patch: pytest.MonkeyPatch) -> None:
+    """Rank 0 proves the gradients of its own batch, before those of other ranks are added."""
+    in_each_rank(
+        patch,
+        "rank.RankBench.mismatches = lambda bench: rank.CellBench.mismatches(bench) if bench.truth else []",
+    )
+
+
+@RANKS.inject(EACH)
+def ranks_get_the_same_batch(patch: pytest.MonkeyPatch) -> None:
+    """All ranks of a step have the batch of the first, and the proof compares with as many copies of it."""
+    in_each_rank(
+        patch,
+        "right = rank.shares_of\n"
+        "rank.shares_of = lambda *given, **asked: [step[:1] * len(step) for step in right(*given, **asked)]",
+    )
+
+
+@RANKS.inject(EACH, errors=(NoTime,))
+def timed_ranks_divide_by_their_own_targets(patch: pytest.MonkeyPatch) -> None:
+    """Steps that are timed divide by the rank's own number of targets, and their gradients are averaged."""
+    in_each_rank(
+        patch,
+        "right = rank.accumulate\n"
+        "rank.accumulate = lambda model, backend, batches, case, total: right(\n"
+        "    model, backend, batches, case, batches[0].num_targets * rank.dist.get_world_size()\n"
+        ")",
+    )
