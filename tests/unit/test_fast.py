@@ -95,7 +95,7 @@ def test_batches_of_any_size_are_computed_as_the_reference_does(model: FastDecod
 @pytest.mark.parametrize("shape", [name for name in VARIANTS if name != "plain"])
 def test_a_decoder_of_another_shape_is_computed_as_the_reference_does(shape: str) -> None:
     sizes = VARIANTS[shape]["cpu"]
-    assert not wrong(seeded_fast(sizes, BACKEND, device="cpu"), examples(5, 1, 40), case(sizes=sizes))
+    assert not wrong(seeded_model(sizes, BACKEND, device="cpu"), examples(5, 1, 40), case(sizes=sizes))
 
 
 def test_one_model_trains_and_evaluates_causal_or_not_in_turn(model: FastDecoder) -> None:
