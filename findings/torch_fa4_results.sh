@@ -10,7 +10,7 @@
 #     activate_flash_attention_impl("FA4"): accepted
 #     torch's adapter: ValueError: too many values to unpack (expected 2)
 #
-# Why it surprises: both are the newest releases of 29 November 2026. Neither torch's requirements nor the documentation
+# Why it surprises: neither torch's requirements nor the documentation
 # of the function name a version of flash-attn-4. The activation imports the package and checks that it has the
 # function. The error comes after the kernel has been compiled, and does not name the versions. 4.0.0b18 returned two
 # results. That release does not run with nvidia-cutlass-dsl 4.8.1, which its requirements allow.
