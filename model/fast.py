@@ -321,7 +321,8 @@ class FastDecoder(Decoder):
             graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
             self.running[dtype] = Narrow(graphs, linears, versions)
         running = self.running[dtype]
-        # A fused optimiser changes parameters without counting (torch 2.13), and steps only after a backward.
+        # A fused optimiser changes parameters without counting (findings/fused_step_unseen.sh), and steps only after a
+        # backward.
         if running.versions != versions or running.graphs.went_back:
             running.cast()
             running.versions, running.graphs.went_back = versions, False
