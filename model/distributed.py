@@ -45,7 +45,8 @@ def wrapped(model: nn.Module, how: How, device: str, **options: Any) -> nn.Modul
     for block in model.blocks:  # type: ignore[union-attr]
         if block._compiled_call_impl is not None:
             # With dynamic=True torch 2.13 takes each int of a module that FSDP2 shards for a size that may change, and
-            # SDPA refuses what it compares (findings/fsdp_dynamic_ints.sh). So the first shape is compiled by itself, and the second for all others.
+            # SDPA refuses what it compares (findings/fsdp_dynamic_ints.sh). So the first shape is compiled by itself,
+            # and the second for all others.
             block.compile(fullgraph=True)
         fully_shard(block, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
