@@ -194,12 +194,11 @@ def join(rank: int, ranks: int, path: Path, stall_s: float) -> tuple[Any, timede
 def shares(workload: Workload, steps: int | None, *, balanced: bool) -> tuple[Shared, Shared]:
     """Return what this rank runs, and the sequences of all ranks in the first step; `steps` None are as many as the
     workload has batches."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rank, ranks, device = dist.get_rank(), dist.get_world_size(), default_device()
     drawn = replace(workload, num_batches=ranks * (steps or workload.num_batches))
     dealt = shares_of(drawn.examples(), ranks, balanced=balanced)
-    joined = [example for share in dealt[0] for example in share]
-    mine, first = [step[rank] for step in dealt], [joined]
-    return tuple(Shared(drawn, default_device(), given=given) for given in (mine, first))  # type: ignore[return-value]
+    first = [example for share in dealt[0] for example in share]
+    return Shared(drawn, device, given=[step[rank] for step in dealt]), Shared(drawn, device, given=[first])
 
 
 @contextmanager
@@ -299,12 +298,12 @@ def timed(
         del bench
     # Compiled anew: inside DDP torch.compile cuts graphs where its buckets end.
     several = RankedCell(found, how, ranks, balanced)
-    with opened_on_ranks(shared, first, several, cell_seconds, passes, mark) as around:
+    with opened_on_ranks(shared, first, several, cell_seconds, passes, mark) as bench:
         mark("the steps")
-        samples = around.timed(order)
+        samples = bench.timed(order)
         state = gpu_state()
         mark("the costs")
-        rates, costs = around.rates(samples, order), around.costs(exact=exact, kernels=kernels)
+        rates, costs = bench.rates(samples, order), bench.costs(exact=exact, kernels=kernels)
         dist.barrier()
     return {**rates, **costs, "own_ms": own_ms, "alone_ms": alone_ms or None, "gpu_after": state}
 

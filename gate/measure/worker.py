@@ -61,6 +61,7 @@ class Worker:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         chosen = workload_named(workload, self.device, lengths)
         bench.settle_allocator()
+        self.ranks = ranks
         self.cells: dict[str, Any]
         self.opened: Callable[[Any], AbstractContextManager[Any]]
         if ranks > 1:
@@ -110,6 +111,9 @@ class Worker:
         try:
             return self.bench.costs(kernels=kernels)
         except Exception as error:
+            if self.ranks > 1:
+                # The others may wait for this rank.
+                raise
             traceback.print_exc()
             return {"unmeasured": f"{type(error).__name__}: {error}".splitlines()[0]}
 
