@@ -157,8 +157,6 @@ class Comparing:
             return {}, "--gate-no-settle"
         if say is None:
             return {}, "the run did not get to its end"
-        if any("ranks" in head.cells[cell].cell for cell in self.suspects):
-            return {}, "live pairs run on one rank; time both commits with --distributed in turn"
         # Not at the top: only a slowdown needs it.
         from gate.live.settle import settle
 

@@ -14,11 +14,11 @@ from collators import COLLATORS, collator_named
 from gate.comparing import ASKED
 from gate.live.command import hello_of
 from gate.measure.bench import timed_cells
+from gate.measure.rank import RankedCell, ranked, ranked_cells
 from model.attention import Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
 from model.decoder import DecoderConfig
-from model.distributed import HOWS, How
 from model.models import ALL_BACKENDS, PROVED_BACKENDS, any_backend_named, backends_asked
 from model.workloads import Workload, workload_named
 from tests.correctness.drawn import CONFIG, DRAWN, REPRESENTATIVES, VARIANTS, compiled_by_default, in_first_dtype
@@ -38,26 +38,6 @@ MARKS = ("correctness", "unit", "performance", "packing", "meta", "distributed")
 TRAINERS = "trainers"
 
 State = Literal["supported", "known failure", "unavailable", "undeclared"]
-
-
-@dataclass(frozen=True)
-class RankedCell:
-    """A cell that is timed on several ranks: in a wrapper, each with a batch of its own or a balanced share of all."""
-
-    cell: Cell
-    how: How
-    ranks: int
-    balanced: bool
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """The cell as plain data, as records hold it."""
-        return {**self.cell.key, "ranks": f"{self.how}-{self.ranks}{'-balanced' * self.balanced}"}
-
-    @property
-    def id(self) -> str:
-        """The id of the cell, and the ranks behind it: `...-article-ddp-2`, `...-article-fsdp2-2-balanced`."""
-        return f"{self.cell.id}-{self.key['ranks']}"
 
 
 @dataclass(frozen=True)
@@ -184,7 +164,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if patterns is not None:
         every = candidates(config, workload.name, workload.lengths.name, [workload.dtype])
         ids = [cell.id for cell in (*candidates(config, DRAWN, DRAWN, ANY, PROVED_BACKENDS), *every)]
-        ids += [cell.id for cell in ranked(every, config)]
+        if ranks := config.getoption("distributed"):
+            ids += [cell.id for cell in ranked(every, ranks, named=True)]
         for pattern in patterns.split(","):
             if not fnmatch.filter(ids, pattern):
                 raise pytest.UsageError(
@@ -285,6 +266,11 @@ def timed_candidates(config: pytest.Config, workload: Workload) -> list[Cell]:
     return timed_cells(workload, **config.stash[ASKED]["selection"])
 
 
+def ranked_candidates(config: pytest.Config, workload: Workload) -> list[RankedCell]:
+    """Return the cells to time on several ranks, chosen as `python -m gate ab --distributed` chooses them."""
+    return ranked_cells(workload, config.getoption("distributed"), **config.stash[ASKED]["selection"])
+
+
 def check_ranks(config: pytest.Config) -> None:
     """UsageError for a `--distributed` that cannot run."""
     ranks = config.getoption("distributed")
@@ -298,30 +284,6 @@ def check_ranks(config: pytest.Config) -> None:
         )
     if default_device() == "cuda" and (found := torch.cuda.device_count()) < ranks:
         raise pytest.UsageError(f"--distributed {ranks} needs {ranks} GPUs; got {found}. Give a number up to {found}.")
-
-
-def ranked(cells: Iterable[Cell], config: pytest.Config) -> list[RankedCell]:
-    """Return what `--distributed` makes of cells, empty without it: those of training, packed unless others are asked
-    for, in each wrapper, with batches as they come and balanced."""
-    ranks = config.getoption("distributed")
-    named = any(config.getoption(option) for option in ("cells", "backend", "collator"))
-    return [
-        RankedCell(cell, how, ranks, balanced)
-        for cell in cells
-        if ranks and cell.mode == "train" and (named or cell.backend.layout == "packed")
-        for how in HOWS
-        if how in cell.backend.wrappers
-        for balanced in (False, True)
-    ]
-
-
-def ranked_candidates(config: pytest.Config, workload: Workload) -> list[RankedCell]:
-    """Return the cells to time on several ranks; `--cells` may match their id, or that of the cell on one rank."""
-    selection = {**config.stash[ASKED]["selection"]}
-    pattern = selection.pop("cells")
-    # Those of a pattern are any of the workload's dtype, as on one rank.
-    cells = timed_cells(workload, **selection, cells=None if pattern is None else "*")
-    return [one for one in ranked(cells, config) if matches(one.id, pattern) or matches(one.cell.id, pattern)]
 
 
 def drawn_candidates(config: pytest.Config, device: Device, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Cell]:

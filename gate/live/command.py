@@ -71,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which compiled cells run: those that the workload names (default), all, or none",
     )
     timed.add_argument("--steps", type=int, metavar="N", help="only the workload's first N batches")
-    timed.add_argument("--distributed", type=int, metavar="N", help="refused: both sides run on one rank")
+    timed.add_argument(
+        "--distributed",
+        type=int,
+        metavar="N",
+        help="training steps on N GPUs, or on N processes of a CPU, in DDP and FSDP2",
+    )
     timed.add_argument(
         "--cell-seconds",
         type=float,
@@ -148,11 +153,6 @@ def planned(args: argparse.Namespace) -> tuple[Plan, Path]:
             raise ValueError(f"--{given[0]} needs --{missing} to compare with.".replace("_", "-"))
     if args.base is None and args.base_env is None:
         raise ValueError("gate ab got nothing to compare; give --base and --head, or --base-env and --head-env.")
-    if args.distributed is not None:
-        raise ValueError(
-            f"gate ab runs both sides on one rank; got --distributed {args.distributed}. Time each commit in turn: "
-            f"pytest -m performance --distributed {args.distributed} --benchmark-save=NAME, then --benchmark-compare."
-        )
     _check_numbers(args)
     commits = (str(ROOT), str(ROOT)) if args.base is None else (resolved(args.base, ROOT), resolved(args.head, ROOT))
     asked = [" in ".join(filter(None, (getattr(args, side), getattr(args, f"{side}_env")))) for side in SIDES]
@@ -196,7 +196,7 @@ def hello_of(args: argparse.Namespace) -> dict[str, Any]:
         }
         # What an older harness does not know is said only if it is asked for.
         | ({"model": whole(*model.rpartition(":"))} if (model := args.model) else {}),
-    }
+    } | ({"ranks": args.distributed} if args.distributed else {})
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -206,6 +206,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         "alpha": (1e-6, 0.5),
         "minutes": (0, float("inf")),
         "steps": (1, float("inf")),
+        "distributed": (2, float("inf")),
         "cell_seconds": (1e-3, float("inf")),
         "stall_seconds": (1, float("inf")),
     }

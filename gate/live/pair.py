@@ -11,7 +11,7 @@ from typing import Any
 from gate.judge.live import FITS, PairResult
 from gate.judge.pairs import block_log, host_deficit_ms, pair_change, precise
 from gate.judge.verdicts import Threshold
-from gate.live.workers import Lost, Side, Worker
+from gate.live.workers import Lost, RankedWorker, Side, Worker
 from gate.record.cell import CellRecord, cell_of
 
 SIDES = ("base", "head")
@@ -53,13 +53,16 @@ def _deficit(blocks: Sequence[Block], side: str) -> float | None:
 
 
 class LivePair:
-    """Two workers, base and head; a side whose worker is gone gets another one for what is asked next."""
+    """Two workers, base and head; a side whose worker is gone gets another one for what is asked next.
+
+    With `ranks` in the greeting each side has a worker a rank.
+    """
 
     def __init__(
         self, name: str, sides: Mapping[str, Side], hello: Mapping[str, Any], logs: Path, stall_s: float
     ) -> None:
         self.name, self.sides, self.hello, self.logs, self.stall_s = name, sides, hello, logs, stall_s
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, Worker | RankedWorker] = {}
         self.greeted: dict[str, Reply] = {}
         try:
             for side in SIDES:
@@ -70,7 +73,9 @@ class LivePair:
 
     def _start(self, side: str) -> None:
         self.greeted.pop(side, None)
-        self.workers[side] = Worker(self.sides[side], self.logs / f"{self.name}-{side}.log", self.stall_s)
+        given = self.sides[side], self.logs / f"{self.name}-{side}.log", self.stall_s
+        ranks = self.hello.get("ranks", 1)
+        self.workers[side] = RankedWorker(*given, ranks) if ranks > 1 else Worker(*given)
         self.workers[side].send("hello", **self.hello)
 
     def ready(self) -> dict[str, Reply]:
@@ -183,7 +188,7 @@ class LivePair:
             reply = {"verdict": "crashed", "reason": str(error)}
         if "error" in reply:
             reply = {"verdict": "failed", "reason": reply["error"]}
-        if reply.get("verdict") in ("crashed", "failed"):
+        if reply.get("verdict") in ("crashed", "failed") or self.workers[side].killed:
             self.workers[side].kill()
             self._start(side)
         return reply

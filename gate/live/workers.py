@@ -7,14 +7,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any
 
 from gate import ROOT
 from gate.baseline.recording import how_ended
+from gate.measure.ranks import GRACE_S, joined_replies, place_of
 from gate.measure.worker import START
 
 #: The exit status of a command that was interrupted.
@@ -38,10 +40,11 @@ class Lost(Exception):
 class Worker:
     """A process of one side; `log` holds what it printed."""
 
-    def __init__(self, side: Side, log: Path, stall_s: float) -> None:
+    def __init__(self, side: Side, log: Path, stall_s: float, place: Mapping[str, str] | None = None) -> None:
         self.side, self.log, self.stall_s = side, log, stall_s
         log.parent.mkdir(parents=True, exist_ok=True)
         variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(side.cache.absolute()), "PYTHONUNBUFFERED": "1"}
+        variables |= place or {}
         with log.open("a") as output:
             self.process = subprocess.Popen(
                 [str(side.python), "-c", START, str(ROOT), str(side.checkout)],
@@ -52,7 +55,7 @@ class Worker:
                 stderr=output,
                 start_new_session=True,
             )
-        self._read, self._killed = b"", False
+        self._read, self.killed = b"", False
 
     def send(self, do: str, **arguments: Any) -> None:
         """Ask for something; of a process that is gone, `answer` says so."""
@@ -61,16 +64,21 @@ class Worker:
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
 
+    @property
+    def answers(self) -> IO[bytes]:
+        """What its answers are read from."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
     def answer(self) -> dict[str, Any]:
         """Return what it answers; `Lost` if it crashed, or was killed as it did not answer for `stall_s` seconds."""
-        assert self.process.stdout is not None
         until = time.monotonic() + self.stall_s
         while b"\n" not in self._read:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
+            ready, _, _ = select.select([self.answers], [], [], max(0.0, until - time.monotonic()))
             if not ready:
                 self.kill()
                 raise Lost(f"killed after {self.stall_s:g} s without an answer")
-            piece = os.read(self.process.stdout.fileno(), 1 << 16)
+            piece = os.read(self.answers.fileno(), 1 << 16)
             if not piece:
                 raise Lost(self.end())
             self._read += piece
@@ -88,7 +96,7 @@ class Worker:
     def kill(self) -> None:
         """End it and all that it started: compile workers outlive a process that was killed."""
         # Once: later its number may be another process's.
-        if self._killed:
+        if self.killed:
             return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -97,13 +105,90 @@ class Worker:
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
-        self._killed = True
+        self.killed = True
 
     @property
     def last_line(self) -> str:
         """The last line of its log."""
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+class RankedWorker:
+    """The workers of one side's ranks, asked at once and answering as one; the first that fails answers for all.
+
+    A rank that lost another waits for it in a collective and answers nobody, so they end together.
+    """
+
+    def __init__(self, side: Side, log: Path, stall_s: float, ranks: int) -> None:
+        self.side, self.stall_s, self.killed, self.last_line = side, stall_s, False, ""
+        self._meeting = TemporaryDirectory()
+        self.ranks: list[Worker] = []
+        try:
+            for rank in range(ranks):
+                named = log.with_name(f"{log.stem}-rank-{rank}.log")
+                self.ranks.append(Worker(side, named, stall_s, place_of(rank, ranks)))
+        except BaseException:
+            self.kill()
+            raise
+
+    def send(self, do: str, **arguments: Any) -> None:
+        """Ask every rank."""
+        where = {"store": f"{self._meeting.name}/store"} if do == "hello" else {}
+        for worker in self.ranks:
+            worker.send(do, **arguments, **where)
+
+    def answer(self) -> dict[str, Any]:
+        """Return what all answer; `Lost` if one crashed, or was killed as it did not answer for `stall_s` seconds."""
+        answers: dict[int, dict[str, Any]] = {}
+        failed: list[int] = []
+        until = time.monotonic() + self.stall_s
+        while waiting := {one.answers: rank for rank, one in enumerate(self.ranks) if rank not in answers}:
+            ready, _, _ = select.select([*waiting], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                break
+            for rank in map(waiting.__getitem__, ready):
+                try:
+                    answers[rank] = self.ranks[rank].answer()
+                except Lost as lost:
+                    answers[rank] = {"verdict": "crashed", "reason": str(lost)}
+                if "error" in answers[rank] or answers[rank].get("verdict", "ready") not in ("ready", "timed"):
+                    until = min(until, time.monotonic() + GRACE_S)
+                    failed.append(rank)
+        world = len(self.ranks)
+        if failed:
+            return self._failure(answers, failed)
+        if silent := [str(rank) for rank in range(world) if rank not in answers]:
+            self.kill()
+            raise Lost(f"rank {', '.join(silent)} of {world}: killed after {self.stall_s:g} s without an answer")
+        return joined_replies([answers[rank] for rank in range(world)])
+
+    def _failure(self, answers: Mapping[int, dict[str, Any]], failed: Sequence[int]) -> dict[str, Any]:
+        """Return the answer of the rank that failed first, `Lost` if it crashed; all end, unless all say the same."""
+
+        def forced(rank: int) -> bool:
+            # One that ended without a word makes others fail. But where another failed, NCCL aborts the process.
+            one = answers[rank]
+            return one.get("verdict") != "crashed" or "SIGABRT" in one["reason"]
+
+        first, world = min(failed, key=forced), len(self.ranks)
+        found, self.last_line = answers[first], self.ranks[first].last_line
+        # Out of memory, each may have got to another collective.
+        if found.get("verdict") != "out of memory" and all(answers.get(rank) == found for rank in range(world)):
+            return found
+        self.kill()
+        key = "error" if "error" in found else "reason"
+        told = f"rank {first} of {world}: {found[key]}"
+        if found.get("verdict") == "crashed":
+            raise Lost(told)
+        return {**found, key: told}
+
+    def kill(self) -> None:
+        """End all ranks and what they started."""
+        for worker in self.ranks:
+            worker.kill()
+        self._meeting.cleanup()
+        self.killed = True
 
 
 @contextmanager

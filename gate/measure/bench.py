@@ -1,6 +1,6 @@
 """Drives one cell of the `model` and `collators` that are imported: builds it, checks it, runs and times its steps.
 
-Of the gate, this module, costs.py, rank.py and worker.py alone know models. A live pair runs all but rank.py beside
+Of the gate, this module, costs.py, rank.py and worker.py alone know models. A live pair runs them beside
 another checkout's models: they may only use what the models of older commits have too.
 """
 

@@ -1,7 +1,8 @@
 """What each rank does of a cell that is timed on several: `python -m gate.measure.rank FOLDER PARENT`.
 
 PARENT is the id of the process that started it. The folder holds what gate/measure/ranks.py wrote into it: plan.json,
-the arguments of `timed`. It gets RANK.json, and RANK.at, which says how far the rank is.
+the arguments of `timed`. It gets RANK.json, and RANK.at, which says how far the rank is. The ranks of a live pair are
+workers (gate/measure/worker.py), and open their cells by `opened_on_ranks` too.
 """
 
 import functools
@@ -11,9 +12,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from gate.measure.bench import (
     Shared,
     cell_bench,
     failures_told,
+    release_memory,
     settle_allocator,
     synchronize,
     timed_cells,
@@ -39,15 +43,65 @@ from gate.measure.bench import (
 )
 from gate.measure.costs import no_collection
 from gate.measure.environment import gpu_state
+from gate.measure.timing import Samples
 from gate.record.cell import NoTime
 from gate.record.files import write_json
 from model.attention import default_device
+from model.cells import Cell
 from model.compilation import fresh_compiler
-from model.distributed import How, accumulate, gradients_of, wrapped
+from model.distributed import HOWS, How, accumulate, gradients_of, wrapped
 from model.equivalence import differences
 from model.reference import Outcome, full_precision, without_dropout
 from model.tolerance import Mismatch
-from model.workloads import workload_named
+from model.workloads import Workload, workload_named
+
+
+@dataclass(frozen=True)
+class RankedCell:
+    """A cell that is timed on several ranks: in a wrapper, each with a batch of its own or a balanced share of all."""
+
+    cell: Cell
+    how: How
+    ranks: int
+    balanced: bool
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The cell as plain data, as records hold it."""
+        return {**self.cell.key, "ranks": f"{self.how}-{self.ranks}{'-balanced' * self.balanced}"}
+
+    @property
+    def id(self) -> str:
+        """The id of the cell, and the ranks behind it: `...-article-ddp-2`, `...-article-fsdp2-2-balanced`."""
+        return f"{self.cell.id}-{self.key['ranks']}"
+
+
+def ranked(cells: Iterable[Cell], ranks: int, *, named: bool) -> list[RankedCell]:
+    """Return what several ranks run of cells: those of training, packed unless others are `named`, in each wrapper,
+    with batches as they come and balanced."""
+    return [
+        RankedCell(cell, how, ranks, balanced)
+        for cell in cells
+        if cell.mode == "train" and (named or cell.backend.layout == "packed")
+        for how in HOWS
+        if how in cell.backend.wrappers
+        for balanced in (False, True)
+    ]
+
+
+def ranked_cells(workload: Workload, ranks: int, *, cells: str | None, **selection: Any) -> list[RankedCell]:
+    """Return the cells to time on several ranks, chosen as `timed_cells` chooses.
+
+    `cells` may match their id, or that of the cell on one rank.
+    """
+    # Those of a pattern are any of the workload's dtype, as on one rank.
+    every = timed_cells(workload, **selection, cells=None if cells is None else "*")
+    named = bool(cells or selection["backends"] or selection["collators"])
+    return [
+        one
+        for one in ranked(every, ranks, named=named)
+        if any(fnmatch(each, glob) for each in (one.id, one.cell.id) for glob in (cells or "*").split(","))
+    ]
 
 
 @dataclass
@@ -75,6 +129,12 @@ class RankBench(CellBench):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return found
+
+    def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
+        """Time steps that all ranks begin at once."""
+        with failures_told():
+            dist.barrier()
+        return super().timed(order, ahead_ms=ahead_ms)
 
     def mismatches(self) -> list[Mismatch]:
         """Compare the first step's loss and gradients of all ranks, and rank 0's logits, with those of one process.
@@ -116,11 +176,76 @@ def shares_of(examples: Sequence[Sequence[Example]], ranks: int, *, balanced: bo
     return [[[every[index] for index in next(dealt)] for _ in range(ranks)] for _ in steps]
 
 
+def join(rank: int, ranks: int, path: Path, stall_s: float) -> tuple[Any, timedelta]:
+    """Join the default group, which meets in a file, each rank on a GPU of its own; return its store, and how long a
+    rank waits for the others."""
+    device, limit = default_device(), timedelta(seconds=stall_s + 60)
+    store = dist.FileStore(str(path), ranks)  # type: ignore[attr-defined]
+    options: dict[str, Any] = {}
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        options["device_id"] = torch.device("cuda", rank)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=ranks, timeout=limit, **options
+    )
+    return store, limit
+
+
+def shares(workload: Workload, steps: int | None, *, balanced: bool) -> tuple[Shared, Shared]:
+    """Return what this rank runs, and the sequences of all ranks in the first step; `steps` None are as many as the
+    workload has batches."""
+    rank, ranks, device = dist.get_rank(), dist.get_world_size(), default_device()
+    drawn = replace(workload, num_batches=ranks * (steps or workload.num_batches))
+    dealt = shares_of(drawn.examples(), ranks, balanced=balanced)
+    first = [example for share in dealt[0] for example in share]
+    return Shared(drawn, device, given=[step[rank] for step in dealt]), Shared(drawn, device, given=[first])
+
+
+@contextmanager
+def opened_on_ranks(
+    shared: Shared,
+    first: Shared,
+    cell: RankedCell,
+    cell_seconds: float,
+    passes: int = 1,
+    mark: Callable[[str], object] = lambda stage: None,
+) -> Iterator[RankBench]:
+    """Build a cell in its wrapper, prove its first step right on all ranks and warm it up for `passes`, as `opened`
+    does on one; `mark` is told how far it is.
+
+    `shared` and `first` are those of `shares`. A cell that is wrong or too slow is so on all ranks: none waits for one
+    that gave up.
+    """
+    with failures_told(), fresh_compiler() as compiler:
+        mark("the proof")
+        truth = first.references(cell.cell) if dist.get_rank() == 0 else None
+        plain = cell_bench(shared, cell.cell, compiler)
+        targets = torch.tensor([batch.num_targets for batch in plain.batches], device=shared.device)
+        dist.all_reduce(targets)
+        around = wrapped(plain.model, cell.how, shared.device)
+        bench = RankBench(**vars(plain), around=around, how=cell.how, totals=targets.tolist(), truth=truth)
+        wrong = [[str(each) for each in bench.mismatches()]]
+        dist.broadcast_object_list(wrong)
+        if wrong[0]:
+            raise NoTime("wrong", wrong[0][0])
+        release_memory(shared.device)
+        mark("the warm-up")
+        warming = warm_up(bench.batches, cell.cell)
+        # The rank that compiles the longest waits the least for others.
+        first_s = torch.tensor(bench.first_step_s(warming[0]), device=shared.device)
+        dist.all_reduce(first_s, dist.ReduceOp.MIN)
+        if slow := too_slow(first_s.item(), len(warming) + passes * len(bench.batches), cell_seconds):
+            raise NoTime("too slow", slow)
+        warm(bench, warming)
+        with no_collection():
+            yield bench
+
+
 def timed(
     rank: int,
-    ranks: int,
     folder: Path,
     *,
+    ranks: int,
     workload: str | None,
     lengths: str | None,
     steps: int | None,
@@ -144,23 +269,12 @@ def timed(
         (folder / f"{rank}.at").write_text(stage)
 
     mark("the start")
-    device = default_device()
-    limit = timedelta(seconds=stall_s + 60)
-    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
-    options: dict[str, Any] = {}
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-        options["device_id"] = torch.device("cuda", rank)
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=ranks, timeout=limit, **options
-    )
+    store, limit = join(rank, ranks, folder / "store", stall_s)
     settle_allocator()
-    chosen = workload_named(workload, device, lengths)
-    chosen = replace(chosen, num_batches=ranks * (steps or chosen.num_batches))
-    shares = shares_of(chosen.examples(), ranks, balanced=balanced)
-    shared = Shared(chosen, device, given=[step[rank] for step in shares])
+    chosen = workload_named(workload, default_device(), lengths)
+    shared, first = shares(chosen, steps, balanced=balanced)
     (found,) = timed_cells(chosen, **{**selection, "cells": escape(cell)})
-    order = [*range(len(shares))] * passes
+    order = [*range(len(shared.examples))] * passes
 
     with fresh_compiler() as compiler:
         if rank:
@@ -183,26 +297,13 @@ def timed(
             own_ms = bench.timed(order).times_ms
         del bench
     # Compiled anew: inside DDP torch.compile cuts graphs where its buckets end.
-    with fresh_compiler() as compiler:
-        mark("the proof")
-        joined = [example for share in shares[0] for example in share]
-        truth = Shared(chosen, device, given=[joined]).references(found) if rank == 0 else None
-        plain = cell_bench(shared, found, compiler)
-        targets = torch.tensor([batch.num_targets for batch in plain.batches], device=device)
-        dist.all_reduce(targets)
-        around = wrapped(plain.model, how, device)
-        bench = RankBench(**vars(plain), around=around, how=how, totals=targets.tolist(), truth=truth)
-        if wrong := bench.mismatches():
-            raise NoTime("wrong", str(wrong[0]))
-        mark("the warm-up")
-        warm(bench, warm_up(bench.batches, found))
-        with no_collection():
-            dist.barrier()
-            mark("the steps")
-            samples = bench.timed(order)
-            state = gpu_state()
-            mark("the costs")
-            rates, costs = bench.rates(samples, order), bench.costs(exact=exact, kernels=kernels)
+    several = RankedCell(found, how, ranks, balanced)
+    with opened_on_ranks(shared, first, several, cell_seconds, passes, mark) as bench:
+        mark("the steps")
+        samples = bench.timed(order)
+        state = gpu_state()
+        mark("the costs")
+        rates, costs = bench.rates(samples, order), bench.costs(exact=exact, kernels=kernels)
         dist.barrier()
     return {**rates, **costs, "own_ms": own_ms, "alone_ms": alone_ms or None, "gpu_after": state}
 
@@ -224,11 +325,11 @@ def end_with(parent: int) -> None:
 def main(folder: Path, parent: int) -> int:
     """Run the plan of a folder, and write what came of it there; 1 where it has no time."""
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     plan = json.loads((folder / "plan.json").read_text())
     try:
         with failures_told():
-            answer = timed(rank, ranks, folder, **plan)
+            answer = timed(rank, folder, **plan)
     except NoTime as error:
         answer = {"verdict": error.verdict, "reason": error.reason, "traceback": traceback.format_exc()}
     write_json(folder / f"{rank}.json", {"at": time.time(), **answer})

@@ -27,7 +27,15 @@ STALL_S = 300.0
 GRACE_S = 2.0
 
 #: What a cell costs as much as the rank that needs the most of it.
-HIGHEST = ("peak_bytes", "kernel_launches", "synchronisations", "compilations", "graph_breaks", "compile_s")
+HIGHEST = (
+    "peak_bytes",
+    "kernel_launches",
+    "synchronisations",
+    "compilations",
+    "graph_breaks",
+    "compile_s",
+    "padded_token_share",
+)
 
 Answer = dict[str, Any]
 
@@ -40,7 +48,7 @@ def timed_on_ranks(plan: Mapping[str, Any], ranks: int, *, stall_s: float = STAL
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "plan.json").write_text(json.dumps({**plan, "stall_s": stall_s}))
+        (folder / "plan.json").write_text(json.dumps({**plan, "ranks": ranks, "stall_s": stall_s}))
         processes = [_started(rank, ranks, folder) for rank in range(ranks)]
         try:
             answers = _answers(processes, folder, stall_s)
@@ -53,14 +61,18 @@ def timed_on_ranks(plan: Mapping[str, Any], ranks: int, *, stall_s: float = STAL
     return joined(answers)
 
 
+def place_of(rank: int, ranks: int) -> dict[str, str]:
+    """Return the variables of a rank's process: torchrun's, and threads for its share of the cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    return {"OMP_NUM_THREADS": threads, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+
+
 def _started(rank: int, ranks: int, folder: Path) -> "subprocess.Popen[bytes]":
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "PYTHONPATH": path}
     with (folder / f"{rank}.log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "gate.measure.rank", str(folder), str(os.getpid())],
-            env={**threads, **os.environ, **place},
+            env={**os.environ, **place_of(rank, ranks), "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -104,6 +116,8 @@ def _failure(codes: Sequence[int | None], told: Sequence[Answer], folder: Path, 
         return NoTime("failed", f"no rank of {world} got further for {stall_s:g} s: {', '.join(silent)}")
     first = min(failed, key=lambda rank: told[rank].get("at", math.inf if codes[rank] == -signal.SIGABRT else 0))
     if answer := told[first]:
+        # What all found together is told of the first.
+        first = next(rank for rank in range(world) if told[rank].get("reason") == answer["reason"])
         print(answer["traceback"], file=sys.stderr)
         return NoTime(answer["verdict"], f"rank {first} of {world}: {answer['reason']}")
     lines = (folder / f"{first}.log").read_text(errors="replace").split("\n")
@@ -128,13 +142,10 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tokens = [sum(each) for each in zip(*(one["tokens"] for one in answers), strict=True)]
     per_rank = sum(tokens) / total_ms / world * 1e3
     alone = sum(answers[0]["tokens"]) / sum(answers[0]["alone_ms"]) * 1e3
-    highest = {
-        name: max(known) for name in HIGHEST if (known := [one[name] for one in answers if one.get(name) is not None])
-    }
     shown = ("tokens", "own_ms", "alone_ms", "peak_bytes")
     return {
         **{key: value for key, value in slowest.items() if key not in ("at", "own_ms", "alone_ms")},
-        **highest,
+        **_highest(answers),
         "tokens": tokens,
         "tokens_per_s": per_rank * world,
         "tokens_per_s_rank": per_rank,
@@ -144,4 +155,23 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ranks": [
             {"step_ms": one[clock]} | {key: one[key] for key in shown if one.get(key) is not None} for one in answers
         ],
+    }
+
+
+def joined_replies(replies: Sequence[Mapping[str, Any]]) -> Answer:
+    """Return what the ranks of a live pair's side answered to one request, as one worker would.
+
+    A block is that of the rank that took the longest in all, the tokens of a step are those of all ranks, and costs
+    are the highest of a rank. All else is rank 0's, its kernels too.
+    """
+    if "wall_ms" in replies[0]:
+        return dict(max(replies, key=lambda one: sum(one["device_ms"] or one["wall_ms"])))
+    tokens = [sum(each) for each in zip(*(one.get("tokens", ()) for one in replies), strict=True)]
+    return {**replies[0], **_highest(replies), **({"tokens": tokens} if tokens else {})}
+
+
+def _highest(answers: Sequence[Mapping[str, Any]]) -> Answer:
+    """Return the costs that ranks told, each of the rank that needs the most of it."""
+    return {
+        name: max(known) for name in HIGHEST if (known := [one[name] for one in answers if one.get(name) is not None])
     }

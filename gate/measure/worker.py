@@ -1,17 +1,21 @@
 """The worker of one side of a live pair: it holds one cell at a time and runs what the coordinator asks.
 
 The coordinator starts it with `START`, writes one JSON object a line to its standard input, and reads one a line from
-its standard output. What libraries print goes to standard error.
+its standard output. What libraries print goes to standard error. A side on several ranks has a worker a rank, with
+RANK in its environment; all get the same requests.
 """
 
+import inspect
 import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
+from gate.measure.ranks import STALL_S
 from gate.record.cell import NoTime
 
 #: Python's `-c` for a worker. `gate` is head's, `model` and `collators` are those of the side: sys.path says first the
@@ -37,8 +41,13 @@ class Worker:
         steps: int | None,
         cell_seconds: float,
         selection: Mapping[str, Any],
+        ranks: int = 1,
+        store: str = "",
     ) -> Reply:
-        """Import the side's models, and return the machine, and every cell that is selected with its state."""
+        """Import the side's models, and return the machine, and every cell that is selected with its state.
+
+        Several ranks meet in the file `store`.
+        """
         import torch
 
         from gate.measure import bench
@@ -52,26 +61,36 @@ class Worker:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         chosen = workload_named(workload, self.device, lengths)
         bench.settle_allocator()
-        self.shared = bench.Shared(chosen, self.device, steps)
-        self.cell_seconds = cell_seconds
-        self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, **selection)}
+        self.ranks = ranks
+        self.cells: dict[str, Any]
+        self.opened: Callable[[Any], AbstractContextManager[Any]]
+        if ranks > 1:
+            rank = on_ranks(ranks, self.device)
+            self.cells = {cell.id: cell for cell in rank.ranked_cells(chosen, ranks, **selection)}
+            rank.join(int(os.environ["RANK"]), ranks, Path(store), STALL_S + min(cell_seconds, 3600.0))
+            shares = {balanced: rank.shares(chosen, steps, balanced=balanced) for balanced in (False, True)}
+            self.opened = lambda cell: rank.opened_on_ranks(*shares[cell.balanced], cell, cell_seconds)
+        else:
+            shared = bench.Shared(chosen, self.device, steps)
+            self.cells = {cell.id: cell for cell in bench.timed_cells(chosen, **selection)}
+            self.opened = lambda cell: bench.opened(shared, cell, cell_seconds)
         found = []
-        for cell in self.cells.values():
+        for each in self.cells.values():
+            cell = each.cell if ranks > 1 else each
             case = cell.case(self.device, chosen.config)
             if not cell.backend.undeclared_reasons(case):
                 why = cell.backend.unavailable_reasons(case)
-                found.append({"id": cell.id, "cell": cell.key, "unavailable": "; ".join(why)})
+                found.append({"id": each.id, "cell": each.key, "unavailable": "; ".join(why)})
         return {"machine": environment(), "device": self.device, "cells": found}
 
     def open(self, cell: str) -> Reply:
         """Build the cell, prove its first batch right and warm it up; return its batches' tokens."""
-        from gate.measure.bench import opened
         from gate.measure.environment import gpu_state
 
         self.close()
         state = gpu_state()
         try:
-            self.bench = self.stack.enter_context(opened(self.shared, self.cells[cell], self.cell_seconds))
+            self.bench = self.stack.enter_context(self.opened(self.cells[cell]))
         except NoTime:
             self.close()
             raise
@@ -92,6 +111,9 @@ class Worker:
         try:
             return self.bench.costs(kernels=kernels)
         except Exception as error:
+            if self.ranks > 1:
+                # The others may wait for this rank.
+                raise
             traceback.print_exc()
             return {"unmeasured": f"{type(error).__name__}: {error}".splitlines()[0]}
 
@@ -103,6 +125,26 @@ class Worker:
         self.stack.close()
         release_memory(self.device)
         return {}
+
+
+def on_ranks(ranks: int, device: str) -> Any:
+    """Return the module that drives several ranks; ValueError where the side's models or GPUs do not."""
+    import torch
+
+    try:
+        from gate.measure import rank
+        from model.distributed import accumulate
+
+        if "total" not in inspect.signature(accumulate).parameters:
+            raise ImportError("accumulate takes no total")
+    except ImportError as error:
+        raise ValueError(
+            f"its models have no step on several ranks that can be timed ({error}); "
+            "choose a commit that has --distributed"
+        ) from None
+    if device == "cuda" and (found := torch.cuda.device_count()) < ranks:
+        raise ValueError(f"--distributed {ranks} needs {ranks} GPUs; got {found}")
+    return rank
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from gate import ROOT
 from gate.judge.live import FITS
+from gate.live import workers
 from gate.live.comparison import Comparison, Found, Request
 from gate.live.pair import Block, block_logs
 from gate.live.workers import Side
@@ -27,8 +28,9 @@ ODD = CELLS[1]
 def fake_side(name: str, folder: Path, **fake: Any) -> Side:
     """Return a side whose worker does what `fake` says (tests/meta/fake_worker.py).
 
-    `ms` are the steps of its cells, `does` what it does instead of answering, by cell and request; `hello` is more of
-    its greeting, `costs` and `tokens` are those of cells. The folder passes for a checkout.
+    `ms` are the steps of its cells, `does` what it does instead of answering, by cell and request (`open`, or
+    `open on rank 1`); `hello` is more of its greeting, `costs` and `tokens` are those of cells. The folder passes for a
+    checkout.
     """
     checkout, python = folder / name, folder / "python"
     (checkout / "model").mkdir(parents=True, exist_ok=True)
@@ -64,10 +66,12 @@ class Arena:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, base: dict[str, Any], head: dict[str, Any], **more: Any) -> dict[str, tuple[str, str]]:
+    def run(
+        self, base: dict[str, Any], head: dict[str, Any], ranks: int = 1, **more: Any
+    ) -> dict[str, tuple[str, str]]:
         """Return each cell's verdict and why."""
         sides = {"base": fake_side("base", self.folder, **base), "head": fake_side("head", self.folder, **head)}
-        request = Request(sides, self.folder / "run", {}, stall_s=1.0, **more)
+        request = Request(sides, self.folder / "run", {"ranks": ranks}, stall_s=1.0, **more)
         self.said: list[str] = []
         self.found: Found = Comparison(request, self.said.append).run()
         return {one.cell: (str(one.verdict), one.told) for one in self.found.verdicts}
@@ -101,6 +105,43 @@ def test_a_cell_that_one_side_alone_cannot_open_is_regressed_or_new_and_the_othe
     assert arena.run({}, does(what)) == REST | {ODD: ("regressed", GONE[what].format("head"))}
     # Fresh pairs confirmed it.
     assert [one.head.verdict for one in arena.found.results[ODD]] == [GONE[what].partition(" on")[0]] * 3
+
+
+def test_two_ranks_answer_as_one_worker(arena: Arena):
+    assert arena.run({}, {}, ranks=2) == REST | {ODD: SAME}
+    # The tokens of both.
+    assert {*(arena.found.results[ODD][0].head.tokens or ())} == {14, 16}
+    assert len((arena.folder / "pids").read_text().split()) == 4
+
+
+ON_RANK_1 = {
+    "crash": "crashed on head: rank 1 of 2: killed by SIGSEGV",
+    "hang": "crashed on head: rank 1 of 2: killed after 1 s without an answer",
+    "out of memory": "out of memory on head: rank 1 of 2: said so",
+    "failed": "failed on head: rank 1 of 2: said so",
+    "error": "failed on head: rank 1 of 2: ValueError: said so",
+}
+
+
+@pytest.mark.parametrize("asked", ["open", "block"])
+@pytest.mark.parametrize("what", ON_RANK_1)
+def test_a_rank_that_is_lost_is_named_and_the_others_that_wait_for_it_end(
+    arena: Arena, what: str, asked: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workers, "GRACE_S", 0.2)
+    one = {f"{asked} on rank 1": what} | ({} if what == "hang" else {f"{asked} on rank 0": "hang"})
+    found = arena.run({}, {"does": {ODD: one}}, ranks=2)
+    verdict = ("regressed", ON_RANK_1[what])
+    if (what, asked) == ("out of memory", "block"):
+        # Opened alone, it fits.
+        verdict = ("inconclusive", "each side alone fits into memory, but both together do not")
+    assert found == REST | {ODD: verdict}
+
+
+def test_what_all_ranks_find_together_is_told_once_and_ends_none_of_them(arena: Arena):
+    found = arena.run(does("wrong"), does("wrong"), ranks=2)
+    assert found == REST | {ODD: ("inconclusive", "wrong on base: said so; wrong on head: said so")}
+    assert len((arena.folder / "pids").read_text().split()) == 4
 
 
 def test_a_cell_that_base_alone_cannot_open_is_new(arena: Arena):

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gate.__main__ import main
+from gate.live.workers import Lost, RankedWorker, Side
 from gate.measure import ranks
-from gate.measure.ranks import joined, timed_on_ranks
+from gate.measure.ranks import joined, joined_replies, timed_on_ranks
+from gate.measure.worker import on_ranks
 from gate.record.cell import CellRecord, NoTime, cell_id, cell_of, number_of_ranks
 from gate.record.files import load_record
+from model import distributed
 from model.workloads import workload_named
 from tests.meta.gate_cells import key
 from tests.meta.timed_sessions import info
+from tests.studies.live import EQUAL, copied
 
 pytestmark = pytest.mark.meta
 
@@ -61,6 +66,19 @@ def test_the_slowest_rank_is_the_step_and_what_is_no_work_of_it_is_exposed() -> 
     assert (found["peak_bytes"], found["compilations"]) == (9, 2)
     assert [rank["peak_bytes"] for rank in found["ranks"]] == [7, 9]
     assert "own_ms" not in found
+
+
+def test_the_ranks_of_a_live_pair_answer_with_the_slowest_block_all_tokens_and_the_highest_costs() -> None:
+    fast, slow = ({"wall_ms": each, "device_ms": [], "host_ms": []} for each in ([9.0, 1.0], [5.0, 6.0]))
+    assert joined_replies([fast, slow]) == slow
+    # By the device's clock, where there is one.
+    assert joined_replies([fast | {"device_ms": [7.0, 7.0]}, slow | {"device_ms": [6.0, 6.0]}])["device_ms"] == [7, 7]
+    assert joined_replies([{"gpu": 0, "tokens": [5, 6]}, {"gpu": 1, "tokens": [7, 8]}]) == {
+        "gpu": 0,
+        "tokens": [12, 14],
+    }
+    costs = [{"kernels": [], "peak_bytes": 3, "padded_token_share": 0.2}, {"peak_bytes": 4, "padded_token_share": 0.1}]
+    assert joined_replies(costs) == {"kernels": [], "peak_bytes": 4, "padded_token_share": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +253,11 @@ def running(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_cell_of_several_ranks_that_seems_slower_is_inconclusive_and_says_why(session) -> None:
+def test_a_cell_of_several_ranks_that_seems_slower_is_settled_as_one_of_one(session) -> None:
     session.place("0001_base.json", [info(ranks="ddp-2")])
     result = session("--benchmark-compare", infos=[info(ranks="ddp-2", ms=34.0)])
     assert result.ret == 0
-    result.stdout.re_match_lines_random([r"\| \S+-ddp-2 .*INCONCLUSIVE.* not settled: live pairs run on one rank"])
+    result.stdout.re_match_lines_random([r"\| \S+-ddp-2 .*INCONCLUSIVE.* not settled: the record names no commit"])
 
 
 def test_a_record_of_several_ranks_is_none_of_one(session) -> None:
@@ -251,10 +269,78 @@ def test_a_record_of_several_ranks_is_none_of_one(session) -> None:
     )
 
 
-def test_gate_ab_refuses_several_ranks_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+#: What makes the steps of one rank slower: head's others wait for it.
+SLOWER_ON_RANK_1 = """
+import functools
+import time
+
+_right = accumulate
+
+
+@functools.wraps(_right)
+def accumulate(model, *given):
+    if dist.get_rank() == 1 and isinstance(model, DistributedDataParallel):
+        time.sleep(0.15)
+    return _right(model, *given)
+"""
+
+
+def test_live_pairs_on_two_ranks_find_what_slows_one_of_them_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    head, run = copied(tmp_path / "head", EQUAL), tmp_path / "run"
+    with (head / "model" / "distributed.py").open("a") as module:
+        module.write(SLOWER_ON_RANK_1)
+    slow, equal = f"{CELL}-ddp-2", f"{CELL}-fsdp2-2-balanced"
+    options = ["--distributed=2", f"--cells={slow},{equal}", "--workload=smoke", "--steps=1"]
+    # Times are of a CPU that others use too, and two fresh pairs are to be enough.
+    coarse = ["--threshold-percent=50", "--alpha=0.5", f"--folder={run}"]
+    assert main(["ab", f"--base={ROOT}", f"--head={head}", *options, *coarse]) == 1
+    found = {cell["cell"]: cell["verdict"] for cell in json.loads((run / "report.json").read_text())["cells"]}
+    assert found[slow] == "regressed"
+    assert found[equal] != "regressed"
+    measured = json.loads((run / "pairs" / "0" / f"{equal}.json").read_text())["head"]
+    assert measured["cell"] == cell_of(equal)
+    examples = replace(workload_named("smoke", "cpu"), num_batches=2).examples()
+    assert {*measured["tokens"]} == {sum(len(one.input_ids) for batch in examples for one in batch)}
+
+
+def test_a_rank_of_a_live_pair_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    side = Side("head", ROOT, Path(sys.executable), tmp_path / "cache")
+    worker = RankedWorker(side, tmp_path / "head.log", 60.0, 2)
+    try:
+        plan = {key: plan_of("right")[key] for key in ("workload", "lengths", "steps", "cell_seconds", "selection")}
+        worker.send("hello", **plan, ranks=2)
+        (as_come, *_) = (cell["id"] for cell in worker.answer()["cells"])
+        worker.send("open", cell=as_come)
+        assert worker.answer()["verdict"] == "ready"
+        worker.send("block", order=[0] * 10_000, ahead_ms=0.0)
+        worker.ranks[1].process.kill()
+        with pytest.raises(Lost, match=r"^rank 1 of 2: killed by SIGKILL$"):
+            worker.answer()
+        assert not any(running(one.process.pid) for one in worker.ranks)
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("ranks", [1, 0, -2])
+def test_gate_ab_refuses_a_number_of_ranks_that_is_none_in_one_line(
+    ranks: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["ab", "--base=HEAD", "--head=HEAD", "--distributed=2"])
-    assert "gate ab runs both sides on one rank; got --distributed 2." in capsys.readouterr().err.splitlines()[-1]
+        main(["ab", "--base=HEAD", "--head=HEAD", f"--distributed={ranks}"])
+    assert f"--distributed {ranks} is not between 2 and inf." in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_side_without_the_gpus_or_the_models_for_it_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"^--distributed 4 needs 4 GPUs; got 2$"):
+        on_ranks(4, "cuda")
+    monkeypatch.setattr(distributed, "accumulate", lambda model, backend, batches, case: None)
+    with pytest.raises(ValueError, match=r"no step on several ranks .*; choose a commit that has --distributed$"):
+        on_ranks(2, "cpu")
 
 
 def test_the_study_of_settings_runs_on_a_cpu(tmp_path: Path) -> None:
