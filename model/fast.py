@@ -277,6 +277,10 @@ class Narrow:
     linears: Sequence[NarrowLinear]
     versions: list[int]
 
+    def shares(self, masters: Sequence[Tensor]) -> bool:
+        """Tell whether its parameters lie where `masters` do."""
+        return [each.data_ptr() for each in self.graphs.parameters] == [each.data_ptr() for each in masters]
+
     def cast(self) -> None:
         """Cast the parameters of all linear maps once more."""
         copies: list[Tensor] = [each for linear in self.linears for each in (linear.weight, linear.bias)]
@@ -298,23 +302,39 @@ class FastDecoder(Decoder):
         # Not modules of this one: parameters are its own alone.
         self.running: dict[torch.dtype, Narrow] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: it makes graphs of its own."""
+        return self.__dict__ | {"running": {}}
+
     def compile_blocks(self) -> None:
         """Let the blocks that run be compiled, as `Decoder` compiles its own."""
         self.compiled = True
         self.running.clear()
 
     def forward(self, batch: PackedBatch, context: VarlenContext) -> Tensor:  # type: ignore[override]
-        """Return logits (1, T, vocabulary); a backward must come before the next forward."""
-        graphs = self.narrow(torch.get_autocast_dtype(batch.input_ids.device.type))
-        if torch.is_grad_enabled():
+        """Return logits (1, T, vocabulary); a backward must come before the next forward.
+
+        ValueError without autocast.
+        """
+        device = batch.input_ids.device.type
+        if not torch.is_autocast_enabled(device):
+            raise ValueError("the fast step needs 16 bits; got no autocast. Run it in torch.autocast, or use Decoder.")
+        training = torch.is_grad_enabled()
+        # What is kept for later steps must be usable outside of inference mode too.
+        with torch.inference_mode(False), torch.set_grad_enabled(training):
+            graphs = self.narrow(torch.get_autocast_dtype(device))
+            if not training:
+                return graphs.run(batch, context.causal).logits[:, : batch.num_slots].clone()
             logits: Tensor = Replayed.apply(graphs, batch, context.causal, *self.parameters())  # type: ignore[no-untyped-call]
             return logits
-        return graphs.run(batch, context.causal).logits[:, : batch.num_slots].clone()
 
     def narrow(self, dtype: torch.dtype) -> Graphs:
         """Return the graphs of the decoder in `dtype`, whose matrices are those of this one."""
         masters = list(self.parameters())
         versions = [each._version for each in masters]
+        if dtype in self.running and not self.running[dtype].shares(masters):
+            # Parameters were moved, or others put in their place.
+            del self.running[dtype]
         if dtype not in self.running:
             decoder = self._narrow_decoder(dtype)
             linears = [module for module in decoder.modules() if isinstance(module, NarrowLinear)]

@@ -1,6 +1,7 @@
 """The fast step computes what the plain decoder does; on a CPU its graphs are calls, and its attention a stand-in."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -160,3 +161,39 @@ def test_gradients_are_float32_and_parameters_are_those_of_the_plain_decoder(mod
     assert list(model.state_dict()) == list(plain.state_dict())
     found = stepped(model, examples(5), case())
     assert {gradient.dtype for gradient in found.gradients.values()} == {torch.float32}
+
+
+def test_a_model_that_ran_in_inference_mode_is_trained(model: FastDecoder) -> None:
+    given = examples(12, 5)
+    batch = packed(given)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model(batch, BACKEND.prepare(batch, case("eval")))
+    assert not wrong(model, given, case())
+    assert not wrong(model, given, case("eval"))
+
+
+def test_a_copy_of_a_model_that_ran_has_steps_and_parameters_of_its_own(model: FastDecoder) -> None:
+    given = examples(12, 5)
+    stepped(model, given, case())
+    copied = deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.5)
+    assert not wrong(copied, given, case())
+    assert not wrong(model, given, case())
+
+
+def test_a_step_has_the_parameters_that_were_put_in_place_of_others(model: FastDecoder) -> None:
+    given = examples(12, 5)
+    stepped(model, given, case("eval"))
+    model.load_state_dict({name: one * 2 for name, one in model.state_dict().items()}, assign=True)
+    assert not wrong(model, given, case("eval"))
+    for parameter in model.parameters():
+        parameter.data = parameter.data / 2
+    assert not wrong(model, given, case("eval"))
+
+
+def test_a_step_without_autocast_is_refused(model: FastDecoder) -> None:
+    batch = packed(examples(3))
+    with pytest.raises(ValueError, match=r"needs 16 bits; got no autocast\. Run it in torch\.autocast, or use Decoder"):
+        model(batch, BACKEND.prepare(batch, case()))
