@@ -2,8 +2,8 @@
 
 It differs from `model/decoder.py` in three named places:
 
-- `NarrowLinear` keeps its matrix in 16 bits too, which is cast again only when it has changed, and the product that
-  makes the gradient of the matrix writes it in float32.
+- `NarrowLinear` has its matrix in 16 bits too: all are cast in one kernel before a step, and the product that makes the
+  gradient of a matrix writes it in float32.
 - `FusedBlock.attended` takes queries, keys and values as one tensor, so that their gradient is one.
 - `Graphs` replays the forward and the backward of a packed row as CUDA graphs, so that the host launches two.
 
@@ -11,12 +11,13 @@ Shapes: T tokens and S slots of a packed row, N sequences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from collators.batch import PackedBatch
 from model.attention import Backend
@@ -27,6 +28,9 @@ from model.decoder import Block, Decoder, DecoderConfig
 
 #: Rows are filled up to a multiple of this many slots: each size is a graph of its own, with gradients of its own.
 SLOTS = 128
+
+#: So many sizes are kept, each with the gradients of all parameters. `packed_multiple` makes batches of few sizes.
+KEPT = 32
 
 #: How often a step is run before it is captured, as kernels are chosen and compiled by the first calls.
 WARM_UP = 3
@@ -134,11 +138,11 @@ class Recording:
     replay: Callable[[], None]
 
 
-def recorded(function: Callable[[], Sequence[Tensor]], device: str, pool: Any) -> Recording:
-    """Run `function` and record it: as a CUDA graph in the memory of `pool`; on a CPU it is simply called again."""
-    if device == "cuda":
+def recorded(function: Callable[[], Sequence[Tensor]], place: "Place | None") -> Recording:
+    """Run `function` and record it: as a CUDA graph in a place; on a CPU, without one, it is simply called again."""
+    if place is not None:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=place.pool, stream=place.stream):
             results = function()
         return Recording(tuple(each.detach() for each in results), graph.replay)
     kept = tuple(each.detach().clone() for each in function())
@@ -150,17 +154,20 @@ def recorded(function: Callable[[], Sequence[Tensor]], device: str, pool: Any) -
     return Recording(kept, again)
 
 
-@contextmanager
-def beside(device: str) -> Iterator[None]:
-    """Run on a stream of its own: what comes before a CUDA graph must not be on the default one."""
-    if device != "cuda":
-        yield
-        return
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream().wait_stream(side)
+@dataclass(frozen=True)
+class Place:
+    """Where the graphs of one model are captured: a stream of the current GPU, and memory that they share."""
+
+    stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
+    pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run on its stream: what comes before a CUDA graph must not be on the default one."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
 
 
 @dataclass(frozen=True)
@@ -194,95 +201,101 @@ class Graph:
 class Graphs:
     """Recordings of `body`, which maps a row and its context to logits; one for each size that was met.
 
-    All share one pool of memory. So a backward must be that of the last forward: what another one kept is overwritten.
+    All share memory. So a backward must be that of the last forward, and only once: what another one kept is
+    overwritten.
     """
 
     body: Callable[[Row, VarlenContext], Tensor]
     parameters: Sequence[Tensor]
     longest: int
     made: dict[tuple[Any, ...], Graph] = field(default_factory=dict)
-    pool: Any = None
+    place: Place | None = None
     runs: int = 0
-    went_back: bool = False
 
-    def run(self, batch: PackedBatch, causal: bool) -> Graph:
+    def run(self, batch: PackedBatch, context: VarlenContext) -> Graph:
         """Replay the forward of `batch`, and return its graph."""
         step = min(SLOTS, self.longest)
         # At least one slot more, which makes the sequence that fills the row up.
         slots, training = (batch.num_slots // step + 1) * step, torch.is_grad_enabled()
-        key = (slots, len(batch.cu_seqlens), causal, training)
+        key = (slots, len(batch.cu_seqlens), context.causal, context.window, context.softcap, training)
         if key not in self.made:
-            self.made[key] = self._recorded(batch, slots, causal, training)
+            if len(self.made) == KEPT:
+                self.made.clear()
+                self.place = None
+            self.made[key] = self._recorded(batch, context, slots, training)
         graph = self.made[key]
         graph.row.fill(batch)
         graph.forward.replay()
         self.runs += 1
         return graph
 
-    def _recorded(self, batch: PackedBatch, slots: int, causal: bool, training: bool) -> Graph:
-        like, device = batch.input_ids, batch.input_ids.device.type
+    def _recorded(self, batch: PackedBatch, context: VarlenContext, slots: int, training: bool) -> Graph:
+        like = batch.input_ids
+        if like.is_cuda and self.place is None:
+            self.place = Place()
         ids, positions = (like.new_zeros((1, slots)) for _ in range(2))
         offsets = torch.full((len(batch.cu_seqlens) + 1,), slots, dtype=torch.int32, device=like.device)
-        row, context = Row(ids, positions, offsets), VarlenContext(offsets, self.longest, causal)
+        row, told = Row(ids, positions, offsets), replace(context, cu_seqlens=offsets, max_seqlen=self.longest)
         row.fill(batch)
         last: dict[str, Tensor] = {}
 
         def forward() -> tuple[Tensor]:
-            last["logits"] = self.body(row, context)
+            last["logits"] = self.body(row, told)
             return (last["logits"],)
 
         def backward() -> tuple[Tensor, ...]:
             return torch.autograd.grad(last["logits"], self.parameters, gradient)
 
-        with beside(device):
+        with self.place.beside() if self.place else nullcontext():
             for _ in range(WARM_UP):
                 (logits,) = forward()
                 gradient = torch.zeros_like(logits)
                 if training:
                     backward()
-        if device == "cuda" and self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        ahead = recorded(forward, device, self.pool)
-        return Graph(row, ahead, gradient, recorded(backward, device, self.pool) if training else None)
+        ahead = recorded(forward, self.place)
+        return Graph(row, ahead, gradient, recorded(backward, self.place) if training else None)
 
 
 class Replayed(torch.autograd.Function):
     """Logits of a packed row by a graph, whose backward is a graph too."""
 
     @staticmethod
-    def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, causal: bool, *masters: Tensor) -> Tensor:
+    def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, context: VarlenContext, *masters: Tensor) -> Tensor:
         """Return logits (1, T, vocabulary)."""
         with torch.enable_grad():
-            ctx.graph = graphs.run(batch, causal)
+            ctx.graph = graphs.run(batch, context)
         ctx.graphs, ctx.run = graphs, graphs.runs
         return ctx.graph.logits[:, : batch.num_slots].clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all parameters."""
         if ctx.run != ctx.graphs.runs:
             raise RuntimeError(
-                f"the fast step keeps the activations of its last forward only; run {ctx.run} of {ctx.graphs.runs} "
-                "asked for its backward. Run each backward before the next forward."
+                "the fast step keeps the activations of its last forward, for one backward; got a backward of an "
+                "earlier forward, or a second one. Run one backward after each forward, or use Decoder."
             )
-        ctx.graphs.went_back = True
+        ctx.graphs.runs += 1
         return None, None, None, *ctx.graph.gradients(gradient)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Narrow:
-    """The decoder in 16 bits: its graphs, its linear maps, and the versions of the parameters these were cast from."""
+    """The decoder in 16 bits: its graphs, and its linear maps."""
 
     graphs: Graphs
     linears: Sequence[NarrowLinear]
-    versions: list[int]
 
     def shares(self, masters: Sequence[Tensor]) -> bool:
         """Tell whether its parameters lie where `masters` do."""
         return [each.data_ptr() for each in self.graphs.parameters] == [each.data_ptr() for each in masters]
 
     def cast(self) -> None:
-        """Cast the parameters of all linear maps once more."""
+        """Cast the parameters of all linear maps: no counter tells of every way in which they may have changed.
+
+        A fused optimiser counts nothing (findings/fused_step_unseen.sh), nor does what is written to `.data`.
+        """
         copies: list[Tensor] = [each for linear in self.linears for each in (linear.weight, linear.bias)]
         masters: list[Tensor] = [each for linear in self.linears for each in (linear.master_weight, linear.master_bias)]
         with torch.no_grad():
@@ -293,6 +306,7 @@ class FastDecoder(Decoder):
     """The decoder of the fast step: parameters, and numbers to the tolerance, are those of `Decoder`.
 
     Its parameters are float32. The decoder that runs shares them, computes with `NarrowLinear`, and has `FusedBlock`s.
+    Hooks on modules of this one are not called.
     """
 
     def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
@@ -319,33 +333,30 @@ class FastDecoder(Decoder):
         device = batch.input_ids.device.type
         if not torch.is_autocast_enabled(device):
             raise ValueError("the fast step needs 16 bits; got no autocast. Run it in torch.autocast, or use Decoder.")
+        if batch.max_seqlen > self.config.max_length:
+            raise ValueError(
+                f"the fast step takes sequences of up to max_length={self.config.max_length} tokens; got "
+                f"{batch.max_seqlen}. Make the decoder with a larger max_length."
+            )
         training = torch.is_grad_enabled()
         # What is kept for later steps must be usable outside of inference mode too.
         with torch.inference_mode(False), torch.set_grad_enabled(training):
             graphs = self.narrow(torch.get_autocast_dtype(device))
             if not training:
-                return graphs.run(batch, context.causal).logits[:, : batch.num_slots].clone()
-            logits: Tensor = Replayed.apply(graphs, batch, context.causal, *self.parameters())  # type: ignore[no-untyped-call]
+                return graphs.run(batch, context).logits[:, : batch.num_slots].clone()
+            logits: Tensor = Replayed.apply(graphs, batch, context, *self.parameters())  # type: ignore[no-untyped-call]
             return logits
 
     def narrow(self, dtype: torch.dtype) -> Graphs:
         """Return the graphs of the decoder in `dtype`, whose matrices are those of this one."""
-        masters = list(self.parameters())
-        versions = [each._version for each in masters]
-        if dtype in self.running and not self.running[dtype].shares(masters):
-            # Parameters were moved, or others put in their place.
-            del self.running[dtype]
-        if dtype not in self.running:
+        running = self.running.get(dtype)
+        if running is None or not running.shares(list(self.parameters())):
+            # Parameters may have been moved, or others put in their place.
             decoder = self._narrow_decoder(dtype)
             linears = [module for module in decoder.modules() if isinstance(module, NarrowLinear)]
             graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
-            self.running[dtype] = Narrow(graphs, linears, versions)
-        running = self.running[dtype]
-        # A fused optimiser changes parameters without counting (findings/fused_step_unseen.sh), and steps only after a
-        # backward.
-        if running.versions != versions or running.graphs.went_back:
-            running.cast()
-            running.versions, running.graphs.went_back = versions, False
+            running = self.running[dtype] = Narrow(graphs, linears)
+        running.cast()
         return running.graphs
 
     def _narrow_decoder(self, dtype: torch.dtype) -> Decoder:
@@ -365,22 +376,12 @@ class FastDecoder(Decoder):
             decoder.compile_blocks()
         return decoder
 
-    def attending(self, attend: Attend) -> Decoder:
-        """Return a plain decoder of these sizes, with weights of its own, that attends with `attend`."""
-        return Decoder(self.config, attend)
-
 
 @dataclass(frozen=True)
 class FastBackend(Backend):
     """A packed backend in the decoder of the fast step."""
 
-    inner: Backend = field(kw_only=True)
     attend_heads: AttendHeads = field(kw_only=True)
-
-    @property
-    def attention(self) -> str:
-        """The name of this row: workloads name it."""
-        return self.name
 
 
 def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
@@ -392,7 +393,7 @@ def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
         # FSDP2 shards parameters, which it copies whole.
         "wrappers": ("ddp",),
     }
-    return FastBackend(**inner.claims() | changed, inner=inner, attend_heads=attend_heads)
+    return FastBackend(**inner.claims() | changed, attend_heads=attend_heads)
 
 
 FAST_BACKENDS: tuple[FastBackend, ...] = (fast(fa4.BACKEND, fa4.attend_heads),)

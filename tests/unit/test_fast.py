@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ def test_a_step_after_the_optimiser_has_its_parameters(model: FastDecoder, mode:
     assert not wrong(model, given, case(mode))
 
 
+def test_a_step_has_what_was_written_to_the_data_of_parameters(model: FastDecoder) -> None:
+    """As weights are averaged: no counter tells of it."""
+    given = examples(20, 3)
+    stepped(model, given, case("eval"))
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data * 2)
+    assert not wrong(model, given, case("eval"))
+
+
 def test_a_step_has_the_parameters_that_were_loaded(model: FastDecoder) -> None:
     given = examples(20, 3)
     stepped(model, given, case("eval"))
@@ -146,13 +156,63 @@ def forward_loss(model: FastDecoder, batch: PackedBatch) -> Tensor:
     return loss_of(batch, model(batch, BACKEND.prepare(batch, case())))
 
 
+REFUSED = (
+    r"keeps the activations of its last forward, for one backward; got a backward of an earlier forward, or a second"
+)
+
+
 def test_a_backward_that_is_not_of_the_last_forward_is_refused(model: FastDecoder) -> None:
     batch = packed(examples(4, 4))
     with torch.autocast("cpu", torch.bfloat16):
         first, last = (forward_loss(model, batch) for _ in range(2))
-    with pytest.raises(RuntimeError, match=r"run 1 of 2 asked for its backward\. Run each backward before the next"):
+    with pytest.raises(RuntimeError, match=REFUSED):
         first.backward()
     last.backward()
+
+
+def test_a_second_backward_of_a_forward_is_refused(model: FastDecoder) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = forward_loss(model, packed(examples(4, 4)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        loss.backward()
+
+
+def test_a_sequence_longer_than_the_model_is_refused(model: FastDecoder) -> None:
+    batch = packed(examples(4, 4))
+    model.config = replace(model.config, max_length=3)
+    with (
+        pytest.raises(
+            ValueError, match=r"sequences of up to max_length=3 tokens; got 4\. Make the decoder with a larger"
+        ),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        forward_loss(model, batch)
+
+
+def test_a_window_and_a_soft_cap_are_those_of_the_batch(model: FastDecoder) -> None:
+    """Each is a graph of its own."""
+    given = packed(examples(30, 9))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = []
+        for window, softcap in ((None, None), (3, None), (None, 0.5), (3, 0.5), (None, None)):
+            asked = replace(case("eval"), window=window, softcap=softcap)
+            context = BACKEND.prepare(given, asked)
+            found.append(model(given, context))
+            plain = seeded_model(SIZES, REFERENCE, device="cpu").attending(BACKEND.attend)
+            plain.load_state_dict(model.state_dict())
+            # Other roundings alone: the queries of the plain one are cast from float32 matrices.
+            assert torch.allclose(found[-1], plain(given, context), atol=0.03), (window, softcap)
+    assert torch.equal(found[0], found[-1])
+    assert all(not torch.equal(found[0], other) for other in found[1:-1])
+
+
+def test_sizes_past_those_that_are_kept_are_recorded_again(model: FastDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "KEPT", 2)
+    for lengths in [(5,), (5, 6), (5, 6, 7), (5,), (5, 6)]:
+        assert not wrong(model, examples(*lengths), case())
+        (running,) = model.running.values()
+        assert len(running.graphs.made) <= 2
 
 
 def test_gradients_are_float32_and_parameters_are_those_of_the_plain_decoder(model: FastDecoder) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from collators.batch import PackedBatch
-from model import fast
 from model.attention import fa4_varlen
+from model.attention.torch_varlen import VarlenContext
 from model.fast import FastDecoder, FusedBlock, Graph, Graphs, Narrow, Replayed, Row
 from tests.meta.faults.fault import Faults
 
@@ -21,6 +21,10 @@ OF_ANOTHER_SHAPE = "test_fast.py::test_a_decoder_of_another_shape_is_computed_as
 IN_TURN = "test_fast.py::test_one_model_trains_and_evaluates_causal_or_not_in_turn"
 OPTIMISER = "test_fast.py::test_a_step_after_the_optimiser_has_its_parameters"
 LOADED = "test_fast.py::test_a_step_has_the_parameters_that_were_loaded"
+WRITTEN = "test_fast.py::test_a_step_has_what_was_written_to_the_data_of_parameters"
+PUT_IN_PLACE = "test_fast.py::test_a_step_has_the_parameters_that_were_put_in_place_of_others"
+TWICE = "test_fast.py::test_a_second_backward_of_a_forward_is_refused"
+SCORED = "test_fast.py::test_a_window_and_a_soft_cap_are_those_of_the_batch"
 RETURNED = "test_fast.py::test_what_a_step_returned_is_not_overwritten_by_the_next"
 MICRO_BATCHES = "test_fast.py::test_gradients_of_two_micro_batches_add_up"
 REFUSED = "test_fast.py::test_a_backward_that_is_not_of_the_last_forward_is_refused"
@@ -31,23 +35,38 @@ def always(patch: pytest.MonkeyPatch, kind: type, name: str, value: Any) -> None
     patch.setattr(kind, name, property(lambda owner: value, lambda owner, written: None), raising=False)
 
 
+def casting_if(patch: pytest.MonkeyPatch, changed: Callable[[list[int], list[int]], bool]) -> None:
+    """Cast again only where the versions of all parameters have `changed` from what they were."""
+    right = FastDecoder.narrow
+    known: dict[int, list[int]] = {}
+
+    def narrow(self: FastDecoder, dtype: torch.dtype) -> Graphs:
+        versions = [each._version for each in self.parameters()]
+        before = known.setdefault(id(self), versions)
+        if dtype in self.running and not changed(before, versions):
+            return self.running[dtype].graphs
+        known[id(self)] = versions
+        return right(self, dtype)
+
+    patch.setattr(FastDecoder, "narrow", narrow)
+
+
 @inject(OPTIMISER)
 def copies_kept_after_a_fused_optimiser(patch: pytest.MonkeyPatch) -> None:
     """16-bit copies are cast again only where a version was counted, and a fused optimiser counts none."""
-    always(patch, Graphs, "went_back", False)
+    casting_if(patch, lambda before, versions: before != versions)
 
 
 @inject(LOADED)
 def copies_kept_after_weights_are_loaded(patch: pytest.MonkeyPatch) -> None:
-    """16-bit copies are cast again after a backward alone: weights that are loaded before one are not seen."""
-    right = FastDecoder.narrow
+    """16-bit copies are cast once: weights that are loaded later are not seen."""
+    casting_if(patch, lambda before, versions: False)
 
-    def narrow(self: FastDecoder, dtype: torch.dtype) -> Graphs:
-        for running in self.running.values():
-            running.versions = [each._version for each in self.parameters()]
-        return right(self, dtype)
 
-    patch.setattr(FastDecoder, "narrow", narrow)
+@inject(WRITTEN)
+def copies_kept_after_the_data_of_parameters_is_written(patch: pytest.MonkeyPatch) -> None:
+    """16-bit copies are cast again only where a version was counted, and averaged weights are written to `.data`."""
+    casting_if(patch, lambda before, versions: before != versions)
 
 
 @inject(OPTIMISER)
@@ -61,10 +80,10 @@ def biases_not_cast_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Narrow, "cast", cast)
 
 
-@inject(OPTIMISER)
-def parameters_of_the_first_step_kept(patch: pytest.MonkeyPatch) -> None:
-    """The decoder that runs has copies of the parameters, which no optimiser changes."""
-    patch.setattr(fast, "shared", lambda parameter: nn.Parameter(parameter.detach().clone()))
+@inject(PUT_IN_PLACE)
+def parameters_that_were_replaced_kept(patch: pytest.MonkeyPatch) -> None:
+    """What runs keeps the tensors that it shared at first, though the model has others since."""
+    patch.setattr(Narrow, "shares", lambda self, masters: True)
 
 
 def handing_out(patch: pytest.MonkeyPatch, gradients: Callable[[Graph, Tensor], list[Tensor]]) -> None:
@@ -104,8 +123,8 @@ def logits_handed_out_without_a_copy(patch: pytest.MonkeyPatch) -> None:
     """The logits of a step are the graph's own tensor, which the next step overwrites."""
     right = Replayed.forward
 
-    def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, causal: bool, *masters: Tensor) -> Tensor:
-        right(ctx, graphs, batch, causal, *masters)
+    def forward(ctx: Any, graphs: Graphs, batch: PackedBatch, context: VarlenContext, *masters: Tensor) -> Tensor:
+        right(ctx, graphs, batch, context, *masters)
         own: Tensor = ctx.graph.logits[:, : batch.num_slots]
         return own
 
@@ -156,13 +175,13 @@ class Chosen(dict[tuple[Any, ...], Graph]):
 
 
 def choosing(patch: pytest.MonkeyPatch, shorter: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
-    """Let graphs be chosen by what `shorter` leaves of (slots, offsets, causal, training)."""
+    """Let graphs be chosen by what `shorter` leaves of (slots, offsets, causal, window, soft cap, training)."""
     right = Graphs.run
 
-    def run(self: Graphs, batch: PackedBatch, causal: bool) -> Graph:
+    def run(self: Graphs, batch: PackedBatch, context: VarlenContext) -> Graph:
         if not isinstance(self.made, Chosen):
             self.made = Chosen(shorter)
-        return right(self, batch, causal)
+        return right(self, batch, context)
 
     patch.setattr(Graphs, "run", run)
 
@@ -176,18 +195,30 @@ def graph_chosen_by_its_slots_alone(patch: pytest.MonkeyPatch) -> None:
 @inject(IN_TURN)
 def graph_chosen_whatever_the_mask(patch: pytest.MonkeyPatch) -> None:
     """A row that is not causal is replayed by the graph of one that was."""
-    choosing(patch, lambda key: (*key[:2], key[3]))
+    choosing(patch, lambda key: (*key[:2], *key[3:]))
+
+
+@inject(SCORED)
+def graph_chosen_whatever_the_window(patch: pytest.MonkeyPatch) -> None:
+    """A batch with a window is replayed by the graph of one without."""
+    choosing(patch, lambda key: (*key[:3], *key[4:]))
 
 
 @inject(IN_TURN)
 def graph_of_evaluation_chosen_for_training(patch: pytest.MonkeyPatch) -> None:
     """A training step is replayed by a graph that was recorded without a backward."""
-    choosing(patch, lambda key: key[:3])
+    choosing(patch, lambda key: key[:-1])
 
 
 @inject(REFUSED)
 def backward_of_another_forward_accepted(patch: pytest.MonkeyPatch) -> None:
     """The backward of a forward before the last runs, on the activations of the last."""
+    always(patch, Graphs, "runs", 0)
+
+
+@inject(TWICE)
+def second_backward_accepted(patch: pytest.MonkeyPatch) -> None:
+    """A forward has as many backwards as are asked for, though the first may overwrite what the second reads."""
     always(patch, Graphs, "runs", 0)
 
 
