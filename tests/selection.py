@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -278,6 +279,10 @@ def check_ranks(config: pytest.Config) -> None:
         return
     if ranks < 2:
         raise pytest.UsageError(f"--distributed {ranks} is no number of several ranks; give 2 or more.")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise pytest.UsageError(
+            f"--distributed {ranks} starts ranks of its own; got torchrun's. Run it without torchrun."
+        )
     if config.getoption("markexpr") != "performance":
         raise pytest.UsageError(
             "--distributed times steps, and needs -m performance. To prove them right: pytest -m distributed."
@@ -385,7 +390,7 @@ def refuse_without_cells(config: pytest.Config, names: Sequence[str]) -> None:
         raise pytest.UsageError(
             f"{', '.join(asked)}: the tests that run have no such cell; choose one from pytest --matrix. "
             f"Ids of timed cells end in -{chosen_workload(config).name}, those of correctness tests in -{DRAWN}. "
-            "A workload times only some cells; --cells times every cell that it matches."
+            "A workload times only some cells, several ranks only training; --cells times every cell that it matches."
         )
 
 

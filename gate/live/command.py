@@ -213,7 +213,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name, (low, high) in limits.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name.replace('_', '-')} {value:g} is not between {low:g} and {high:g}.")
+            wanted = f"between {low:g} and {high:g}" if high < float("inf") else f"{low:g} or more"
+            raise ValueError(f"--{name.replace('_', '-')} {value:g} is not {wanted}.")
 
 
 def resumed(args: argparse.Namespace) -> tuple[Plan, Path]:

@@ -50,10 +50,10 @@ OF_EACH_RANK: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 RANKS_LEGEND = (
-    "ms a step of the slowest rank. Own work: the plain model's step on the same batches, on all ranks at once, "
-    "without communication.\nExposed: what a step takes beyond the most own work of a rank. Imbalance: how far that "
-    "is above the mean.\nEfficiency: tokens/s of a rank beside those of rank 0 alone (docs/how-to/"
-    "prove-several-ranks.md)."
+    "ms a step: the median of the slowest rank; of each rank: means. Own work: the plain model's step on the same "
+    "batches, on all ranks at once, without communication.\nExposed: what the mean step takes beyond the most own work "
+    "of a rank in each step. Imbalance: how far that is above the mean of the ranks.\nEfficiency: tokens/s of a rank "
+    "beside those of rank 0 alone (docs/how-to/prove-several-ranks.md)."
 )
 
 
@@ -165,9 +165,9 @@ def _ranks_table(cells: Sequence[CellRecord]) -> Table:
 
 
 def of_ranks(one: CellRecord, name: str, shown: Callable[[Any], str]) -> str:
-    """Return what every rank has of a quantity, the median of its steps, as `61.2, 60.8`; `-` where none has it."""
+    """Return what every rank has of a quantity, the mean of its steps, as `61.2, 60.8`; `-` where none has it."""
     values = [rank[name] for rank in one.ranks or () if rank.get(name) is not None]
-    return ", ".join(shown(statistics.median(each) if isinstance(each, list) else each) for each in values) or "-"
+    return ", ".join(shown(statistics.fmean(each) if isinstance(each, list) else each) for each in values) or "-"
 
 
 def _cost_table(record: Record) -> Table:
