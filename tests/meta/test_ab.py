@@ -174,14 +174,14 @@ USAGE = {
     "no_environment": (["--base-env=/nowhere", "--head-env=/nowhere"], "'/nowhere' holds no executable bin/python"),
     "no_python": (["--base-env=/tmp", "--head-env=/tmp"], "'/tmp' holds no executable bin/python"),
     "alpha": (["--base=HEAD", "--head=HEAD", "--alpha=0.9"], "--alpha 0.9 is not between 1e-06 and 0.5"),
-    "steps": (["--base=HEAD", "--head=HEAD", "--steps=0"], "--steps 0 is not between 1 and inf"),
+    "steps": (["--base=HEAD", "--head=HEAD", "--steps=0"], "--steps 0 is not 1 or more"),
     "no_plan": (["--resume=/nowhere"], "/nowhere/plan.json is not a plan that can be resumed"),
     "resume_and_more": (
         ["--resume=/nowhere", "--cells=*"],
         "--resume takes no other options than --minutes and --gate-strict",
     ),
-    "resume_for_less": (["--resume=/nowhere", "--minutes=-3"], "--minutes -3 is not between 0 and inf"),
-    "resume_for_nan": (["--resume=/nowhere", "--minutes=nan"], "--minutes nan is not between 0 and inf"),
+    "resume_for_less": (["--resume=/nowhere", "--minutes=-3"], "--minutes -3 is not 0 or more"),
+    "resume_for_nan": (["--resume=/nowhere", "--minutes=nan"], "--minutes nan is not 0 or more"),
 } | {
     f"resume_{option}": (["--resume=/nowhere", f"--{option}={value}"], f"got --{option}. Leave that out")
     for option, value in {"base": "HEAD", "head-env": "/x", "alpha": 0.4, "stall-seconds": -1, "folder": "/x"}.items()

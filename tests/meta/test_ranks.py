@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from model import distributed
 from model.workloads import workload_named
 from tests.meta.gate_cells import key
 from tests.meta.timed_sessions import info
+from tests.selection import check_ranks
 from tests.studies.live import EQUAL, copied
 
 pytestmark = pytest.mark.meta
@@ -325,13 +327,23 @@ def test_a_rank_of_a_live_pair_that_is_killed_is_told(tmp_path: Path, monkeypatc
         worker.kill()
 
 
+def test_a_timing_on_several_ranks_refuses_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its ranks would time everything, beside the others."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    config: Any = SimpleNamespace(getoption=lambda name: {"distributed": 2}[name])
+    with pytest.raises(
+        pytest.UsageError, match=r"^--distributed 2 starts ranks of its own; got torchrun's\. Run it with"
+    ):
+        check_ranks(config)
+
+
 @pytest.mark.parametrize("ranks", [1, 0, -2])
 def test_gate_ab_refuses_a_number_of_ranks_that_is_none_in_one_line(
     ranks: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["ab", "--base=HEAD", "--head=HEAD", f"--distributed={ranks}"])
-    assert f"--distributed {ranks} is not between 2 and inf." in capsys.readouterr().err.splitlines()[-1]
+    assert f"--distributed {ranks} is not 2 or more." in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_side_without_the_gpus_or_the_models_for_it_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +351,7 @@ def test_a_side_without_the_gpus_or_the_models_for_it_is_refused_in_one_line(mon
     with pytest.raises(ValueError, match=r"^--distributed 4 needs 4 GPUs; got 2$"):
         on_ranks(4, "cuda")
     monkeypatch.setattr(distributed, "accumulate", lambda model, backend, batches, case: None)
-    with pytest.raises(ValueError, match=r"no step on several ranks .*; choose a commit that has --distributed$"):
+    with pytest.raises(ValueError, match=r"^its models have no step on several ranks that can be timed$"):
         on_ranks(2, "cpu")
 
 
