@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from gate.baseline.screen import Screening
 from gate.baseline.store import Baseline, find, newest_for
 from gate.judge.compatible import same_packages
 from gate.judge.verdicts import PERCENT, CellVerdict, Threshold, Verdict, device_of, fail
-from gate.record.cell import CellRecord, cell_id, cell_of, work_of
+from gate.record.cell import CellRecord, cell_id, cell_of, chosen_by, work_of
 from gate.record.files import Record, matches
 from gate.report.verdicts import verdict_lines
 
@@ -199,7 +198,7 @@ class Comparing:
             return False
         return (
             work_of(cell) in head.workloads
-            and any(fnmatch(one, glob) for one in ids for glob in (chosen.get("cells") or "*").split(","))
+            and any(chosen_by(one, chosen.get("cells") or None) for one in ids)
             and cell["backend"] in (chosen.get("backends") or [cell["backend"]])
             and cell["collator"] in (chosen.get("collators") or [cell["collator"]])
             and not (chosen.get("compiled") == "none" and cell["execution"] == "compiled")

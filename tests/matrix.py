@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gate.measure.environment import PACKAGES, device_name
+from gate.record.cell import chosen_by
 from gate.report.markdown import WIDE
 from model.attention import EXECUTIONS, MODES, Device, Execution, Mode, default_device, this_machine
 from model.cells import Cell
@@ -25,7 +26,7 @@ from model.models import ALL_BACKENDS
 from model.workloads import WORKLOADS, Workload
 from tests.correctness.drawn import DRAWN
 from tests.known_failures import KNOWN_FAILURES
-from tests.selection import State, SupportStatus, candidates, checked_workload, matches, support_status
+from tests.selection import State, SupportStatus, candidates, checked_workload, support_status
 
 SHAPES = ("table", "json")
 
@@ -100,7 +101,7 @@ def chosen(config: pytest.Config, workload: Workload) -> list[Cell]:
     matched = [
         cell
         for cell in cells
-        if matches(cell.id, pattern) or matches(replace(cell, workload=DRAWN, lengths=DRAWN).id, pattern)
+        if chosen_by(cell.id, pattern) or chosen_by(replace(cell, workload=DRAWN, lengths=DRAWN).id, pattern)
     ]
     if not matched:
         raise pytest.UsageError(

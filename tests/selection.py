@@ -16,6 +16,7 @@ from gate.comparing import ASKED
 from gate.live.command import hello_of
 from gate.measure.bench import timed_cells
 from gate.measure.rank import RankedCell, ranked, ranked_cells
+from gate.record.cell import chosen_by
 from model.attention import Backend, Device, default_device, this_machine
 from model.attention.backend import ANY
 from model.cells import DTYPES, Cell, all_cells
@@ -142,11 +143,6 @@ def required_backends(config: pytest.Config) -> frozenset[str]:
     if value == EVERY:
         return frozenset(backend.name for backend in ALL_BACKENDS)
     return frozenset(any_backend_named(name).name for name in value.split(",")) if value is not None else frozenset()
-
-
-def matches(cell_id: str, patterns: str | None) -> bool:
-    """Tell whether the value of `--cells` (globs between commas, None: no such option) means this cell."""
-    return patterns is None or any(fnmatch.fnmatch(cell_id, pattern) for pattern in patterns.split(","))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -361,7 +357,7 @@ def nothing_declared(config: pytest.Config) -> str | None:
     ]
     reason = None
     for cell, sizes in asked:
-        if matches(cell.id, pattern):
+        if chosen_by(cell.id, pattern):
             refused = cell.backend.undeclared_reasons(cell.case(device, sizes))
             if not refused:
                 return None
@@ -415,7 +411,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for cell in (represented(cells, of_each, config) if of_each else cells)
             if all(getattr(cell, axis) in values for axis, values in axes.items())
             and where(cell)
-            and matches(cell.id, pattern)
+            and chosen_by(cell.id, pattern)
         ]
 
     if metafunc.definition.get_closest_marker("performance"):

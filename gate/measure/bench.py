@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ from collators.batch import Batch
 from gate.measure.costs import exact_costs, heaviest, no_collection, requested_bytes
 from gate.measure.timing import Samples, matmul_tflops, timed_steps
 from gate.measure.trace import step_profile
-from gate.record.cell import NoTime
+from gate.record.cell import NoTime, chosen_by
 from model.attention import Case, Device
 from model.attention.backend import first_line
 from model.cells import Cell, all_cells
@@ -68,7 +67,7 @@ def timed_cells(
         )
         if (every or workload.has(cell))
         and (cell.execution == "eager" or compiled != "none")
-        and (cells is None or any(fnmatch(cell.id, glob) for glob in cells.split(",")))
+        and chosen_by(cell.id, cells)
     ]
 
 
@@ -168,6 +167,17 @@ class CellBench:
         self.step(batch)
         synchronize(self.shared.device)
         return time.perf_counter() - begin - (self.compiler.seconds - compile_s)
+
+    def warm(self, limit_s: float, passes: int = 1) -> None:
+        """Run the steps before those that are timed; `NoTime` if these and `passes` over the batches would take longer
+        than the limit."""
+        warming = warm_up(self.batches, self.cell)
+        first_s = self.first_step_s(warming[0])
+        if slow := too_slow(first_s, len(warming) + passes * len(self.batches), limit_s):
+            raise NoTime("too slow", slow)
+        for batch in warming:
+            self.step(batch)
+        synchronize(self.shared.device)
 
     def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
         """Time a step on each of the batches of these numbers; `NoTime` says how one failed."""
@@ -311,12 +321,6 @@ def opened(shared: Shared, cell: Cell, cell_seconds: float, passes: int = 1) -> 
         if wrong := bench.mismatches():
             raise NoTime("wrong", str(wrong[0]))
         release_memory(shared.device)
-        warming = warm_up(bench.batches, cell)
-        first_s = bench.first_step_s(warming[0])
-        if slow := too_slow(first_s, len(warming) + passes * len(bench.batches), cell_seconds):
-            raise NoTime("too slow", slow)
-        for batch in warming:
-            bench.step(batch)
-        synchronize(shared.device)
+        bench.warm(cell_seconds, passes)
         with no_collection():
             yield bench

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,12 @@ from gate.measure.bench import (
     failures_told,
     release_memory,
     settle_allocator,
-    synchronize,
     timed_cells,
-    too_slow,
-    warm_up,
 )
 from gate.measure.costs import no_collection
 from gate.measure.environment import gpu_state
 from gate.measure.timing import Samples
-from gate.record.cell import NoTime
+from gate.record.cell import NoTime, chosen_by
 from gate.record.files import write_json
 from model.attention import default_device
 from model.cells import Cell
@@ -100,7 +96,7 @@ def ranked_cells(workload: Workload, ranks: int, *, cells: str | None, **selecti
     return [
         one
         for one in ranked(every, ranks, named=named)
-        if any(fnmatch(each, glob) for each in (one.id, one.cell.id) for glob in (cells or "*").split(","))
+        if any(chosen_by(each, cells or None) for each in (one.id, one.cell.id))
     ]
 
 
@@ -129,6 +125,13 @@ class RankBench(CellBench):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return found
+
+    def first_step_s(self, batch: Batch) -> float:
+        """Run a step that is not timed; return the seconds of the rank that compiled the longest, as it waited the
+        least for others."""
+        taken = torch.tensor(super().first_step_s(batch), device=self.shared.device)
+        dist.all_reduce(taken, dist.ReduceOp.MIN)
+        return taken.item()
 
     def timed(self, order: Sequence[int], *, ahead_ms: float = 0.0) -> Samples:
         """Time steps that all ranks begin at once."""
@@ -230,13 +233,7 @@ def opened_on_ranks(
             raise NoTime("wrong", wrong[0][0])
         release_memory(shared.device)
         mark("the warm-up")
-        warming = warm_up(bench.batches, cell.cell)
-        # The rank that compiles the longest waits the least for others.
-        first_s = torch.tensor(bench.first_step_s(warming[0]), device=shared.device)
-        dist.all_reduce(first_s, dist.ReduceOp.MIN)
-        if slow := too_slow(first_s.item(), len(warming) + passes * len(bench.batches), cell_seconds):
-            raise NoTime("too slow", slow)
-        warm(bench, warming)
+        bench.warm(cell_seconds, passes)
         with no_collection():
             yield bench
 
@@ -281,11 +278,7 @@ def timed(
             store.wait(["alone"], limit)
         mark("the plain model's warm-up")
         bench = cell_bench(shared, found, compiler)
-        warming = warm_up(bench.batches, found)
-        first_s = bench.first_step_s(warming[0])
-        if slow := too_slow(first_s, len(warming) + passes * len(bench.batches), cell_seconds):
-            raise NoTime("too slow", slow)
-        warm(bench, warming)
+        bench.warm(cell_seconds, passes)
         alone_ms = []
         with no_collection():
             if rank == 0:
@@ -306,13 +299,6 @@ def timed(
         rates, costs = bench.rates(samples, order), bench.costs(exact=exact, kernels=kernels)
         dist.barrier()
     return {**rates, **costs, "own_ms": own_ms, "alone_ms": alone_ms or None, "gpu_after": state}
-
-
-def warm(bench: CellBench, batches: Sequence[Batch]) -> None:
-    """Run steps that are not timed."""
-    for batch in batches:
-        bench.step(batch)
-    synchronize(bench.shared.device)
 
 
 def end_with(parent: int) -> None:

@@ -40,6 +40,11 @@ HIGHEST = (
 Answer = dict[str, Any]
 
 
+def stall_of(cell_seconds: float) -> float:
+    """Return after how many seconds ranks hang: all steps of a stage may take `--cell-seconds`."""
+    return STALL_S + min(cell_seconds, 3600.0)
+
+
 def timed_on_ranks(plan: Mapping[str, Any], ranks: int, *, stall_s: float = STALL_S) -> dict[str, Any]:
     """Run `plan` (the arguments of `gate.measure.rank.timed`) on `ranks` fresh processes, and return the record's
     fields.

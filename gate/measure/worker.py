@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from gate.measure.ranks import STALL_S
+from gate.measure.ranks import stall_of
 from gate.record.cell import NoTime
 
 #: Python's `-c` for a worker. `gate` is head's, `model` and `collators` are those of the side: sys.path says first the
@@ -67,7 +67,7 @@ class Worker:
         if ranks > 1:
             rank = on_ranks(ranks, self.device)
             self.cells = {cell.id: cell for cell in rank.ranked_cells(chosen, ranks, **selection)}
-            rank.join(int(os.environ["RANK"]), ranks, Path(store), STALL_S + min(cell_seconds, 3600.0))
+            rank.join(int(os.environ["RANK"]), ranks, Path(store), stall_of(cell_seconds))
             shares = {balanced: rank.shares(chosen, steps, balanced=balanced) for balanced in (False, True)}
             self.opened = lambda cell: rank.opened_on_ranks(*shares[cell.balanced], cell, cell_seconds)
         else:

@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 Clock = Literal["device", "wall"]
@@ -210,6 +211,11 @@ def work_of(cell: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the workload, the lengths, and the number of ranks where there are several: what one record holds."""
     ranks = number_of_ranks(cell)
     return cell["workload"], cell["lengths"], *([f"{ranks} ranks"] if ranks > 1 else [])
+
+
+def chosen_by(cell: str, globs: str | None) -> bool:
+    """Tell whether the value of `--cells` (globs between commas, None: no such option) means the cell of this id."""
+    return globs is None or any(fnmatch(cell, glob) for glob in globs.split(","))
 
 
 def format_ms(ms: float) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from gate.record.cell import chosen_by
 from model.attention import default_device
 from model.distributed import HOWS
 from tests.correctness.conftest import references, workbench
 from tests.correctness.drawn import CONFIG, in_first_dtype
 from tests.distributed.ranks import Processes, Ranks, Torchrun
-from tests.selection import drawn_candidates, matches, represented, support_status
+from tests.selection import drawn_candidates, represented, support_status
 
 __all__ = ["references", "workbench"]
 
@@ -58,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for cell in represented(drawn_candidates(config, device), "layout", config)
         if (cell.mode, cell.causal, cell.execution) == ("train", True, execution)
         and (execution == "compiled" or in_first_dtype(cell))
-        and matches(cell.id, config.getoption("cells"))
+        and chosen_by(cell.id, config.getoption("cells"))
         and (marker is None or cell.backend.layout in marker.args)
         and support_status(cell, sizes, device).state == "supported"
         and set(HOWS) <= set(cell.backend.wrappers)

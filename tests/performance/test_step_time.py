@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from gate.comparing import ASKED
 from gate.measure.bench import Shared, opened, release_memory, settle_allocator
 from gate.measure.environment import gpu_state
-from gate.measure.ranks import STALL_S, timed_on_ranks
+from gate.measure.ranks import stall_of, timed_on_ranks
 from gate.record.cell import NoTime
 from model.attention import default_device
 from model.cells import Cell
@@ -83,8 +83,7 @@ def on_ranks(cell: RankedCell, config: pytest.Config, how: dict[str, Any], befor
     """Return what the ranks measured of a cell."""
     hello = config.stash[ASKED]
     plan = {**hello, **how, "cell": cell.cell.id, "how": cell.how, "balanced": cell.balanced}
-    # All steps of a stage may take --cell-seconds.
-    found = timed_on_ranks(plan, cell.ranks, stall_s=STALL_S + min(hello["cell_seconds"], 3600.0))
+    found = timed_on_ranks(plan, cell.ranks, stall_s=stall_of(hello["cell_seconds"]))
     # The processes that a rank sees beside itself are the other ranks and this one.
     if found["gpu_after"]:
         found["gpu_after"] |= {"other_processes": before.get("other_processes")}

@@ -9,6 +9,7 @@ is stopped leaves what it measured.
 
 import argparse
 import fnmatch
+import math
 import os
 import sys
 import time
@@ -28,10 +29,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from collators import Example, collator_named
 from collators.batch import Batch
-from gate.measure.bench import CellBench, Shared, cell_bench, release_memory, settle_allocator, synchronize, warm_up
+from gate.measure.bench import CellBench, Shared, cell_bench, release_memory, settle_allocator, synchronize
 from gate.measure.costs import heaviest, no_collection
 from gate.measure.environment import environment
-from gate.measure.rank import RankBench, shares_of, warm
+from gate.measure.rank import RankBench, shares_of
 from gate.measure.timing import timed_steps
 from gate.measure.trace import ON_DEVICE, busy_us, profiled
 from gate.record.cell import format_ms
@@ -151,7 +152,7 @@ class Study:
 def measured(bench: CellBench, *, together: bool = False) -> dict[str, Any]:
     """Warm up, and time a step on every batch; of a GPU also what one step's kernels did."""
     device = bench.shared.device
-    warm(bench, warm_up(bench.batches, bench.cell))
+    bench.warm(math.inf)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with no_collection():

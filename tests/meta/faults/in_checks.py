@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from collators import Batch, Collator, CollatorOptions, Example
+from gate.record.cell import chosen_by
 from model import reference, tolerance
 from model.attention import BACKENDS, REFERENCE, Case, backend_named
 from model.cells import Cell
@@ -593,7 +594,7 @@ def another_error_beside_a_known_tensor_is_excused(patch: pytest.MonkeyPatch) ->
 @inject("test_timed_selection.py::test_one_of_several_patterns_is_enough")
 def only_the_first_pattern_counts(patch: pytest.MonkeyPatch) -> None:
     """Of several globs of `--cells` the first alone chooses cells."""
-    right = selection.matches
+    right = chosen_by
     everywhere(patch, right, lambda cell_id, patterns: right(cell_id, patterns and patterns.partition(",")[0]))
 
 
