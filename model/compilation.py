@@ -53,7 +53,8 @@ def fresh_compiler() -> Iterator[Compiler]:
     Past its limit torch.compile would go on in eager mode, and a compiled cell would run something else. What an
     earlier process saw to be dynamic (kept where TORCH_COMPILE_JOB_ID is set) is not used: it would spare this one
     compilations, and their number shall follow from the code alone. Floats, as the epsilon of a norm, are constants:
-    with dynamic shapes torch.compile would take them for inputs first, and trace everything once more without.
+    with dynamic shapes torch.compile would take them for inputs first, and trace everything once more without. Inside
+    DDP graphs stay whole: cut where buckets end, a block loses more in fusion than its communication gains.
     """
     torch._dynamo.reset()
     counters.clear()
@@ -61,6 +62,7 @@ def fresh_compiler() -> Iterator[Compiler]:
         recompile_limit=RECOMPILE_LIMIT,
         fail_on_recompile_limit_hit=True,
         specialize_float=True,
+        optimize_ddp=False,
         automatic_dynamic_local_pgo=False,
         automatic_dynamic_remote_pgo=False,
     ):

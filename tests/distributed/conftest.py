@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from gate.record.cell import chosen_by
 from model.attention import default_device
@@ -26,8 +27,8 @@ WORLDS_HERE = [int(os.environ["WORLD_SIZE"])] if UNDER_TORCHRUN else WORLDS
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "layout(name, execution='eager', first=False): only cells of this layout and execution run a distributed test, "
-        "or the first of them; with --backend, --collator or --compiled=all every one",
+        "layout(name, execution='eager', first=False, narrow=False): only cells of this layout and execution run a "
+        "distributed test, or those in bfloat16, or the first; with --backend, --collator or --compiled=all every one",
     )
 
 
@@ -58,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cell
         for cell in represented(drawn_candidates(config, device), "layout", config)
         if (cell.mode, cell.causal, cell.execution) == ("train", True, execution)
-        and (execution == "compiled" or in_first_dtype(cell))
+        and (cell.dtype == torch.bfloat16 if asked.get("narrow") else execution == "compiled" or in_first_dtype(cell))
         and chosen_by(cell.id, config.getoption("cells"))
         and (marker is None or cell.backend.layout in marker.args)
         and support_status(cell, sizes, device).state == "supported"

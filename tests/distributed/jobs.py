@@ -1,8 +1,9 @@
 """What each rank runs: steps of one cell on its own sequences."""
 
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,10 +40,11 @@ RATE = 0.1
 
 @dataclass(frozen=True)
 class Asked:
-    """A cell as its key, and the wrapper of its model: what can be pickled."""
+    """A cell as its key, and the wrapper of its model with its options: what can be pickled."""
 
     key: dict[str, Any]
     how: How
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cell(self) -> Cell:
@@ -79,14 +81,15 @@ def model_of(asked: Asked) -> nn.Module:
     model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
     if asked.cell.execution == "compiled":
         model.compile_blocks()
-    return wrapped(model, asked.how, default_device())
+    return wrapped(model, asked.how, default_device(), asked.cell.dtype, **asked.options)
 
 
 def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64) -> list[Batch]:
-    """Collate a rank's micro-batches; one without sequences becomes one token that no loss counts."""
+    """Collate a rank's micro-batches; one without sequences becomes the fewest tokens, which no loss counts."""
     config = config_here()
     collate = cell.collator.build(CollatorOptions(config.max_length, config.pad_id, multiple))
-    nothing = [Example(torch.ones(1, dtype=torch.int64), torch.full((1,), IGNORE_INDEX))]
+    fewest = cell.backend.min_keys
+    nothing = [Example(torch.ones(fewest, dtype=torch.int64), torch.full((fewest,), IGNORE_INDEX))]
     return [collate(each or nothing).to(default_device()) for each in mine]
 
 
@@ -164,6 +167,13 @@ def hangs_on_last() -> int:
         while True:
             pass
     dist.barrier()
+    return 0
+
+
+def is_late_on_last() -> int:
+    """Hang on the last rank, for which the others do not wait."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        time.sleep(60)
     return 0
 
 

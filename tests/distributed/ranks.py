@@ -45,28 +45,37 @@ class Torchrun:
     """The ranks that torchrun started, of which this process is one."""
 
     def __init__(self) -> None:
-        self.world = int(os.environ["WORLD_SIZE"])
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        self.world, self.jobs = int(os.environ["WORLD_SIZE"]), 0
+        options: dict[str, Any] = {}
+        if torch.cuda.is_available():
+            options["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(options["device_id"])
         # NCCL ends a process whose collective takes longer, and gloo raises there.
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
+        limit = timedelta(seconds=TIMEOUT_S)
+        dist.init_process_group("nccl" if options else "gloo", timeout=limit, **options)
+        self.store = dist.PrefixStore("jobs", dist.distributed_c10d._get_default_store())
 
     def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
         """Run the job here, and gather what all ranks returned, or the first error.
 
-        Where another rank hangs the session ends, and torchrun ends that rank: `timeout_s` is left to the group's own.
+        Where another rank has no answer the session ends, and torchrun ends that rank.
         """
         try:
             answer = (True, job(*arguments))
         except Exception:
             answer = (False, traceback.format_exc())
-        answers: list[Any] = [None] * self.world
+        self.jobs += 1
+        rank = dist.get_rank()
+        self.store.set(f"{self.jobs}/{rank}", "answered")
+        # Others may wait in a collective for what a rank that raised does not send: no collective tells them.
+        limit = timeout_s if answer[0] else GRACE_S
         try:
-            dist.all_gather_object(answers, answer)
-        except RuntimeError as error:
-            told = answer[1] if not answer[0] else f"{error}"
-            pytest.exit(f"rank {dist.get_rank()} of {self.world} waits for a rank that is lost:\n{told}", returncode=1)
+            self.store.wait([f"{self.jobs}/{each}" for each in range(self.world)], timedelta(seconds=limit))
+        except RuntimeError:
+            told = f"no answer from another within {limit:g} s" if answer[0] else f"it raised:\n{answer[1]}"
+            pytest.exit(f"rank {rank} of {self.world} ends the session: {told}", returncode=1)
+        answers: list[Any] = [None] * self.world
+        dist.all_gather_object(answers, answer)
         for rank, (fine, value) in enumerate(answers):
             if not fine:
                 raise RankFailed(f"rank {rank} of {self.world} raised:\n{value}")

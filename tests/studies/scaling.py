@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,9 @@ from model.models import any_backend_named
 from model.steps import forward
 from model.workloads import Workload, workload_named
 
+#: What `kernels_of` returns.
+KERNELS = ("nccl_ms", "nccl_alone_ms", "own_ms", "idle_ms")
+
 #: A collective that took so long hangs.
 TIMEOUT_S = 180
 
@@ -68,30 +72,43 @@ class Setting:
     synced: bool = True
 
 
-def whole_graphs() -> AbstractContextManager[object]:
-    """Have torch.compile leave graphs whole that it would cut where the buckets of DDP end."""
-    return torch._dynamo.config.patch(optimize_ddp=False)
+def cut_graphs() -> AbstractContextManager[object]:
+    """Have torch.compile cut graphs where the buckets of DDP end, as it does by default."""
+    return torch._dynamo.config.patch(optimize_ddp=True)
 
 
-BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+def ddp(name: str, bucket_mb: float, **changes: Any) -> Setting:
+    """Return a setting of DDP with buckets of a size."""
+    return Setting(f"ddp, {name}", "ddp", {"bucket_cap_mb": bucket_mb}, **changes)
 
+
+#: Everything is reduced at the end of the backward.
+ALL_MB = 1_000_000
+
+#: Blocks get float32 weights, which autocast casts.
+FLOAT32 = {"mp_policy": MixedPrecisionPolicy()}
+
+BF16_REDUCED = {
+    "mp_policy": MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, cast_forward_inputs=False
+    )
+}
+
+#: `ddp` and `fsdp2` are what `wrapped` does unless asked otherwise.
 SETTINGS = (
     Setting("all at once", None),
-    Setting("ddp, no bucket view", "ddp", {"gradient_as_bucket_view": False}),
     Setting("ddp", "ddp"),
-    Setting("ddp, 100 MB buckets", "ddp", {"bucket_cap_mb": 100}),
-    Setting("ddp, 10 MB buckets", "ddp", {"bucket_cap_mb": 10}),
-    Setting("ddp, static graph", "ddp", {"static_graph": True}),
-    Setting("ddp, whole graphs", "ddp", around=whole_graphs),
-    Setting("ddp, whole graphs, 100 MB buckets", "ddp", {"bucket_cap_mb": 100}, around=whole_graphs),
-    Setting("ddp, bf16 hook", "ddp", then=compressed),
-    Setting("ddp, whole graphs, bf16 hook", "ddp", then=compressed, around=whole_graphs),
     Setting("ddp, no_sync", "ddp", synced=False),
+    ddp("cut graphs, 25 MB buckets", 25, around=cut_graphs),
+    *(ddp(f"{size} MB buckets", size) for size in (25, 100, 400)),
+    ddp("one bucket", ALL_MB),
+    ddp("25 MB buckets, bf16 hook", 25, then=compressed),
+    ddp("one bucket, bf16 hook", ALL_MB, then=compressed),
     Setting("fsdp2", "fsdp2"),
-    Setting("fsdp2, no reshard after forward", "fsdp2", {"reshard_after_forward": False}),
-    Setting("fsdp2, bf16 reduce", "fsdp2", {"mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.bfloat16)}),
-    Setting("fsdp2, bf16 parameters and reduce", "fsdp2", {"mp_policy": BF16}),
-    Setting("fsdp2, bf16, no reshard", "fsdp2", {"mp_policy": BF16, "reshard_after_forward": False}),
+    Setting("fsdp2, float32", "fsdp2", FLOAT32),
+    Setting("fsdp2, bf16 reduced", "fsdp2", BF16_REDUCED),
+    *(Setting(f"fsdp2, {blocks} a group", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6)),
+    Setting("fsdp2, 1 a group, float32", "fsdp2", {"blocks_a_group": 1, **FLOAT32}),
 )
 
 
@@ -115,11 +132,20 @@ class Study:
     workload: Workload
     mine: Sequence[list[Example]]
     store: Any
+    traces: Path | None = None
 
     def plain(self) -> tuple[Shared, Callable[[Any], CellBench]]:
         """Return what makes the model without a wrapper."""
         shared = Shared(self.workload, default_device(), given=self.mine)
         return shared, lambda compiler: cell_bench(shared, self.cell, compiler)
+
+    def trace_of(self, name: str) -> Path | None:
+        """Return the file for what this rank's kernels did under a setting, if traces are wanted."""
+        if self.traces is None:
+            return None
+        self.traces.mkdir(parents=True, exist_ok=True)
+        name = re.sub("[^a-z0-9_]+", "-", f"{self.workload.lengths.name}, {name}, {dist.get_rank()}")
+        return self.traces / f"{name}.json"
 
     def alone(self, again: str) -> dict[str, Any]:
         """Time rank 0 while the others wait."""
@@ -127,7 +153,7 @@ class Study:
         if dist.get_rank() == 0:
             _, make = self.plain()
             with fresh_compiler() as compiler:
-                found = measured(make(compiler))
+                found = measured(make(compiler), self.trace_of("alone"))
             self.store.set(f"{self.workload.lengths.name}{again}", "timed")
         else:
             self.store.wait([f"{self.workload.lengths.name}{again}"], timedelta(seconds=4 * TIMEOUT_S))
@@ -136,20 +162,20 @@ class Study:
     def timed(self, setting: Setting) -> dict[str, Any]:
         """Time a setting on all ranks; the slowest rank's time is the step's."""
         _, make = self.plain()
-        with setting.around(), fresh_compiler() as compiler:
+        with fresh_compiler() as compiler, setting.around():
             bench = make(compiler)
             if setting.how:
                 targets = torch.tensor([batch.num_targets for batch in bench.batches], device=bench.shared.device)
                 dist.all_reduce(targets)
-                around = wrapped(bench.model, setting.how, bench.shared.device, **setting.options)
+                around = wrapped(bench.model, setting.how, bench.shared.device, self.cell.dtype, **setting.options)
                 setting.then(around)
                 kind = RankBench if setting.synced else Unreduced
                 of_ranks = {"around": around, "how": setting.how, "totals": targets.tolist(), "truth": None}
                 bench = kind(**vars(bench), **of_ranks)
-            return measured(bench, together=True)
+            return measured(bench, self.trace_of(setting.name), together=True)
 
 
-def measured(bench: CellBench, *, together: bool = False) -> dict[str, Any]:
+def measured(bench: CellBench, trace: Path | None, *, together: bool = False) -> dict[str, Any]:
     """Warm up, and time a step on every batch; of a GPU also what one step's kernels did."""
     device = bench.shared.device
     bench.warm(math.inf)
@@ -160,13 +186,14 @@ def measured(bench: CellBench, *, together: bool = False) -> dict[str, Any]:
             dist.barrier()
         times = bench.timed([*range(len(bench.batches))]).times_ms
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-        kernels = kernels_of(bench) if device == "cuda" else {}
+        kernels = kernels_of(bench, trace) if device == "cuda" else {}
     tokens = sum(batch.num_tokens for batch in bench.batches)
     return {"ms": times, "tokens": tokens, "peak_bytes": peak, **kernels}
 
 
-def kernels_of(bench: CellBench) -> dict[str, float]:
-    """Return, of one step on the heaviest batch, how long NCCL ran, how long it ran alone, and nothing ran, in ms."""
+def kernels_of(bench: CellBench, trace: Path | None) -> dict[str, float]:
+    """Return, of one step on the heaviest batch, how long NCCL ran, how long it ran alone, how long other kernels ran,
+    and how long nothing did, in ms; write when each kernel ran to `trace`."""
     seen = [
         event
         for event in profiled(lambda: bench.step(heaviest(bench.batches)), lead_in=1)
@@ -175,7 +202,15 @@ def kernels_of(bench: CellBench) -> dict[str, float]:
     own = [event for event in seen if not event.name.startswith("nccl")]
     span = max(event.end_us for event in seen) - min(event.start_us for event in seen)
     nccl = [event for event in seen if event.name.startswith("nccl")]
-    found = {"nccl_ms": busy_us(nccl), "nccl_alone_ms": busy_us(seen) - busy_us(own), "idle_ms": span - busy_us(seen)}
+    if trace:
+        begin = min(event.start_us for event in seen)
+        write_json(trace, [[each.name, each.thread, each.start_us - begin, each.duration_us] for each in seen])
+    found = {
+        "nccl_ms": busy_us(nccl),
+        "nccl_alone_ms": busy_us(seen) - busy_us(own),
+        "own_ms": busy_us(own),
+        "idle_ms": span - busy_us(seen),
+    }
     return {name: us / 1e3 for name, us in found.items()}
 
 
@@ -203,20 +238,20 @@ def row_of(name: str, found: Sequence[Mapping[str, Any]], alone: Mapping[str, An
         "rank_ms": [sum(one["ms"]) / len(one["ms"]) for one in found],
         "peak_bytes": [one["peak_bytes"] for one in found if one.get("peak_bytes")],
     }
-    return row | {key: slowest[key] for key in ("nccl_ms", "nccl_alone_ms", "idle_ms") if key in slowest}
+    return row | {key: slowest[key] for key in KERNELS if key in slowest}
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return lines as a table."""
-    titles = ("ms a step", "tokens/s a rank", "of one alone", "NCCL ms", "NCCL alone ms", "idle ms", "peak GB")
-    table = markdown_box("setting", numbers=titles)
+    kernels = ("NCCL ms", "NCCL alone ms", "other ms", "idle ms")
+    table = markdown_box("setting", numbers=("ms a step", "tokens/s a rank", "of one alone", *kernels, "peak GB"))
     for row in rows:
         if "error" in row:
             continue
-        kernels = [format_ms(row[key]) if key in row else "-" for key in ("nccl_ms", "nccl_alone_ms", "idle_ms")]
+        times = [format_ms(row[key]) if key in row else "-" for key in KERNELS]
         peak = f"{max(row['peak_bytes']) / 1e9:.2f}" if row["peak_bytes"] else "-"
         rates = f"{row['tokens_per_s_rank']:,.0f}", f"{row['efficiency']:.1%}"
-        table.add_row(row["setting"], format_ms(row["step_ms"]), *rates, *kernels, peak)
+        table.add_row(row["setting"], format_ms(row["step_ms"]), *rates, *times, peak)
     errors = [f"{row['setting']}: {row['error']}" for row in rows if "error" in row]
     return "\n\n".join([render(table), *errors])
 
@@ -244,7 +279,7 @@ def study(args: argparse.Namespace, lengths: str, store: Any, until: float, cont
         workload=chosen.name,
         lengths=chosen.lengths.name,
     )
-    one = Study(cell, chosen, [step[rank] for step in shares], store)
+    one = Study(cell, chosen, [step[rank] for step in shares], store, args.traces)
     rows: list[dict[str, Any]] = content["lengths"].setdefault(lengths, [])
     first = gathered(one.alone(""))[0]
     rows.append(row_of("one rank alone", [first], first))
@@ -290,6 +325,7 @@ def main() -> int:
     parser.add_argument("--settings", default="*", help="only settings that match one of these globs, separated by ;")
     parser.add_argument("--steps", type=int, help="steps of each setting (16; on a CPU 4)")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no setting later than this")
+    parser.add_argument("--traces", type=Path, help="folder for when each kernel of one step ran, by setting and rank")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"), help="the JSON file")
     args = parser.parse_args()
     cuda = default_device() == "cuda"
@@ -311,7 +347,7 @@ def main() -> int:
     content: dict[str, Any] = {
         "machine": environment(),
         "ranks": dist.get_world_size(),
-        "asked": vars(args) | {"out": str(args.out)},
+        "asked": vars(args) | {"out": str(args.out), "traces": str(args.traces)},
         "lengths": {},
     }
     sizes = workload_named(args.workload, default_device()).config

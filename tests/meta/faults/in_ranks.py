@@ -88,9 +88,9 @@ def gradients_of_one_parameter_are_not_reduced(patch: pytest.MonkeyPatch) -> Non
     """DDP leaves out the bias of the last layer."""
     right = distributed.wrapped
 
-    def wrapped(model: Any, how: str, device: str) -> Any:
+    def wrapped(model: Any, *arguments: Any, **options: Any) -> Any:
         model._ddp_params_and_buffers_to_ignore = ["head.bias"]
-        return right(model, how, device)  # type: ignore[arg-type]
+        return right(model, *arguments, **options)
 
     patch.setattr(jobs, "wrapped", wrapped)
 
