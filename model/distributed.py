@@ -32,26 +32,25 @@ HOWS: tuple[How, ...] = ("ddp", "fsdp2")
 #: from matmuls, and a few large messages are over sooner than many (docs/results/several-gpus.md).
 DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 200}
 
-#: What FSDP2 gathers at once. The host takes over a millisecond for each group, more than a small block's kernels.
+#: What FSDP2 gathers at once: its hooks keep the host busy for longer than a small block's kernels run
+#: (docs/results/several-gpus.md).
 GROUP_BYTES = 2**31
 
 
-def wrapped(
-    model: nn.Module, how: How, device: str, dtype: torch.dtype, *, blocks_a_group: int | None = None, **options: Any
-) -> nn.Module:
-    """Return `model` in DDP, or sharded by FSDP2 over all ranks of the default group, for steps in `dtype`.
+def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | None = None, **options: Any) -> nn.Module:
+    """Return `model` in DDP, or sharded by FSDP2, over all ranks of the default group.
 
-    FSDP2 gathers and reduces `blocks_a_group` blocks at once; None are all, or as many as have `GROUP_BYTES`.
-    `options` are those of DistributedDataParallel, or of fully_shard for blocks.
+    FSDP2 gathers and reduces `blocks_a_group` blocks at once. None are as many as have `GROUP_BYTES`, or the whole
+    model if all blocks have no more. `options` are those of DistributedDataParallel or of fully_shard.
     """
     if how == "ddp":
         ids = [torch.cuda.current_device()] if device == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, **{**DDP_OPTIONS, **options})
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    blocks: list[nn.Module] = [*model.blocks]  # type: ignore[union-attr,misc]
+    blocks: list[nn.Module] = [*model.blocks]  # type: ignore[misc]
     for block in blocks:
         if block._compiled_call_impl is not None:
             # With dynamic=True torch 2.13 takes each int of a module that FSDP2 shards for a size that may change, and
@@ -59,16 +58,10 @@ def wrapped(
             # and the second for all others.
             block.compile(fullgraph=True)
     size = blocks_a_group or max(1, GROUP_BYTES // sum(one.nbytes for one in blocks[0].parameters()))
-    if device == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        # Blocks get their weights in the dtype that autocast casts them to, and the residual stream as it is. The
-        # layer_norm of a CPU takes no weights in another dtype than its input's (torch 2.13).
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        options = {"mp_policy": policy, **options}
-    # One group alone is needed first in the backward: what would be freed before it is gathered again at once.
-    options = {"reshard_after_forward": size < len(blocks), **options}
-    for at in range(0, len(blocks), size):
-        fully_shard(blocks[at : at + size], mesh=mesh, **options)
-    fully_shard(model, mesh=mesh)
+    if blocks_a_group or size < len(blocks):
+        for at in range(0, len(blocks), size):
+            fully_shard(blocks[at : at + size], mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
     return model
 
 

@@ -81,7 +81,7 @@ def model_of(asked: Asked) -> nn.Module:
     model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
     if asked.cell.execution == "compiled":
         model.compile_blocks()
-    return wrapped(model, asked.how, default_device(), asked.cell.dtype, **asked.options)
+    return wrapped(model, asked.how, default_device(), **asked.options)
 
 
 def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64) -> list[Batch]:

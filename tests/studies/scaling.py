@@ -85,14 +85,8 @@ def ddp(name: str, bucket_mb: float, **changes: Any) -> Setting:
 #: Everything is reduced at the end of the backward.
 ALL_MB = 1_000_000
 
-#: Blocks get float32 weights, which autocast casts.
-FLOAT32 = {"mp_policy": MixedPrecisionPolicy()}
-
-BF16_REDUCED = {
-    "mp_policy": MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, cast_forward_inputs=False
-    )
-}
+#: The residual stream is bfloat16 too, which is less work than that of one rank alone.
+BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 
 #: `ddp` and `fsdp2` are what `wrapped` does unless asked otherwise.
 SETTINGS = (
@@ -105,10 +99,10 @@ SETTINGS = (
     ddp("25 MB buckets, bf16 hook", 25, then=compressed),
     ddp("one bucket, bf16 hook", ALL_MB, then=compressed),
     Setting("fsdp2", "fsdp2"),
-    Setting("fsdp2, float32", "fsdp2", FLOAT32),
-    Setting("fsdp2, bf16 reduced", "fsdp2", BF16_REDUCED),
-    *(Setting(f"fsdp2, {blocks} a group", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6)),
-    Setting("fsdp2, 1 a group, float32", "fsdp2", {"blocks_a_group": 1, **FLOAT32}),
+    Setting("fsdp2, freed after forward", "fsdp2", {"reshard_after_forward": True}),
+    *(Setting(f"fsdp2, groups of {blocks}", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6, 24)),
+    Setting("fsdp2, bf16", "fsdp2", {"mp_policy": BF16}),
+    Setting("fsdp2, groups of 1, bf16", "fsdp2", {"blocks_a_group": 1, "mp_policy": BF16}),
 )
 
 
@@ -167,7 +161,7 @@ class Study:
             if setting.how:
                 targets = torch.tensor([batch.num_targets for batch in bench.batches], device=bench.shared.device)
                 dist.all_reduce(targets)
-                around = wrapped(bench.model, setting.how, bench.shared.device, self.cell.dtype, **setting.options)
+                around = wrapped(bench.model, setting.how, bench.shared.device, **setting.options)
                 setting.then(around)
                 kind = RankBench if setting.synced else Unreduced
                 of_ranks = {"around": around, "how": setting.how, "totals": targets.tolist(), "truth": None}
