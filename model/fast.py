@@ -353,6 +353,12 @@ class FastDecoder(Decoder):
         if running is None or not running.shares(list(self.parameters())):
             # Parameters may have been moved, or others put in their place.
             decoder = self._narrow_decoder(dtype)
+            own, needed = len(list(self.parameters())), len(list(decoder.parameters()))
+            if own != needed:
+                raise ValueError(
+                    f"the fast step takes modules with parameters of their own; got {own} for {needed}. Untie them, or "
+                    "use Decoder."
+                )
             linears = [module for module in decoder.modules() if isinstance(module, NarrowLinear)]
             graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
             running = self.running[dtype] = Narrow(graphs, linears)

@@ -257,3 +257,10 @@ def test_a_step_without_autocast_is_refused(model: FastDecoder) -> None:
     batch = packed(examples(3))
     with pytest.raises(ValueError, match=r"needs 16 bits; got no autocast\. Run it in torch\.autocast, or use Decoder"):
         model(batch, BACKEND.prepare(batch, case()))
+
+
+def test_tied_parameters_are_refused(model: FastDecoder) -> None:
+    model.head.weight = model.tokens.weight
+    count = len(list(model.parameters()))
+    with pytest.raises(ValueError, match=rf"parameters of their own; got {count} for {count + 1}\. Untie them"):
+        stepped(model, examples(3), case())
