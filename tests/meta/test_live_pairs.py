@@ -60,6 +60,10 @@ def lives(pid: int) -> bool:
         return False
 
 
+#: How long a worker that hangs is waited for.
+STALL_S = 3.0
+
+
 class Arena:
     """Compares two fake sides."""
 
@@ -71,7 +75,9 @@ class Arena:
     ) -> dict[str, tuple[str, str]]:
         """Return each cell's verdict and why."""
         sides = {"base": fake_side("base", self.folder, **base), "head": fake_side("head", self.folder, **head)}
-        request = Request(sides, self.folder / "run", {"ranks": ranks}, stall_s=1.0, **more)
+        # A loaded machine takes a second to start a worker.
+        stall_s = STALL_S if "'hang'" in str((base, head)) else 60.0
+        request = Request(sides, self.folder / "run", {"ranks": ranks}, stall_s=stall_s, **more)
         self.said: list[str] = []
         self.found: Found = Comparison(request, self.said.append).run()
         return {one.cell: (str(one.verdict), one.told) for one in self.found.verdicts}
@@ -91,7 +97,7 @@ SAME = ("same", "")
 REST = {cell: SAME for cell in CELLS if cell != ODD}
 GONE = {
     "crash": "crashed on {}: killed by SIGSEGV",
-    "hang": "crashed on {}: killed after 1 s without an answer",
+    "hang": "crashed on {}: killed after 3 s without an answer",
     "out of memory": "out of memory on {}: said so",
     "wrong": "wrong on {}: said so",
     "too slow": "too slow on {}: said so",
@@ -116,7 +122,7 @@ def test_two_ranks_answer_as_one_worker(arena: Arena):
 
 ON_RANK_1 = {
     "crash": "crashed on head: rank 1 of 2: killed by SIGSEGV",
-    "hang": "crashed on head: rank 1 of 2: killed after 1 s without an answer",
+    "hang": "crashed on head: rank 1 of 2: killed after 3 s without an answer",
     "out of memory": "out of memory on head: rank 1 of 2: said so",
     "failed": "failed on head: rank 1 of 2: said so",
     "error": "failed on head: rank 1 of 2: ValueError: said so",
