@@ -37,12 +37,21 @@ DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 200}
 GROUP_BYTES = 2**31
 
 
+def bytes_of(module: nn.Module) -> int:
+    """Return how many bytes the parameters of a module take."""
+    return sum(one.nbytes for one in module.parameters())
+
+
 def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | None = None, **options: Any) -> nn.Module:
     """Return `model` in DDP, or sharded by FSDP2, over all ranks of the default group.
 
     FSDP2 gathers and reduces `blocks_a_group` blocks at once. None are as many as have `GROUP_BYTES`, or the whole
-    model if all blocks have no more. `options` are those of DistributedDataParallel or of fully_shard.
+    model if it has no more. `options` are those of DistributedDataParallel or of fully_shard. After a forward without
+    a backward FSDP2 keeps what is in no group of blocks, and the next forward does not see a step that came between
+    (findings/fsdp_stale_root.sh). ValueError for `blocks_a_group` that is not of FSDP2, or below 1.
     """
+    if blocks_a_group is not None and (how == "ddp" or blocks_a_group < 1):
+        raise ValueError(f"blocks_a_group is a number from 1 on, of fsdp2; got {blocks_a_group} for {how}.")
     if how == "ddp":
         ids = [torch.cuda.current_device()] if device == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, **{**DDP_OPTIONS, **options})
@@ -57,8 +66,10 @@ def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | No
             # SDPA refuses what it compares (findings/fsdp_dynamic_ints.sh). So the first shape is compiled by itself,
             # and the second for all others.
             block.compile(fullgraph=True)
-    size = blocks_a_group or max(1, GROUP_BYTES // sum(one.nbytes for one in blocks[0].parameters()))
-    if blocks_a_group or size < len(blocks):
+    # A group has one dtype.
+    alike = len({one.dtype for one in model.parameters()}) == 1
+    if blocks_a_group or not alike or bytes_of(model) > GROUP_BYTES:
+        size = blocks_a_group or max(1, GROUP_BYTES // max([1, *map(bytes_of, blocks)]))
         for at in range(0, len(blocks), size):
             fully_shard(blocks[at : at + size], mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)

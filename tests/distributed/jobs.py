@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from collators import CollatorOptions, Example, collator_named
 from collators.batch import Batch, PackedBatch
 from collators.example import IGNORE_INDEX
+from model import distributed
 from model.attention import Case, default_device
 from model.cells import Cell
 from model.compilation import fresh_compiler
@@ -168,6 +171,21 @@ def hangs_on_last() -> int:
             pass
     dist.barrier()
     return 0
+
+
+def groups_of_fsdp2(asked: Asked, group_bytes: int) -> int:
+    """Return into how many groups FSDP2 shards the cell's model with this limit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "GROUP_BYTES", group_bytes)
+        model = model_of(asked)
+    return len({id(module._get_fsdp_state()) for module in model.modules() if isinstance(module, FSDPModule)})
+
+
+def raises_on_all() -> int:
+    """Raise on every rank, on the last one later."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        time.sleep(1.5)
+    raise ValueError("no rank can run this")
 
 
 def is_late_on_last() -> int:

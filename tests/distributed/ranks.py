@@ -24,6 +24,10 @@ TIMEOUT_S = 60.0
 #: After a rank failed the others have so many seconds to say what they know, as one may have ended that makes it fail.
 GRACE_S = 1.0
 
+#: Under torchrun the others may be right, and so much later; a rank that raised then ends the session, as those that
+#: wait for it in a collective are told of nothing.
+LATE_S = 10.0
+
 #: Called on every rank with the arguments that were given, it returns what can be pickled.
 Job = Callable[..., Any]
 
@@ -58,7 +62,8 @@ class Torchrun:
     def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
         """Run the job here, and gather what all ranks returned, or the first error.
 
-        Where another rank has no answer the session ends, and torchrun ends that rank.
+        Where another rank has no answer the session ends, and torchrun ends that rank. `timeout_s` is not looked at, as
+        no rank is a collective's time behind the others.
         """
         try:
             answer = (True, job(*arguments))
@@ -66,14 +71,17 @@ class Torchrun:
             answer = (False, traceback.format_exc())
         self.jobs += 1
         rank = dist.get_rank()
-        self.store.set(f"{self.jobs}/{rank}", "answered")
-        # Others may wait in a collective for what a rank that raised does not send: no collective tells them.
-        limit = timeout_s if answer[0] else GRACE_S
+        keys = [f"{self.jobs}/{each}" for each in range(self.world)]
+        self.store.set(keys[rank], "answered")
+        limit = TIMEOUT_S if answer[0] else LATE_S
         try:
-            self.store.wait([f"{self.jobs}/{each}" for each in range(self.world)], timedelta(seconds=limit))
+            self.store.wait(keys, timedelta(seconds=limit))
         except RuntimeError:
-            told = f"no answer from another within {limit:g} s" if answer[0] else f"it raised:\n{answer[1]}"
-            pytest.exit(f"rank {rank} of {self.world} ends the session: {told}", returncode=1)
+            lost = ", ".join(str(each) for each, key in enumerate(keys) if not self.store.check([key]))
+            told = f"no answer of rank {lost} within {limit:g} s"
+            told += "" if answer[0] else f", and this one raised:\n{answer[1]}"
+            test = os.environ.get("PYTEST_CURRENT_TEST", "")
+            pytest.exit(f"rank {rank} of {self.world} ends the session in {test}: {told}", returncode=1)
         answers: list[Any] = [None] * self.world
         dist.all_gather_object(answers, answer)
         for rank, (fine, value) in enumerate(answers):

@@ -47,30 +47,25 @@ def test_a_rank_that_fails_is_named_first_and_no_process_is_left(job: Callable[[
         ranks.close()
 
 
-#: What each of torchrun's ranks runs; collectives may take 20 s.
+#: What each of torchrun's ranks runs; a rank that raised waits for the others for 3 s, a collective takes up to 5 s.
 FAILS = """
 import sys
 from tests.distributed import jobs, ranks
-ranks.TIMEOUT_S = 20
+ranks.LATE_S, ranks.TIMEOUT_S = 3, 5
 found = ranks.Torchrun()
 print(found.run(jobs.rank_here), flush=True)
-found.run(getattr(jobs, sys.argv[1]), timeout_s=3)
+try:
+    found.run(getattr(jobs, sys.argv[1]))
+except ranks.RankFailed as error:
+    print(str(error).splitlines()[0], found.run(jobs.rank_here), flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("job", "told"),
-    [
-        ("hangs_on_last", "rank 0 of 2 ends the session: it raised:"),
-        ("raises_on_last", "rank 1 of 2 ends the session: it raised:"),
-        ("is_late_on_last", "rank 0 of 2 ends the session: no answer from another within 3 s"),
-    ],
-)
-def test_a_rank_of_torchrun_that_fails_ends_the_session_in_time(tmp_path: Path, job: str, told: str) -> None:
-    script = tmp_path / "fails.py"
+def torchrun(folder: Path, job: str) -> subprocess.CompletedProcess[str]:
+    """Run a job on two ranks of torchrun."""
+    script = folder / "fails.py"
     script.write_text(FAILS)
-    begin = time.monotonic()
-    ran = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, job],
         env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -78,7 +73,26 @@ def test_a_rank_of_torchrun_that_fails_ends_the_session_in_time(tmp_path: Path, 
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ("hangs_on_last", "no answer of rank 1 within 3 s, and this one raised:"),
+        ("raises_on_last", "no answer of rank 0 within 3 s, and this one raised:"),
+        ("is_late_on_last", "no answer of rank 1 within 5 s"),
+    ],
+)
+def test_a_rank_of_torchrun_that_fails_ends_the_session_in_time(tmp_path: Path, job: str, told: str) -> None:
+    begin = time.monotonic()
+    ran = torchrun(tmp_path, job)
     assert ran.returncode == 1
     assert ran.stdout.count("[0, 1]") == 2
     assert told in ran.stderr
     assert time.monotonic() - begin < 60
+
+
+def test_ranks_of_torchrun_that_all_raise_one_after_the_other_go_on(tmp_path: Path) -> None:
+    ran = torchrun(tmp_path, "raises_on_all")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("rank 0 of 2 raised: [0, 1]") == 2

@@ -9,7 +9,7 @@ from torch import nn
 
 from collators import CollatorOptions, Example
 from model.attention import REFERENCE, default_device
-from model.distributed import HOWS, How
+from model.distributed import HOWS, How, bytes_of, wrapped
 from model.equivalence import reduction_length
 from model.reference import REFERENCE_COLLATOR, Outcome, full_precision, reference_case
 from model.steps import forward
@@ -18,7 +18,7 @@ from tests.correctness.drawn import CONFIG
 from tests.correctness.references import decoder, weight_dtype
 from tests.correctness.slots import unsupervised
 from tests.correctness.workbench import Workbench
-from tests.distributed.jobs import RATE, Asked, Shares, Step, Trained, step, trained
+from tests.distributed.jobs import RATE, Asked, Shares, Step, Trained, groups_of_fsdp2, step, trained
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
@@ -120,6 +120,24 @@ def test_three_clipped_steps_move_every_parameter_as_one_process_does(
     batches = [joined(shares) for shares in steps]
     truth, own = (alone(workbench, batches, clip, dtype) for dtype in (torch.float64, torch.float32))
     assert_moved_alike(workbench, found, truth, [own])
+
+
+@pytest.mark.layout("packed", first=True)
+def test_fsdp2_shards_a_small_model_as_one_group_and_blocks_of_a_large_one(workbench: Workbench, ranks: Ranks) -> None:
+    asked = Asked(workbench.cell.key, "fsdp2")
+    model = decoder(workbench.config, workbench.cell.backend, torch.float32)
+    block, *others = map(bytes_of, model.blocks)
+    assert others == [block]
+    for limit, groups in ((bytes_of(model), 1), (bytes_of(model) - 1, 2), (block, 3), (1, 3)):
+        assert ranks.run(groups_of_fsdp2, asked, limit) == [groups] * ranks.world, limit
+
+
+@pytest.mark.parametrize(("how", "blocks"), [("ddp", 2), ("fsdp2", 0)])
+def test_a_number_of_blocks_that_no_group_has_is_refused(how: How, blocks: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^blocks_a_group is a number from 1 on, of fsdp2; got {blocks} for {how}\.$"
+    ):
+        wrapped(nn.Linear(1, 1), how, "cpu", blocks_a_group=blocks)
 
 
 def alone(

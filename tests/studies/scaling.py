@@ -101,6 +101,7 @@ SETTINGS = (
     Setting("fsdp2", "fsdp2"),
     Setting("fsdp2, freed after forward", "fsdp2", {"reshard_after_forward": True}),
     *(Setting(f"fsdp2, groups of {blocks}", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6, 24)),
+    Setting("fsdp2, group of 24, kept", "fsdp2", {"blocks_a_group": 24, "reshard_after_forward": False}),
     Setting("fsdp2, bf16", "fsdp2", {"mp_policy": BF16}),
     Setting("fsdp2, groups of 1, bf16", "fsdp2", {"blocks_a_group": 1, "mp_policy": BF16}),
 )
@@ -298,8 +299,12 @@ def study(args: argparse.Namespace, lengths: str, store: Any, until: float, cont
                 flush=True,
             )
             write_json(args.out, content, indent=1)
-    last = gathered(one.alone(" again"))[0]
-    rows.append(row_of("one rank alone, again", [last], first))
+    last = row_of("one rank alone, again", [gathered(one.alone(" again"))[0]], first)
+    rows.append(last)
+    for row in rows:
+        if "efficiency" in row:
+            # Beside the mean of one rank before and after.
+            row["efficiency"] /= (1 + last["efficiency"]) / 2
     if rank == 0:
         tokens = sum(len(example.input_ids) for step in shares for share in step for example in share)
         print(f"\n{cell.id}, {ranks} ranks, {len(shares)} steps, {tokens / len(shares) / ranks:,.0f} tokens a rank\n")
