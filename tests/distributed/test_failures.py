@@ -57,7 +57,10 @@ print(found.run(jobs.rank_here), flush=True)
 try:
     found.run(getattr(jobs, sys.argv[1]))
 except ranks.RankFailed as error:
-    print(str(error).splitlines()[0], found.run(jobs.rank_here), flush=True)
+    # In one piece: torchrun leaves standard output unbuffered, and the ranks share it.
+    sys.stdout.write(f"{str(error).splitlines()[0]} {found.run(jobs.rank_here)}\\n")
+# A process that ends with its group open may abort.
+found.close()
 """
 
 
