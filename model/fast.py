@@ -349,18 +349,18 @@ class FastDecoder(Decoder):
 
     def narrow(self, dtype: torch.dtype) -> Graphs:
         """Return the graphs of the decoder in `dtype`, whose matrices are those of this one."""
-        running = self.running.get(dtype)
-        if running is None or not running.shares(list(self.parameters())):
+        running, masters = self.running.get(dtype), list(self.parameters())
+        if running is None or not running.shares(masters):
             # Parameters may have been moved, or others put in their place.
             decoder = self._narrow_decoder(dtype)
-            own, needed = len(list(self.parameters())), len(list(decoder.parameters()))
-            if own != needed:
+            parameters = list(decoder.parameters())
+            if len(parameters) != len(masters):
                 raise ValueError(
-                    f"the fast step takes modules with parameters of their own; got {own} for {needed}. Untie them, or "
-                    "use Decoder."
+                    f"the fast step takes modules with parameters of their own; got {len(masters)} for "
+                    f"{len(parameters)}. Untie them, or use Decoder."
                 )
             linears = [module for module in decoder.modules() if isinstance(module, NarrowLinear)]
-            graphs = Graphs(decoder.__call__, list(decoder.parameters()), self.config.max_length)
+            graphs = Graphs(decoder.__call__, parameters, self.config.max_length)
             running = self.running[dtype] = Narrow(graphs, linears)
         running.cast()
         return running.graphs

@@ -179,18 +179,25 @@ def shares_of(examples: Sequence[Sequence[Example]], ranks: int, *, balanced: bo
     return [[[every[index] for index in next(dealt)] for _ in range(ranks)] for _ in steps]
 
 
+def start_group(gpu: int, limit: timedelta, **meeting: Any) -> None:
+    """Start the default group: NCCL with this rank on a GPU of its own, or gloo; a collective takes up to `limit`.
+
+    `meeting` is how the ranks meet, as init_process_group takes it; torchrun needs none.
+    """
+    backend = "gloo"
+    if default_device() == "cuda":
+        backend, device = "nccl", torch.device("cuda", gpu)
+        torch.cuda.set_device(device)
+        meeting["device_id"] = device
+    dist.init_process_group(backend, timeout=limit, **meeting)
+
+
 def join(rank: int, ranks: int, path: Path, stall_s: float) -> tuple[Any, timedelta]:
     """Join the default group, which meets in a file, each rank on a GPU of its own; return its store, and how long a
     rank waits for the others."""
-    device, limit = default_device(), timedelta(seconds=stall_s + 60)
+    limit = timedelta(seconds=stall_s + 60)
     store = dist.FileStore(str(path), ranks)  # type: ignore[attr-defined]
-    options: dict[str, Any] = {}
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-        options["device_id"] = torch.device("cuda", rank)
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=ranks, timeout=limit, **options
-    )
+    start_group(rank, limit, store=store, rank=rank, world_size=ranks)
     return store, limit
 
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gate.measure.rank import start_group
+
 #: A job that has not answered after so many seconds hangs.
 TIMEOUT_S = 60.0
 
@@ -50,13 +52,8 @@ class Torchrun:
 
     def __init__(self) -> None:
         self.world, self.jobs = int(os.environ["WORLD_SIZE"]), 0
-        options: dict[str, Any] = {}
-        if torch.cuda.is_available():
-            options["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(options["device_id"])
         # NCCL ends a process whose collective takes longer, and gloo raises there.
-        limit = timedelta(seconds=TIMEOUT_S)
-        dist.init_process_group("nccl" if options else "gloo", timeout=limit, **options)
+        start_group(int(os.environ["LOCAL_RANK"]), timedelta(seconds=TIMEOUT_S))
         self.store = dist.PrefixStore("jobs", dist.distributed_c10d._get_default_store())
 
     def run(self, job: Job, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:

@@ -36,13 +36,13 @@ def lengths(count: int, seed: int) -> list[int]:
     return [rng.randint(1, 70) for _ in range(count)]
 
 
-def as_they_come(world: int, fewest: int = 1, seed: int = 0) -> Shares:
+def as_they_come(world: int, seed: int = 0) -> Shares:
     """Two sequences for each of two micro-batches of every rank."""
     given = sequences(lengths(4 * world, seed), seed)
     return [[given[4 * rank : 4 * rank + 2], given[4 * rank + 2 : 4 * rank + 4]] for rank in range(world)]
 
 
-def balanced(world: int, fewest: int) -> Shares:
+def balanced(world: int) -> Shares:
     """The longest first, each to the rank with the fewest tokens."""
     ranks: list[list[Example]] = [[] for _ in range(world)]
     for example in sorted(sequences(lengths(4 * world, 1), 1), key=lambda each: -len(each.input_ids)):
@@ -50,31 +50,41 @@ def balanced(world: int, fewest: int) -> Shares:
     return [[each] for each in ranks]
 
 
-def uneven(world: int, fewest: int) -> Shares:
-    """One token on the first rank, or the fewest that the backend takes, five sequences on the last."""
+def uneven(world: int) -> Shares:
+    """One token on the first rank, five sequences on the last."""
     return [
-        [sequences([fewest])],
+        [sequences([1])],
         *([sequences([9, 4], rank)] for rank in range(1, world - 1)),
         [sequences([40] * 5, world)],
     ]
 
 
-def unsupervised_rank(world: int, fewest: int) -> Shares:
+def unsupervised_rank(world: int) -> Shares:
     """No target counts on the first rank."""
-    shares = [[list(given) for given in rank] for rank in as_they_come(world, seed=2)]
+    shares = [[list(given) for given in rank] for rank in as_they_come(world, 2)]
     shares[0] = [[unsupervised(example) for example in given] for given in shares[0]]
     return shares
 
 
-def without_a_batch(world: int, fewest: int) -> Shares:
+def without_a_batch(world: int) -> Shares:
     """The last rank has no second batch, as at the end of an epoch."""
-    shares = [list(rank) for rank in as_they_come(world, seed=3)]
+    shares = [list(rank) for rank in as_they_come(world, 3)]
     shares[-1][1] = []
     return shares
 
 
-#: Each takes the number of ranks, and of tokens that a batch has at least.
-SHARED: tuple[Callable[[int, int], Shares], ...] = (as_they_come, balanced, uneven, unsupervised_rank, without_a_batch)
+SHARED: tuple[Callable[[int], Shares], ...] = (as_they_come, balanced, uneven, unsupervised_rank, without_a_batch)
+
+
+def widened(shares: Shares, fewest: int) -> Shares:
+    """Return shares with `fewest` tokens in each sequence of a batch that has none so long."""
+    return [
+        [given if widest(given) >= fewest else sequences([fewest] * len(given)) for given in rank] for rank in shares
+    ]
+
+
+def widest(given: Sequence[Example]) -> int:
+    return max((len(each.input_ids) for each in given), default=0)
 
 
 def joined(shares: Shares) -> list[Example]:
@@ -92,9 +102,9 @@ def outcome_of(found: Sequence[Step]) -> Outcome:
 @pytest.mark.parametrize("shared", SHARED, ids=lambda each: each.__name__)
 @pytest.mark.parametrize("how", HOWS)
 def test_a_step_of_several_ranks_is_the_step_of_one_process(
-    workbench: Workbench, ranks: Ranks, how: How, shared: Callable[[int, int], Shares]
+    workbench: Workbench, ranks: Ranks, how: How, shared: Callable[[int], Shares]
 ) -> None:
-    shares = shared(ranks.world, workbench.cell.backend.min_keys)
+    shares = widened(shared(ranks.world), workbench.cell.backend.min_keys)
     found = ranks.run(step, Asked(workbench.cell.key, how), shares)
     workbench.assert_right(outcome_of(found), joined(shares))
     for other in found[1:]:
@@ -113,7 +123,7 @@ def test_a_step_in_16_bits_is_the_step_of_one_process(workbench: Workbench, rank
 def test_three_clipped_steps_move_every_parameter_as_one_process_does(
     workbench: Workbench, ranks: Ranks, how: How
 ) -> None:
-    steps, clip = [as_they_come(ranks.world, seed=seed) for seed in (4, 5, 6)], 0.5
+    steps, clip = [as_they_come(ranks.world, seed) for seed in (4, 5, 6)], 0.5
     # FSDP2 of single blocks frees them after the forward, and gathers them anew.
     options = {"blocks_a_group": 1} if how == "fsdp2" else {}
     found = ranks.run(trained, Asked(workbench.cell.key, how, options), steps, clip)

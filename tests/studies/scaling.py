@@ -33,7 +33,7 @@ from collators.batch import Batch
 from gate.measure.bench import CellBench, Shared, cell_bench, release_memory, settle_allocator, synchronize
 from gate.measure.costs import heaviest, no_collection
 from gate.measure.environment import environment
-from gate.measure.rank import RankBench, shares_of
+from gate.measure.rank import RankBench, shares_of, start_group
 from gate.measure.timing import timed_steps
 from gate.measure.trace import ON_DEVICE, busy_us, profiled
 from gate.record.cell import format_ms
@@ -148,7 +148,7 @@ class Study:
         if dist.get_rank() == 0:
             _, make = self.plain()
             with fresh_compiler() as compiler:
-                found = measured(make(compiler), self.trace_of("alone"))
+                found = measured(make(compiler), self.trace_of(f"alone{again}"))
             self.store.set(f"{self.workload.lengths.name}{again}", "timed")
         else:
             self.store.wait([f"{self.workload.lengths.name}{again}"], timedelta(seconds=4 * TIMEOUT_S))
@@ -335,18 +335,15 @@ def main() -> int:
     args.backend = args.backend or ("fa2_varlen" if cuda else "sdpa_document_mask")
     args.eager, args.steps = args.eager or not cuda, args.steps or (16 if cuda else 4)
     until = time.monotonic() + 60 * args.minutes
-    rank, options = int(os.environ["RANK"]), {}
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        options["device_id"] = torch.device("cuda", torch.cuda.current_device())
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S), **options)
+    rank = int(os.environ["RANK"])
+    start_group(int(os.environ["LOCAL_RANK"]), timedelta(seconds=TIMEOUT_S))
     settle_allocator()
     # Its own, as one that waits for minutes must not be told of as a collective that hangs.
     store = dist.PrefixStore("scaling", dist.distributed_c10d._get_default_store())
     content: dict[str, Any] = {
         "machine": environment(),
         "ranks": dist.get_world_size(),
-        "asked": vars(args) | {"out": str(args.out), "traces": str(args.traces)},
+        "asked": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "lengths": {},
     }
     sizes = workload_named(args.workload, default_device()).config
