@@ -140,14 +140,14 @@ class Comparing:
         threshold = Threshold(percent, Threshold.us if us is None else us)
         screening = Screening(head, self.baseline, scope, threshold)
         self.suspects = screening.suspects
-        settled, why_not = self._settle(base, head, threshold, say)
+        settled, why_not = self._settle(head, threshold, say)
         self.verdicts = screening.verdicts(settled, why_not)
         self.failed = fail(self.verdicts, strict=self._strict)
         self.told += [f"Against {self.baseline}.", *changes(base.machine, head.machine)]
         self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
 
     def _settle(
-        self, base: Record, head: Record, threshold: Threshold, say: Callable[[str], None] | None
+        self, head: Record, threshold: Threshold, say: Callable[[str], None] | None
     ) -> tuple[dict[str, CellVerdict], str]:
         """Return what the suspects are, run live beside the record's commit, and why others of them are not settled."""
         if not self.suspects:
@@ -162,21 +162,36 @@ class Comparing:
         count = f"{len(self.suspects)} cell{'s seem' if len(self.suspects) > 1 else ' seems'}"
         say(f"{count} slower; a live pair now compares this checkout with the commit of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
+        settled: dict[str, CellVerdict] = {}
+        reasons: list[str] = []
         try:
-            return settle(
-                commit=base.commit,
-                machines={"base": base.machine, "head": head.machine},
-                head=self.config.rootpath,
-                ids=self.suspects,
-                hello=self.config.stash[ASKED],
-                folder=folder,
-                threshold=threshold,
-                say=say,
-            )
+            for base, cells in self._suspects_by_process():
+                found, why_not = settle(
+                    commit=base.commit,
+                    machines={"base": base.machine, "head": head.machine},
+                    head=self.config.rootpath,
+                    ids=cells,
+                    hello=self.config.stash[ASKED],
+                    folder=folder / str(len(reasons)),
+                    threshold=threshold,
+                    say=say,
+                )
+                settled |= found
+                reasons.append(why_not)
         except KeyboardInterrupt:
             # What was timed before is judged and saved all the same.
             self.interrupted = True
-            return {}, "interrupted"
+            reasons.append("interrupted")
+        return settled, "; ".join(dict.fromkeys(filter(None, reasons)))
+
+    def _suspects_by_process(self) -> list[tuple[Record, list[str]]]:
+        """Return the suspects by the code that they were recorded with: cells may have been added to a baseline."""
+        assert self.baseline is not None
+        groups: dict[str, tuple[Record, list[str]]] = {}
+        for cell in self.suspects:
+            base = self.baseline.newest_of(cell)
+            groups.setdefault(str(base.commit.get("id")), (base, []))[1].append(cell)
+        return [*groups.values()]
 
     @property
     def _strict(self) -> bool:

@@ -3,11 +3,12 @@
 import argparse
 import itertools
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from gate.baseline.store import load, write
-from gate.judge.compatible import other_processes, reasons_of_machines
+from gate.judge.compatible import other_packages, other_processes, reasons_of_machines
 from gate.record.files import Record
 
 #: Verdicts of a cell that a baseline may hold without a time: they are of the machine's size, not of a fault.
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         named = [(str(target), process) for process in load(target).processes] + named
     check(named, args.baselines, allow_dirty=args.allow_dirty)
     write(target, args.baselines, [process for _, process in named], workload)
-    print(f"{target}: {len(named)} process{'es' * (len(named) > 1)}, {len(named[0][1].cells)} cells.")
+    print(f"{target}: {held([process for _, process in named])}.")
     print(f"Commit it on its own: git add {target} {args.baselines / 'index.json'}")
     return 0
 
@@ -67,32 +68,33 @@ def _recorded(path: Path) -> Record:
 
 
 def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: bool) -> None:
-    """ValueError if the processes are not of one device, code and set of cells, or hold a time that is not valid."""
+    """ValueError if the processes are not of one device and its packages, if they ran a cell with other code, or if
+    they hold a time that is not valid."""
     first_name, first = named[0]
-    first_id = str(first.commit.get("id"))
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
         if process.at == other.at:
             raise ValueError(f"{name} and {other_name} come from the same process; give only one of them.")
+    # The first process of each cell. What adds cells to a baseline is later code.
+    begun: dict[str, tuple[str, str]] = {}
     for name, process in named:
         sides = (f"in {name}", f"in {first_name}")
         if different := reasons_of_machines(process.machine, first.machine, sides):
             raise ValueError(f"a baseline needs records of one machine; {different[0]}. Record both on one machine.")
-        if process.machine.get("versions") != first.machine.get("versions"):
-            raise ValueError(f"{name} and {first_name} differ in package versions; record both in one environment.")
+        if changed := other_packages(process.machine, first.machine):
+            raise ValueError(
+                f"{name} has {', '.join(changed)} in {first_name}; a baseline needs records of one environment."
+            )
         id_ = str(process.commit.get("id"))
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
             raise ValueError(
                 f"{name} comes from uncommitted or unknown code; commit and record again, or use --allow-dirty."
             )
-        if not allow_dirty and id_ != first_id and not differ_only_below(baselines, first_id, id_):
-            raise ValueError(
-                f"{name} comes from commit {id_[:10]}, {first_name} from {first_id[:10]}, and their code differs. "
-                "Record both at one commit, or promote with --allow-dirty."
-            )
-        if wrong := first.cells.keys() ^ process.cells.keys():
-            raise ValueError(
-                f"{name} and {first_name} do not both have {', '.join(sorted(wrong))}; record all cells in both."
-            )
+        for other_name, other_id in {begun.setdefault(cell, (name, id_)) for cell in process.cells}:
+            if not allow_dirty and id_ != other_id and not differ_only_below(baselines, other_id, id_):
+                raise ValueError(
+                    f"{name} comes from commit {id_[:10]}, {other_name} from {other_id[:10]}, their code differs, and "
+                    "both hold a cell. Record its cells at one commit, or promote with --allow-dirty."
+                )
         for cell, record in process.cells.items():
             if record.no_time and record.verdict not in NO_FAULT:
                 raise ValueError(
@@ -103,6 +105,15 @@ def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: 
                 raise ValueError(
                     f"{name}: {others} other process{'es' * (others > 1)} used the GPU beside {cell}; record it again."
                 )
+
+
+def held(processes: Sequence[Record]) -> str:
+    """Return how many processes hold how many cells: `39 cells of 4 processes, 9 cells of 5 processes`."""
+    of_cells = Counter(cell for process in processes for cell in process.cells)
+    return ", ".join(
+        f"{cells} cell{'s' * (cells > 1)} of {count} process{'es' * (count > 1)}"
+        for count, cells in sorted(Counter(of_cells.values()).items())
+    )
 
 
 def differ_only_below(folder: Path, one: str, other: str) -> bool:

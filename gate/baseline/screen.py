@@ -88,7 +88,8 @@ class Screening:
     def _doubts(self, cell: str) -> list[str]:
         """Return why the times of a cell that has some on both sides are not comparable: by the newest process."""
         head, base = self.head.cells[cell], self._timed_bases(cell)[-1]
-        doubts = reasons_of_machines(self.head.machine, self.baseline.newest.machine) + reasons_of_cells(head, base)
+        machine = self.baseline.newest_of(cell).machine
+        doubts = reasons_of_machines(self.head.machine, machine) + reasons_of_cells(head, base)
         if not doubts and not (_batch_ms(head).keys() & _batch_ms(base).keys()):
             doubts.append("other batches: head and base have none in common")
         return doubts
@@ -115,7 +116,7 @@ class Screening:
         head, timed = self.head.cells[cell], self._timed_bases(cell)
         if head.no_time or not timed:
             return self._without_time(cell, head, bases[-1])
-        machines = self.head.machine, self.baseline.newest.machine
+        machines = self.head.machine, self.baseline.newest_of(cell).machine
         # Other packages, or another device, have other exact costs.
         same = same_packages(*machines) and machines[0].get("device") == machines[1].get("device")
         return with_costs(settled or self._by_time(cell, why_not), compare(head, timed[-1]), same_packages=same)

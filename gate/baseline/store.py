@@ -70,6 +70,10 @@ class Baseline:
         """Return what each process that ran the cell measured, the oldest first; empty for a cell it does not hold."""
         return [process.cells[cell] for process in self.processes if cell in process.cells]
 
+    def newest_of(self, cell: str) -> Record:
+        """Return the newest process that ran the cell: a later one may have added others alone."""
+        return [process for process in self.processes if cell in process.cells][-1]
+
     def __str__(self) -> str:
         kind, count = "baseline" if self.committed else "record", len(self.processes)
         return f"{kind} {self.path.name} of {self.at:%Y-%m-%d %H:%M} UTC ({count} process{'es' * (count > 1)})"

@@ -7,7 +7,16 @@ from typing import Any
 from gate.record.cell import CellRecord, is_number
 
 #: The packages that a step runs: with others of these it has other exact costs.
-STEP_PACKAGES = ("torch", "triton", "flash-attn", "xformers", "transformers")
+STEP_PACKAGES = (
+    "torch",
+    "triton",
+    "flash-attn",
+    "flash-attn-4",
+    "nvidia-cudnn-frontend",
+    "flashinfer-python",
+    "xformers",
+    "transformers",
+)
 
 #: Fewer timed steps than these have no location worth comparing.
 FEWEST_STEPS = 5
@@ -71,13 +80,17 @@ def reasons_of_cells(head: CellRecord, base: CellRecord) -> list[str]:
 
 def same_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
     """Tell whether two `machine_info`s have the same packages, as far as a step runs them."""
-    return step_versions(head) == step_versions(base)
+    return not other_packages(head, base)
 
 
-def step_versions(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions, in a `machine_info`, of the packages that a step runs; None for one that is lacking."""
-    versions = machine.get("versions") or {}
-    return {package: versions.get(package) for package in STEP_PACKAGES}
+def other_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Return the packages that a step runs and that two `machine_info`s have in other versions, a phrase each.
+
+    One that either side lacks ran in no cell of both.
+    """
+    new, old = (machine.get("versions") or {} for machine in (head, base))
+    both = [name for name in STEP_PACKAGES if new.get(name) and old.get(name)]
+    return [f"{name} {new[name]}, was {old[name]}" for name in both if new[name] != old[name]]
 
 
 def throttled(record: CellRecord) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gate.judge.compatible import step_versions
+from gate.judge.compatible import other_packages
 from gate.judge.verdicts import CellVerdict, Threshold
 from gate.live.comparison import Comparison, Request
 from gate.live.workers import Side
@@ -56,6 +56,5 @@ def cannot_settle(commit: Mapping[str, Any], machines: Mapping[str, Mapping[str,
     )
     if known.returncode:
         return f"git has no commit {commit['id'][:12]}"
-    base, head = (step_versions(machines[side]) for side in ("base", "head"))
-    changed = [f"{name} {head[name]}, was {base[name]}" for name in base if base[name] != head[name]]
+    changed = other_packages(machines["head"], machines["base"])
     return f"other packages: {', '.join(changed)}" if changed else ""

@@ -11,7 +11,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "flash-attn", "xformers", "transformers", "triton", "numpy", "pytest-benchmark", "hypothesis")
+PACKAGES = (
+    "torch",
+    "flash-attn",
+    "flash-attn-4",
+    "nvidia-cudnn-frontend",
+    "flashinfer-python",
+    "xformers",
+    "transformers",
+    "triton",
+    "numpy",
+    "pytest-benchmark",
+    "hypothesis",
+)
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, from nvml.h; spelled out so that old bindings decode too.
 THROTTLE_REASONS = {

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from gate.__main__ import main
+from gate.baseline.store import write
 from gate.judge.verdicts import PERCENT, CellVerdict, Change, Threshold, Verdict
 from gate.record.files import load_record
-from tests.meta.timed_sessions import ENVIRONMENT, FA2, SLUG, info
+from tests.meta.timed_sessions import ENVIRONMENT, FA2, SLUG, XFORMERS, info
 
 pytestmark = pytest.mark.meta
 
@@ -153,6 +154,20 @@ def test_what_seems_slower_is_settled_live_and_has_that_verdict(session, pyteste
     assert session("--benchmark-compare", "--gate-no-settle", infos=SEEMS_SLOWER).ret == 0
     assert session("--benchmark-compare", infos=BOTH).ret == 0
     assert len(settled.asked) == 1, "only what seems slower is settled"
+
+
+def test_a_suspect_is_settled_beside_the_code_that_its_cell_was_recorded_with(session, settled):
+    records = [
+        load_record(session.place(f"elsewhere/{commit}.json", infos, day=day, commit_info={"id": commit}))
+        for day, (commit, infos) in enumerate({"c0ffee": [info()], "decaf": [info("xformers_auto")]}.items(), start=1)
+    ]
+    root = session.pytester.path / "baselines"
+    write(root / SLUG / "article.json", root, records, ("article", "uniform"))
+    settled.by = lambda: ({}, f"reason {len(settled.asked)}")
+    slower = [info(ms=34.0), info("xformers_auto", ms=34.0)]
+    result = session("--benchmark-compare", infos=slower)
+    assert [(commit, ids) for commit, _, _, ids, *_ in settled.asked] == [("c0ffee", [FA2]), ("decaf", [XFORMERS])]
+    result.stdout.fnmatch_lines([f"| {FA2} * not settled: reason 1; reason 2*"])
 
 
 @pytest.mark.parametrize(

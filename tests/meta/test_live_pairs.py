@@ -252,8 +252,8 @@ def test_a_cost_that_rose_fails_whatever_the_time_and_one_that_fell_hides_no_tim
 
 
 def test_costs_of_other_packages_are_told_and_not_judged(arena: Arena):
-    base = {"hello": {"machine": {"versions": {"torch": "2.11.0"}}}}
-    found = arena.run(base, {"costs": {ODD: {"compilations": 1}}})
+    base, head = ({"hello": {"machine": {"versions": {"torch": torch}}}} for torch in ("2.11.0", "2.13.0"))
+    found = arena.run(base, head | {"costs": {ODD: {"compilations": 1}}})
     assert found == REST | {ODD: ("same", "compilations 1, was 0")}
     assert arena.found.notes == [
         "The packages of the two sides differ: exact costs are shown, but only times are judged."

@@ -46,7 +46,7 @@ def promote(tmp_path, root, capsys):
 def test_records_of_fresh_processes_become_one_baseline_that_more_are_added_to(promote, root, capsys):
     assert promote(record(timed()), record(timed(), hours=1)) == 0
     assert promote(record(timed(), hours=5), options=["--add"]) == 0
-    assert "3 processes, 1 cells" in capsys.readouterr().out
+    assert "article.json: 1 cell of 3 processes." in capsys.readouterr().out
     (found,) = find([root / SLUG], root)
     assert (found.committed, len(found.processes)) == (True, 3)
     assert promote(record(timed(cell=key(lengths="recorded")))) == 0
@@ -65,14 +65,13 @@ FIRST = record(timed(), timed(cell=EVAL))
         (record(timed(), timed(cell=EVAL)), "come from the same process; give only one"),
         (replace(FIRST, machine=MACHINE | {"device": "NVIDIA A100"}), "another device: NVIDIA A100"),
         (replace(FIRST, machine=MACHINE | {"power_limit_w": 500.0}), "power limit"),
-        (replace(FIRST, machine=MACHINE | {"versions": {"torch": "2.14.0"}}), "differ in package versions"),
+        (replace(FIRST, machine=MACHINE | {"versions": {"torch": "2.14.0"}}), "has torch 2.14.0, was 2.13.0 in "),
         (
             replace(FIRST, commit={"id": "c0ffee", "dirty": True}),
             "unknown code; commit and record again",
         ),
         (replace(FIRST, commit={}), "comes from uncommitted or unknown code"),
         (replace(FIRST, commit={"id": "decaf", "dirty": False}), "comes from commit decaf,"),
-        (record(timed()), "do not both have "),
         (record(timed(cell=key(workload="long"))), "a baseline needs records of one workload; got article/uniform in"),
         (record(timed(), timed(cell=EVAL, verdict="wrong")), "has no valid time (wrong)"),
         (record(timed(), timed(cell=EVAL, device_ms=[math.nan])), "has no valid time (a step time is nan"),
@@ -102,7 +101,7 @@ def test_a_cell_that_is_out_of_memory_and_dirty_code_on_demand_are_promoted(prom
     assert promote(record(timed(), timed(cell=EVAL, verdict="out of memory"))) == 0
 
 
-def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(promote, tmp_path, monkeypatch):
+def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(promote, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
@@ -122,5 +121,16 @@ def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(pr
     assert promote(replace(FIRST, commit=commit("code.py"))) == 0
     later = record(*FIRST.cells.values(), hours=5)
     assert promote(replace(later, commit=commit("baselines/README")), options=["--add"]) == 0
-    other = replace(record(*FIRST.cells.values(), hours=6), commit=commit("more.py"))
-    assert "Record both at one commit" in promote(other, options=["--add"])
+    code = commit("more.py")
+    other = replace(record(*FIRST.cells.values(), hours=6), commit=code)
+    assert "Record its cells at one commit" in promote(other, options=["--add"])
+    added = key(backend="fa4_varlen")
+    both = replace(record(timed(), timed(cell=added), hours=6), commit=code)
+    assert "Record its cells at one commit" in promote(both, options=["--add"])
+    # What a backend that was added needs is later code, and a package that the first processes lack.
+    machine = MACHINE | {"versions": MACHINE["versions"] | {"flash-attn-4": "4.0.0"}}
+    new = [replace(record(timed(cell=added), hours=6 + n), commit=code, machine=machine) for n in range(3)]
+    assert promote(*new, options=["--add"]) == 0
+    assert "article.json: 2 cells of 2 processes, 1 cell of 3 processes." in capsys.readouterr().out
+    (found,) = find([tmp_path / "baselines" / SLUG], tmp_path / "baselines")
+    assert found.newest_of(timed().id).commit != found.newest.commit == code
