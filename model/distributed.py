@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collators.batch import Batch, PackedBatch
 from collators.example import IGNORE_INDEX
-from model.attention.backend import Backend
+from model.attention.backend import HALF, Backend
 from model.attention.case import Case
 from model.attention.sdpa import SdpaContext, attend
 from model.attention.sdpa_document_mask import document_ids
@@ -32,7 +32,7 @@ HOWS: tuple[How, ...] = ("ddp", "fsdp2")
 #: from matmuls, and a few large messages are over sooner than many (docs/results/several-gpus.md).
 DDP_OPTIONS = {"gradient_as_bucket_view": True, "bucket_cap_mb": 200}
 
-#: What FSDP2 gathers at once: its hooks keep the host busy for longer than a small block's kernels run
+#: What FSDP2 gathers at once, at most: its hooks keep the host busy for longer than a small block's kernels run
 #: (docs/results/several-gpus.md).
 GROUP_BYTES = 2**31
 
@@ -42,13 +42,29 @@ def bytes_of(module: nn.Module) -> int:
     return sum(one.nbytes for one in module.parameters())
 
 
-def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | None = None, **options: Any) -> nn.Module:
+def blocks_at_once(blocks: Sequence[nn.Module]) -> int:
+    """Return how many blocks FSDP2 gathers at once: as many as have `GROUP_BYTES`, and at most half of all, so that
+    one half's kernels run while the other half is gathered or reduced."""
+    return max(1, min(GROUP_BYTES // max([1, *map(bytes_of, blocks)]), -(-len(blocks) // 2)))
+
+
+def wrapped(
+    model: nn.Module,
+    how: How,
+    device: str,
+    *,
+    dtype: torch.dtype | None = None,
+    blocks_a_group: int | None = None,
+    **options: Any,
+) -> nn.Module:
     """Return `model` in DDP, or sharded by FSDP2, over all ranks of the default group.
 
-    FSDP2 gathers and reduces `blocks_a_group` blocks at once. None are as many as have `GROUP_BYTES`, or the whole
-    model if it has no more. `options` are those of DistributedDataParallel or of fully_shard. After a forward without
-    a backward FSDP2 keeps what is in no group of blocks, and the next forward does not see a step that came between
-    (findings/fsdp_stale_root.sh). ValueError for `blocks_a_group` that is not of FSDP2, or below 1.
+    FSDP2 gathers and reduces `blocks_a_group` blocks at once, by default `blocks_at_once`. `dtype` is that of autocast.
+    If it has 16 bits, FSDP2 on GPUs gathers blocks in it, as autocast casts matrices and biases anyway, and reduces
+    gradients in float32. The residual stream keeps its dtype. `options` are those of DistributedDataParallel or of
+    fully_shard. After a forward without a backward FSDP2 keeps the last group of blocks and what is in none, and the
+    next forward does not see a step that came between (findings/fsdp_stale_root.sh). ValueError for `blocks_a_group`
+    that is not of FSDP2, or below 1.
     """
     if blocks_a_group is not None and (how == "ddp" or blocks_a_group < 1):
         raise ValueError(f"blocks_a_group is a number from 1 on, of fsdp2; got {blocks_a_group} for {how}.")
@@ -56,7 +72,7 @@ def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | No
         ids = [torch.cuda.current_device()] if device == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, **{**DDP_OPTIONS, **options})
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     blocks: list[nn.Module] = [*model.blocks]  # type: ignore[misc]
@@ -66,12 +82,16 @@ def wrapped(model: nn.Module, how: How, device: str, *, blocks_a_group: int | No
             # SDPA refuses what it compares (findings/fsdp_dynamic_ints.sh). So the first shape is compiled by itself,
             # and the second for all others.
             block.compile(fullgraph=True)
-    # A group has one dtype.
-    alike = len({one.dtype for one in model.parameters()}) == 1
-    if blocks_a_group or not alike or bytes_of(model) > GROUP_BYTES:
-        size = blocks_a_group or max(1, GROUP_BYTES // max([1, *map(bytes_of, blocks)]))
-        for at in range(0, len(blocks), size):
-            fully_shard(blocks[at : at + size], mesh=mesh, **options)
+    of_blocks: dict[str, Any] = {}
+    # Autocast of a CPU does not cast norms, and these take no weights narrower than their input.
+    if dtype in HALF and device == "cuda":
+        of_blocks["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    size = blocks_a_group or blocks_at_once(blocks)
+    for at in range(0, len(blocks), size):
+        if at + size >= len(blocks):
+            # The backward begins with the last group.
+            of_blocks["reshard_after_forward"] = False
+        fully_shard(blocks[at : at + size], mesh=mesh, **{**of_blocks, **options})
     fully_shard(model, mesh=mesh, **options)
     return model
 

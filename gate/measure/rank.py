@@ -232,7 +232,7 @@ def opened_on_ranks(
         plain = cell_bench(shared, cell.cell, compiler)
         targets = torch.tensor([batch.num_targets for batch in plain.batches], device=shared.device)
         dist.all_reduce(targets)
-        around = wrapped(plain.model, cell.how, shared.device)
+        around = wrapped(plain.model, cell.how, shared.device, dtype=cell.cell.dtype)
         bench = RankBench(**vars(plain), around=around, how=cell.how, totals=targets.tolist(), truth=truth)
         wrong = [[str(each) for each in bench.mismatches()]]
         dist.broadcast_object_list(wrong)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from torch.distributed.fsdp import FSDPModule
 from collators import CollatorOptions, Example, collator_named
 from collators.batch import Batch, PackedBatch
 from collators.example import IGNORE_INDEX
-from model import distributed
 from model.attention import Case, default_device
 from model.cells import Cell
 from model.compilation import fresh_compiler
@@ -84,7 +82,7 @@ def model_of(asked: Asked) -> nn.Module:
     model = decoder(config_here(), asked.cell.backend, weight_dtype(asked.cell.dtype))
     if asked.cell.execution == "compiled":
         model.compile_blocks()
-    return wrapped(model, asked.how, default_device(), **asked.options)
+    return wrapped(model, asked.how, default_device(), dtype=asked.cell.dtype, **asked.options)
 
 
 def batches_of(cell: Cell, mine: Sequence[Sequence[Example]], multiple: int = 64) -> list[Batch]:
@@ -173,11 +171,9 @@ def hangs_on_last() -> int:
     return 0
 
 
-def groups_of_fsdp2(asked: Asked, group_bytes: int) -> int:
-    """Return into how many groups FSDP2 shards the cell's model with this limit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "GROUP_BYTES", group_bytes)
-        model = model_of(asked)
+def groups_of_fsdp2(asked: Asked) -> int:
+    """Return into how many groups FSDP2 shards the cell's model."""
+    model = model_of(asked)
     return len({id(module._get_fsdp_state()) for module in model.modules() if isinstance(module, FSDPModule)})
 
 

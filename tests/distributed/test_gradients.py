@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from collators import CollatorOptions, Example
+from model import distributed
 from model.attention import REFERENCE, default_device
-from model.distributed import HOWS, How, bytes_of, wrapped
+from model.distributed import HOWS, How, blocks_at_once, wrapped
 from model.equivalence import reduction_length
 from model.reference import REFERENCE_COLLATOR, Outcome, full_precision, reference_case
 from model.steps import forward
@@ -132,14 +133,22 @@ def test_three_clipped_steps_move_every_parameter_as_one_process_does(
     assert_moved_alike(workbench, found, truth, [own])
 
 
+@pytest.mark.parametrize(
+    ("blocks", "group_bytes", "size"), [(24, 2**31, 12), (24, 300, 3), (24, 99, 1), (5, 2**31, 3), (1, 2**31, 1)]
+)
+def test_fsdp2_gathers_half_of_the_blocks_at_once_and_fewer_of_large_ones(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, group_bytes: int, size: int
+) -> None:
+    monkeypatch.setattr(distributed, "GROUP_BYTES", group_bytes)
+    assert blocks_at_once([nn.Linear(5, 5, bias=False)] * blocks) == size
+
+
 @pytest.mark.layout("packed", first=True)
-def test_fsdp2_shards_a_small_model_as_one_group_and_blocks_of_a_large_one(workbench: Workbench, ranks: Ranks) -> None:
-    asked = Asked(workbench.cell.key, "fsdp2")
-    model = decoder(workbench.config, workbench.cell.backend, torch.float32)
-    block, *others = map(bytes_of, model.blocks)
-    assert others == [block]
-    for limit, groups in ((bytes_of(model), 1), (bytes_of(model) - 1, 2), (block, 3), (1, 3)):
-        assert ranks.run(groups_of_fsdp2, asked, limit) == [groups] * ranks.world, limit
+def test_fsdp2_shards_in_groups(workbench: Workbench, ranks: Ranks) -> None:
+    blocks = workbench.config.num_layers
+    for size, groups in ((1, blocks + 1), (blocks, 2)):
+        asked = Asked(workbench.cell.key, "fsdp2", {"blocks_a_group": size})
+        assert ranks.run(groups_of_fsdp2, asked) == [groups] * ranks.world
 
 
 @pytest.mark.parametrize(("how", "blocks"), [("ddp", 2), ("fsdp2", 0)])

@@ -26,7 +26,6 @@ import torch._dynamo
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from collators import Example, collator_named
 from collators.batch import Batch
@@ -48,8 +47,9 @@ from model.models import any_backend_named
 from model.steps import forward
 from model.workloads import Workload, workload_named
 
-#: What `kernels_of` returns.
-KERNELS = ("nccl_ms", "nccl_alone_ms", "own_ms", "idle_ms")
+#: What the device still had to do when the host had launched a step (near 0, the host is the limit), and what
+#: `kernels_of` returns.
+PARTS = ("lead_ms", "nccl_ms", "nccl_alone_ms", "own_ms", "idle_ms")
 
 #: A collective that took so long hangs.
 TIMEOUT_S = 180
@@ -77,33 +77,32 @@ def cut_graphs() -> AbstractContextManager[object]:
     return torch._dynamo.config.patch(optimize_ddp=True)
 
 
-def ddp(name: str, bucket_mb: float, **changes: Any) -> Setting:
-    """Return a setting of DDP with buckets of a size."""
+def ddp(name: str, bucket_mb: float | None, **changes: Any) -> Setting:
+    """Return a setting of DDP with buckets of a size; None are torch's: one of 1 MB, then of 25 MB."""
     return Setting(f"ddp, {name}", "ddp", {"bucket_cap_mb": bucket_mb}, **changes)
 
 
 #: Everything is reduced at the end of the backward.
 ALL_MB = 1_000_000
 
-#: The residual stream is bfloat16 too, which is less work than that of one rank alone.
-BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-
 #: `ddp` and `fsdp2` are what `wrapped` does unless asked otherwise.
 SETTINGS = (
     Setting("all at once", None),
     Setting("ddp", "ddp"),
     Setting("ddp, no_sync", "ddp", synced=False),
-    ddp("cut graphs, 25 MB buckets", 25, around=cut_graphs),
-    *(ddp(f"{size} MB buckets", size) for size in (25, 100, 400)),
+    ddp("cut graphs, default buckets", None, around=cut_graphs),
+    ddp("default buckets", None),
+    *(ddp(f"{size} MB buckets", size) for size in (100, 400)),
     ddp("one bucket", ALL_MB),
-    ddp("25 MB buckets, bf16 hook", 25, then=compressed),
+    ddp("default buckets, bf16 hook", None, then=compressed),
     ddp("one bucket, bf16 hook", ALL_MB, then=compressed),
     Setting("fsdp2", "fsdp2"),
-    Setting("fsdp2, freed after forward", "fsdp2", {"reshard_after_forward": True}),
-    *(Setting(f"fsdp2, groups of {blocks}", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6, 24)),
-    Setting("fsdp2, group of 24, kept", "fsdp2", {"blocks_a_group": 24, "reshard_after_forward": False}),
-    Setting("fsdp2, bf16", "fsdp2", {"mp_policy": BF16}),
-    Setting("fsdp2, groups of 1, bf16", "fsdp2", {"blocks_a_group": 1, "mp_policy": BF16}),
+    *(Setting(f"fsdp2, groups of {blocks}", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6, 8, 24)),
+    Setting("fsdp2, float32", "fsdp2", {"dtype": None}),
+    *(
+        Setting(f"fsdp2, float32, groups of {blocks}", "fsdp2", {"dtype": None, "blocks_a_group": blocks})
+        for blocks in (1, 6, 24)
+    ),
 )
 
 
@@ -162,7 +161,9 @@ class Study:
             if setting.how:
                 targets = torch.tensor([batch.num_targets for batch in bench.batches], device=bench.shared.device)
                 dist.all_reduce(targets)
-                around = wrapped(bench.model, setting.how, bench.shared.device, **setting.options)
+                around = wrapped(
+                    bench.model, setting.how, bench.shared.device, **{"dtype": self.cell.dtype, **setting.options}
+                )
                 setting.then(around)
                 kind = RankBench if setting.synced else Unreduced
                 of_ranks = {"around": around, "how": setting.how, "totals": targets.tolist(), "truth": None}
@@ -179,11 +180,12 @@ def measured(bench: CellBench, trace: Path | None, *, together: bool = False) ->
     with no_collection():
         if together:
             dist.barrier()
-        times = bench.timed([*range(len(bench.batches))]).times_ms
+        samples = bench.timed([*range(len(bench.batches))])
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         kernels = kernels_of(bench, trace) if device == "cuda" else {}
     tokens = sum(batch.num_tokens for batch in bench.batches)
-    return {"ms": times, "tokens": tokens, "peak_bytes": peak, **kernels}
+    lead = {"lead_ms": sum(samples.lead_ms) / len(samples.lead_ms)} if samples.lead_ms else {}
+    return {"ms": samples.times_ms, "tokens": tokens, "peak_bytes": peak, **lead, **kernels}
 
 
 def kernels_of(bench: CellBench, trace: Path | None) -> dict[str, float]:
@@ -233,17 +235,17 @@ def row_of(name: str, found: Sequence[Mapping[str, Any]], alone: Mapping[str, An
         "rank_ms": [sum(one["ms"]) / len(one["ms"]) for one in found],
         "peak_bytes": [one["peak_bytes"] for one in found if one.get("peak_bytes")],
     }
-    return row | {key: slowest[key] for key in KERNELS if key in slowest}
+    return row | {key: slowest[key] for key in PARTS if key in slowest}
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return lines as a table."""
-    kernels = ("NCCL ms", "NCCL alone ms", "other ms", "idle ms")
-    table = markdown_box("setting", numbers=("ms a step", "tokens/s a rank", "of one alone", *kernels, "peak GB"))
+    parts = ("lead ms", "NCCL ms", "NCCL alone ms", "other ms", "idle ms")
+    table = markdown_box("setting", numbers=("ms a step", "tokens/s a rank", "of one alone", *parts, "peak GB"))
     for row in rows:
         if "error" in row:
             continue
-        times = [format_ms(row[key]) if key in row else "-" for key in KERNELS]
+        times = [format_ms(row[key]) if key in row else "-" for key in PARTS]
         peak = f"{max(row['peak_bytes']) / 1e9:.2f}" if row["peak_bytes"] else "-"
         rates = f"{row['tokens_per_s_rank']:,.0f}", f"{row['efficiency']:.1%}"
         table.add_row(row["setting"], format_ms(row["step_ms"]), *rates, *times, peak)
