@@ -134,6 +134,7 @@ ARTICLE = Workload(
         Row("fa2_varlen", "packed_multiple", COMPILED),
         Row("fa4_varlen", "packed"),
         Row("fast_fa4_varlen", "packed", COMPILED),
+        Row("cudnn_ragged", "packed"),
         Row("xformers_auto", "packed"),
         Row("flex_document_mask", "packed", COMPILED),
         # GPT-2 of transformers, causal as it always is: these are trained only, as in the article. Eager, a backend of
@@ -165,6 +166,7 @@ LONG = Workload(
         Row("fa2_varlen", "packed"),
         Row("fa4_varlen", "packed"),
         Row("fast_fa4_varlen", "packed", COMPILED),
+        Row("cudnn_ragged", "packed"),
         Row("xformers_auto", "packed"),
         Row("flex_document_mask", "packed", COMPILED),
     ),

@@ -414,6 +414,7 @@ BACKEND = Backend(
     max_head_dim=128,
     head_dim_multiple=8,
     grouped_query=True,
+    windows=True,
     # cuDNN has ragged offsets from here on.
     min_capability=(9, 0),
     kernels={"cuda": ("varlen_gate::cudnn_ragged_forward",)},

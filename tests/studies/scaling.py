@@ -98,6 +98,7 @@ SETTINGS = (
     ddp("one bucket, bf16 hook", ALL_MB, then=compressed),
     Setting("fsdp2", "fsdp2"),
     *(Setting(f"fsdp2, groups of {blocks}", "fsdp2", {"blocks_a_group": blocks}) for blocks in (1, 6, 8, 24)),
+    Setting("fsdp2, kept after forward", "fsdp2", {"reshard_after_forward": False}),
     Setting("fsdp2, float32", "fsdp2", {"dtype": None}),
     *(
         Setting(f"fsdp2, float32, groups of {blocks}", "fsdp2", {"dtype": None, "blocks_a_group": blocks})
