@@ -135,6 +135,7 @@ ARTICLE = Workload(
         Row("fa4_varlen", "packed"),
         Row("fast_fa4_varlen", "packed", COMPILED),
         Row("cudnn_ragged", "packed"),
+        Row("flashinfer_ragged", "packed", EAGER),
         Row("xformers_auto", "packed"),
         Row("flex_document_mask", "packed", COMPILED),
         # GPT-2 of transformers, causal as it always is: these are trained only, as in the article. Eager, a backend of
@@ -167,6 +168,7 @@ LONG = Workload(
         Row("fa4_varlen", "packed"),
         Row("fast_fa4_varlen", "packed", COMPILED),
         Row("cudnn_ragged", "packed"),
+        Row("flashinfer_ragged", "packed", EAGER),
         Row("xformers_auto", "packed"),
         Row("flex_document_mask", "packed", COMPILED),
     ),

@@ -395,6 +395,15 @@ def without_cell(name: str) -> bool:
     return "NOTSET" in name.rpartition("[")[2].removesuffix("]").split("-")
 
 
+def covers(cell: Cell, axis: str, values: Collection[Any], *, alone: bool) -> bool:
+    """Tell whether a test of these `values` of an axis covers the cell; `alone` says that it runs attention alone.
+
+    Attention alone has the same output in evaluation. Where a backend only evaluates, a test of training takes that.
+    """
+    only_evaluates = alone and axis == "mode" and cell.backend.modes == ("eval",)
+    return only_evaluates or getattr(cell, axis) in values
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("cells")
     if marker is None:
@@ -404,12 +413,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     variants, distinct = axes.pop("variants", ("plain",)), axes.pop("distinct", False)
     where, of_each = axes.pop("where", lambda cell: True), axes.pop("one_of_each", None)
     pattern, require = config.getoption("cells"), required_backends(config)
+    attention = "attention" in metafunc.fixturenames
 
     def chosen(cells: list[Cell]) -> list[Cell]:
         return [
             cell
             for cell in (represented(cells, of_each, config) if of_each else cells)
-            if all(getattr(cell, axis) in values for axis, values in axes.items())
+            if all(covers(cell, axis, values, alone=attention) for axis, values in axes.items())
             and where(cell)
             and chosen_by(cell.id, pattern)
         ]
@@ -421,7 +431,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cell", parameters(timed, workload.config, device, test, require=require))
         return
     cells = chosen(drawn_candidates(config, device, axes.get("dtype", DTYPES)))
-    if "attention" in metafunc.fixturenames:
+    if attention:
         # Eager, unless a test asks for compiled ones: each is compiled for many shapes.
         cells = [cell for cell in cells if "execution" in axes or cell.execution == "eager"]
         params = parameters(attention_cells(cells, config), CONFIG[device], device, test, require=require)

@@ -81,7 +81,7 @@ def test_the_backends_that_must_be_there_are_in_the_registry(workflow, pytestcon
     names = [backend.name for backend in BACKENDS if "cuda" in backend.dtypes]
     assert required == [name for name in names if name in required], "unknown, twice, or in another order"
     # Whoever adds a backend for GPUs decides whether runners must have it.
-    assert set(names) - set(required) == {"xformers_flash", "fa4_varlen"}
+    assert set(names) - set(required) == {"xformers_flash", "fa4_varlen", "flashinfer_ragged"}
     assert all(f"--require={','.join(required)}" in given for given in _proving(workflow))
 
 

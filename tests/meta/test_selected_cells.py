@@ -16,7 +16,7 @@ from tests import selection
 from tests.correctness.drawn import CONFIG, DRAWN
 from tests.known_failures import KnownFailure
 from tests.meta.sessions import Item, Ran, collected
-from tests.selection import SupportStatus, distinct_cells, parameters
+from tests.selection import SupportStatus, covers, distinct_cells, parameters
 
 pytestmark = pytest.mark.meta
 
@@ -134,6 +134,14 @@ def test_every_failure_that_is_expected_is_strict_by_its_own_mark(session: Calla
     expected = [item for item in items if item.xfails]
     assert [item.id for item in expected if item.strict is not True] == []
     assert expected
+
+
+def test_attention_that_only_evaluates_has_the_tests_that_train_others() -> None:
+    evaluates = replace(CELL, mode="eval")
+    only = replace(evaluates, backend=replace(CELL.backend, modes=("eval",)))
+    found = [covers(cell, "mode", ("train",), alone=alone) for cell in (evaluates, only) for alone in (False, True)]
+    assert found == [False, False, False, True]
+    assert not covers(only, "causal", (not only.causal,), alone=True)
 
 
 def test_what_is_not_declared_is_no_test_and_what_is_unavailable_is_skipped_with_its_reason(

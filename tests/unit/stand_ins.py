@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 from torch.overrides import TorchFunctionMode
 
-from model.attention import cudnn_ragged, flex_document_mask, torch_varlen, xformers
+from model.attention import cudnn_ragged, flashinfer_ragged, flex_document_mask, torch_varlen, xformers
 from model.attention.backend import FLOAT, HALF
 
 Function = Callable[..., Any]
@@ -477,6 +477,82 @@ def in_cudnn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function])
         patch.setattr(cudnn_ragged, name, functools.cache(inspect.unwrap(getattr(cudnn_ragged, name))))
 
 
+class RaggedWrapper:
+    """Stands in for FlashInfer's `BatchPrefillWithRaggedKVCacheWrapper`, of 0.6.1."""
+
+    def __init__(self, float_workspace_buffer: Tensor, kv_layout: str = "NHD") -> None:
+        assert float_workspace_buffer.dtype == torch.uint8
+        assert float_workspace_buffer.numel() == 128 * 1024 * 1024
+        assert kv_layout == "NHD"
+        self.device = float_workspace_buffer.device
+        self.lengths: list[int] = []
+
+    def plan(
+        self,
+        qo_indptr: Tensor,
+        kv_indptr: Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        *,
+        causal: bool = False,
+        logits_soft_cap: float | None = None,
+        sm_scale: float | None = None,
+        q_data_type: torch.dtype = torch.float16,
+    ) -> None:
+        assert num_qo_heads % num_kv_heads == 0, f"{num_qo_heads} query heads share {num_kv_heads} heads of keys"
+        assert head_dim_qk in (64, 128, 256), f"FA3 has heads of 64, 128 and 256; got {head_dim_qk}"
+        for ends in (qo_indptr, kv_indptr):
+            assert ends.dtype == torch.int32, f"offsets are int32; got {ends.dtype}"
+            assert ends.device.type == "cpu", f"a plan is made on the host; got offsets on {ends.device}"
+            assert ends[0] == 0, f"offsets start at 0; got {ends.tolist()}"
+        assert qo_indptr.tolist() == kv_indptr.tolist(), "queries and keys lie between the same offsets"
+        assert type(causal) is bool, f"causal is a bool; got {causal!r}"
+        self.heads, self.head_dim, self.dtype = (num_qo_heads, num_kv_heads), head_dim_qk, q_data_type
+        self.lengths, self.window = qo_indptr.diff().tolist(), (-1, 0 if causal else -1)
+        self.scale, self.softcap = sm_scale, logits_soft_cap
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.lengths, "a plan comes before a run"
+        check_heads(q, k, v, HALF, 3)
+        for tensor, heads in ((q, self.heads[0]), (k, self.heads[1]), (v, self.heads[1])):
+            planned = sum(self.lengths), heads, self.head_dim
+            assert tensor.shape == planned, f"the plan is for {planned}; got {tuple(tensor.shape)}"
+            assert tensor.dtype == self.dtype, f"the plan is for {self.dtype}; got {tensor.dtype}"
+            assert tensor.device == self.device, f"the plan is for {self.device}; got {tensor.device}"
+            # What TMA takes, where another tensor is read wrong without an error.
+            assert tensor.data_ptr() % 16 == 0, "a tensor begins where 16 divides its address"
+            assert all(step > 0 and step % 8 == 0 for step in tensor.stride()[:2]), f"got strides {tensor.stride()}"
+        cap = self.softcap
+        changed = (lambda scores: cap * torch.tanh(scores / cap)) if cap else None
+        return one_by_one(q, k, v, self.lengths, self.window, self.scale, changed)
+
+
+@dataclass
+class Event:
+    """Stands in for an event of CUDA: `query` tells whether the GPU has come to it."""
+
+    come: bool = True
+
+    def query(self) -> bool:
+        return self.come
+
+
+def in_flashinfer(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
+    """Put a FlashInfer in the place of whatever is installed."""
+
+    class Wrapper(RaggedWrapper):
+        run = counted(RaggedWrapper.run)
+
+    module = types.ModuleType("flashinfer")
+    vars(module)["BatchPrefillWithRaggedKVCacheWrapper"] = Wrapper
+    patch.setitem(sys.modules, "flashinfer", module)
+    patch.setattr(flashinfer_ragged, "after_now", lambda device: Event())
+    patch.setattr(flashinfer_ragged, "_UNREAD", [])
+    # No test keeps the workspace of another.
+    patch.setattr(flashinfer_ragged, "workspace", functools.cache(inspect.unwrap(flashinfer_ragged.workspace)))
+
+
 @dataclass(frozen=True)
 class BlockDiagonalMask:
     """Stands in for xFormers' mask of that name."""
@@ -790,6 +866,7 @@ STAND_INS: dict[str, tuple[StandIn, ...]] = {
     "fa2_varlen": (StandIn("flash_attn", in_flash_attn),),
     "fa4_varlen": (StandIn("flash_attn_4", in_flash_attn_4),),
     "cudnn_ragged": (StandIn("cudnn", in_cudnn),),
+    "flashinfer_ragged": (StandIn("flashinfer", in_flashinfer),),
     "xformers_auto": (StandIn("xformers", in_xformers(None)),),
     "xformers_flash": (StandIn("xformers", in_xformers("MemoryEfficientAttentionFlashAttentionOp")),),
     "xformers_cutlass": (StandIn("xformers", in_xformers("MemoryEfficientAttentionCutlassOp")),),

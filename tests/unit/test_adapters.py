@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from collators import collator_named
 from collators.collator import Collator
-from model.attention import BACKENDS, Backend, Machine
+from model.attention import BACKENDS, Backend, Machine, Mode
 from model.attention.xformers_loading import RUNTIME_PACKAGE, loading_problems
 from model.cells import Cell
 from tests.correctness.attention_bench import AttentionBench, AttentionInput
@@ -91,9 +91,11 @@ def test_a_backend_hands_its_kernel_what_gives_each_sequence_alone(
     calls = Calls()
     stand_in.install(monkeypatch, calls.counted)
     first, *others = backend.dtypes["cuda"]
+    # Training shows what evaluation does.
+    mode: Mode = "train" if "train" in backend.modes else "eval"
     # In another dtype what is handed over differs by the dtype alone.
     for dtype, inputs in ((first, GIVEN), *((other, GIVEN[1:2]) for other in others)):
-        bench = AttentionBench(Cell(exact, collator, "train", causal, dtype, "eager", DRAWN, DRAWN))
+        bench = AttentionBench(Cell(exact, collator, mode, causal, dtype, "eager", DRAWN, DRAWN))
         for given in dict.fromkeys(each.fitted(backend) for each in inputs):
             if bench.refuses(given):
                 continue

@@ -19,6 +19,7 @@ from model.attention import (
     backend_named,
     cudnn_ragged,
     fa4_varlen,
+    flashinfer_ragged,
     flex_document_mask,
     sdpa,
     sdpa_document_mask,
@@ -30,6 +31,7 @@ from model.attention.backend import Backend, Requirement
 from model.attention.case import Case, Machine
 from model.attention.cudnn_ragged import Shape
 from model.attention.fa4_varlen import Given
+from model.attention.flashinfer_ragged import RaggedPlans
 from model.attention.flex_document_mask import FlexContext
 from model.attention.sdpa import SdpaContext
 from model.attention.torch_varlen import VarlenContext
@@ -145,6 +147,79 @@ def logsumexp_not_handed_on(patch: pytest.MonkeyPatch) -> None:
         return right(gradient, q, k, v, out, torch.zeros_like(stats), *rest)
 
     patch.setattr(cudnn_ragged, "backward", backward)
+
+
+def planning(patch: pytest.MonkeyPatch, change: Callable[[Case], Case]) -> None:
+    """Let FlashInfer plan for what `change` makes of the case."""
+    right = flashinfer_ragged.planned
+
+    def planned(ends: Tensor, device: torch.device, case: Case, scale: float | None) -> Any:
+        return right(ends, device, change(case), scale)
+
+    patch.setattr(flashinfer_ragged, "planned", planned)
+
+
+@inject(HANDED)
+def plan_of_as_many_heads_of_keys(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer plans for a head of keys for every query head, where the case has fewer."""
+    planning(patch, lambda case: replace(case, num_kv_heads=case.num_heads))
+
+
+@inject(HANDED)
+def plan_without_the_soft_cap(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer plans for scores without a soft cap."""
+    planning(patch, lambda case: replace(case, softcap=None))
+
+
+@inject(HANDED)
+def plan_that_is_always_causal(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer plans a causal mask for every case."""
+    planning(patch, lambda case: replace(case, causal=True))
+
+
+@inject(HANDED)
+def plan_of_the_default_scale_for_all(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer runs the plan of the default scale, whatever scale a layer has."""
+    right = RaggedPlans.wrapper
+    patch.setattr(RaggedPlans, "wrapper", lambda plans, scale: right(plans, None))
+
+
+@inject(HANDED)
+def plan_without_the_filler(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer plans for the sequences alone, and the filler after them is never computed."""
+
+    def prepare(right: Any, batch: PackedBatch, case: Case) -> RaggedPlans:
+        context = right(batch, case)
+        return replace(context, ends=context.ends[: len(batch.lengths) + 1], wrappers={})
+
+    prepares(patch, "flashinfer_ragged", prepare)
+
+
+@inject("test_flashinfer_ragged.py::test_a_batch_takes_tensors_of_any_layout")
+def unaligned_tensors_handed_to_tma(patch: pytest.MonkeyPatch) -> None:
+    """FlashInfer is handed tensors as they lie, where its kernel misreads some without an error."""
+    patch.setattr(flashinfer_ragged, "readable", lambda tensor: tensor)
+
+
+@inject("test_flashinfer_ragged.py::test_two_batches_that_are_prepared_run_in_either_order")
+def one_wrapper_for_all_batches(patch: pytest.MonkeyPatch) -> None:
+    """Every batch is planned in the same wrapper of FlashInfer, which then has the plan of the last one."""
+    wrappers: dict[torch.device, Any] = {}
+    right = flashinfer_ragged.planned
+
+    def planned(ends: Tensor, device: torch.device, case: Case, scale: float | None) -> Any:
+        wrapper = right(ends, device, case, scale)
+        kept = wrappers.setdefault(device, wrapper)
+        vars(kept).update(vars(wrapper))
+        return kept
+
+    patch.setattr(flashinfer_ragged, "planned", planned)
+
+
+@inject("test_flashinfer_ragged.py::test_a_plan_is_kept_until_the_gpu_has_read_it")
+def plan_freed_before_it_is_read(patch: pytest.MonkeyPatch) -> None:
+    """The pinned memory of a plan of FlashInfer is free as soon as its batch is, though the GPU is yet to copy it."""
+    patch.setattr(flashinfer_ragged, "keep_until_read", lambda wrapper, read: None)
 
 
 def going_back(patch: pytest.MonkeyPatch, change: Callable[[Given], Given]) -> None:
