@@ -67,8 +67,8 @@ def timed_on_ranks(plan: Mapping[str, Any], ranks: int, *, stall_s: float = STAL
 
 
 def place_of(rank: int, ranks: int) -> dict[str, str]:
-    """Return the variables of a rank's process: torchrun's, and threads for its share of the cores."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    """Return the variables of a rank's process, as torchrun sets them: one thread of OpenMP, unless that is set."""
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
     return {"OMP_NUM_THREADS": threads, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
 
 
