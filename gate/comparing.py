@@ -133,7 +133,6 @@ class Comparing:
             self.told.append(f"{slug} has no record of {_named(head.workloads)} yet; {advice}")
             self.failed = self._strict
             return
-        base = self.baseline.newest
         scope = [cell for cell in self.baseline.cell_ids if self._asked_for(self.baseline.records(cell)[-1], head)]
         percent, us = (self.config.getoption(f"gate_threshold_{unit}") for unit in ("percent", "us"))
         percent = PERCENT[device_of(slug)] if percent is None else percent
@@ -143,54 +142,55 @@ class Comparing:
         settled, why_not = self._settle(head, threshold, say)
         self.verdicts = screening.verdicts(settled, why_not)
         self.failed = fail(self.verdicts, strict=self._strict)
-        self.told += [f"Against {self.baseline}.", *changes(base.machine, head.machine)]
+        held = [cell for cell in self.baseline.cell_ids if cell in head.cells]
+        changed = [line for base, _ in self._by_process(held) for line in changes(base.machine, head.machine)]
+        self.told += [f"Against {self.baseline}.", *dict.fromkeys(changed)]
         self.told += verdict_lines(self.verdicts, strict=self._strict, width=width)
 
     def _settle(
         self, head: Record, threshold: Threshold, say: Callable[[str], None] | None
-    ) -> tuple[dict[str, CellVerdict], str]:
-        """Return what the suspects are, run live beside the record's commit, and why others of them are not settled."""
+    ) -> tuple[dict[str, CellVerdict], dict[str, str]]:
+        """Return what the suspects are, run live beside the commit of their records, and why others are not settled."""
         if not self.suspects:
-            return {}, ""
+            return {}, {}
         if self.config.getoption("gate_no_settle"):
-            return {}, "--gate-no-settle"
+            return {}, dict.fromkeys(self.suspects, "--gate-no-settle")
         if say is None:
-            return {}, "the run did not get to its end"
+            return {}, dict.fromkeys(self.suspects, "the run did not get to its end")
         # Not at the top: only a slowdown needs it.
         from gate.live.settle import settle
 
         count = f"{len(self.suspects)} cell{'s seem' if len(self.suspects) > 1 else ' seems'}"
-        say(f"{count} slower; a live pair now compares this checkout with the commit of {self.baseline} ...")
+        say(f"{count} slower; live pairs now compare this checkout with the code of {self.baseline} ...")
         folder = self.config.invocation_params.dir / ".benchmarks" / "settled" / f"{datetime.now():%Y%m%d-%H%M%S}"
         settled: dict[str, CellVerdict] = {}
-        reasons: list[str] = []
+        why_not = dict.fromkeys(self.suspects, "interrupted")
         try:
-            for base, cells in self._suspects_by_process():
-                found, why_not = settle(
+            for number, (base, cells) in enumerate(self._by_process(self.suspects)):
+                found, why = settle(
                     commit=base.commit,
                     machines={"base": base.machine, "head": head.machine},
                     head=self.config.rootpath,
                     ids=cells,
                     hello=self.config.stash[ASKED],
-                    folder=folder / str(len(reasons)),
+                    folder=folder / str(number),
                     threshold=threshold,
                     say=say,
                 )
                 settled |= found
-                reasons.append(why_not)
+                why_not |= dict.fromkeys(cells, why)
         except KeyboardInterrupt:
             # What was timed before is judged and saved all the same.
             self.interrupted = True
-            reasons.append("interrupted")
-        return settled, "; ".join(dict.fromkeys(filter(None, reasons)))
+        return settled, why_not
 
-    def _suspects_by_process(self) -> list[tuple[Record, list[str]]]:
-        """Return the suspects by the code that they were recorded with: cells may have been added to a baseline."""
+    def _by_process(self, cells: Iterable[str]) -> list[tuple[Record, list[str]]]:
+        """Return cells by the newest process that timed them: those of a backend may have been added later."""
         assert self.baseline is not None
-        groups: dict[str, tuple[Record, list[str]]] = {}
-        for cell in self.suspects:
+        groups: dict[datetime, tuple[Record, list[str]]] = {}
+        for cell in cells:
             base = self.baseline.newest_of(cell)
-            groups.setdefault(str(base.commit.get("id")), (base, []))[1].append(cell)
+            groups.setdefault(base.at, (base, []))[1].append(cell)
         return [*groups.values()]
 
     @property

@@ -61,10 +61,9 @@ def wrapped(
 
     FSDP2 gathers and reduces `blocks_a_group` blocks at once, by default `blocks_at_once`. `dtype` is that of autocast.
     If it has 16 bits, FSDP2 on GPUs gathers blocks in it, as autocast casts matrices and biases anyway, and reduces
-    gradients in float32. The residual stream keeps its dtype. `options` are those of DistributedDataParallel or of
-    fully_shard. After a forward without a backward FSDP2 keeps the last group of blocks and what is in none, and the
-    next forward does not see a step that came between (findings/fsdp_stale_root.sh). ValueError for `blocks_a_group`
-    that is not of FSDP2, or below 1.
+    gradients in float32. The weights of norms are rounded with the rest. The residual stream keeps its dtype. `options`
+    are those of DistributedDataParallel or of fully_shard. After a forward without a backward, call `freed` before a
+    step. ValueError for `blocks_a_group` that is not of FSDP2, or below 1.
     """
     if blocks_a_group is not None and (how == "ddp" or blocks_a_group < 1):
         raise ValueError(f"blocks_a_group is a number from 1 on, of fsdp2; got {blocks_a_group} for {how}.")
@@ -94,6 +93,20 @@ def wrapped(
         fully_shard(blocks[at : at + size], mesh=mesh, **{**of_blocks, **options})
     fully_shard(model, mesh=mesh, **options)
     return model
+
+
+def freed(model: nn.Module) -> None:
+    """Free what FSDP2 gathered: the last blocks, and what is in no group of blocks.
+
+    A forward without a backward keeps it, and the next forward would not see a step that came between
+    (findings/fsdp_stale_root.sh).
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # `reshard` is not recursive.
+            module.reshard()
 
 
 @contextmanager

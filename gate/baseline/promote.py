@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     name, lengths, *ranks = workload
     words = [name, *([] if lengths == "uniform" else [lengths]), *ranks]
     target: Path = args.baselines / slug / f"{'-'.join(words).replace(' ', '-')}.json"
+    check_cells(named, target, add=args.add)
     if args.add:
         if not target.exists():
             raise ValueError(f"--add needs an existing baseline, but {target} does not exist; leave --add out.")
@@ -68,33 +69,22 @@ def _recorded(path: Path) -> Record:
 
 
 def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: bool) -> None:
-    """ValueError if the processes are not of one device and its packages, if they ran a cell with other code, or if
-    they hold a time that is not valid."""
-    first_name, first = named[0]
+    """ValueError if the processes are not of one device, if two ran a cell with other packages or code, or if one
+    holds a time that is not valid.
+
+    Cells that are added to a baseline are of later code, and may need a package more.
+    """
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
         if process.at == other.at:
             raise ValueError(f"{name} and {other_name} come from the same process; give only one of them.")
-    # The first process of each cell. What adds cells to a baseline is later code.
-    begun: dict[str, tuple[str, str]] = {}
-    for name, process in named:
-        sides = (f"in {name}", f"in {first_name}")
-        if different := reasons_of_machines(process.machine, first.machine, sides):
+        sides = (f"in {other_name}", f"in {name}")
+        if different := reasons_of_machines(other.machine, process.machine, sides):
             raise ValueError(f"a baseline needs records of one machine; {different[0]}. Record both on one machine.")
-        if changed := other_packages(process.machine, first.machine):
-            raise ValueError(
-                f"{name} has {', '.join(changed)} in {first_name}; a baseline needs records of one environment."
-            )
-        id_ = str(process.commit.get("id"))
+    for name, process in named:
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
             raise ValueError(
                 f"{name} comes from uncommitted or unknown code; commit and record again, or use --allow-dirty."
             )
-        for other_name, other_id in {begun.setdefault(cell, (name, id_)) for cell in process.cells}:
-            if not allow_dirty and id_ != other_id and not differ_only_below(baselines, other_id, id_):
-                raise ValueError(
-                    f"{name} comes from commit {id_[:10]}, {other_name} from {other_id[:10]}, their code differs, and "
-                    "both hold a cell. Record its cells at one commit, or promote with --allow-dirty."
-                )
         for cell, record in process.cells.items():
             if record.no_time and record.verdict not in NO_FAULT:
                 raise ValueError(
@@ -105,6 +95,36 @@ def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: 
                 raise ValueError(
                     f"{name}: {others} other process{'es' * (others > 1)} used the GPU beside {cell}; record it again."
                 )
+    for (name, process), (other_name, other) in itertools.combinations(named, 2):
+        both = [cell for cell in process.cells if cell in other.cells]
+        if not both:
+            continue
+        if changed := other_packages(other.machine, process.machine):
+            raise ValueError(
+                f"{other_name} has {', '.join(changed)} in {name}, and both hold {both[0]}; "
+                "record a cell in one environment."
+            )
+        ids = [str(each.commit.get("id")) for each in (process, other)]
+        if not allow_dirty and ids[0] != ids[1] and not differ_only_below(baselines, *ids):
+            raise ValueError(
+                f"{other_name} comes from commit {ids[1][:10]}, {name} from {ids[0][:10]}, their code differs, and "
+                f"both hold {both[0]}. Record a cell at one commit, or promote with --allow-dirty."
+            )
+
+
+def check_cells(named: Sequence[tuple[str, Record]], target: Path, *, add: bool) -> None:
+    """ValueError if the records hold different cells, or would replace a baseline that holds others."""
+    (first_name, first), *others = named
+    for name, process in others:
+        if lacking := first.cells.keys() ^ process.cells.keys():
+            raise ValueError(
+                f"{name} and {first_name} do not both have {', '.join(sorted(lacking))}; record the same cells in both."
+            )
+    if not add and target.exists() and (lost := [cell for cell in load(target).cell_ids if cell not in first.cells]):
+        raise ValueError(
+            f"{target} holds {len(lost)} cell{'s' * (len(lost) > 1)} that the records lack, such as {lost[0]}; "
+            "keep its processes with --add, or delete it first."
+        )
 
 
 def held(processes: Sequence[Record]) -> str:

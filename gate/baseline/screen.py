@@ -72,12 +72,12 @@ class Screening:
         """The comparable cells that are slower than the threshold, in the order they were run."""
         return [cell for cell in self._changes if self._slower(cell)]
 
-    def verdicts(self, settled: Mapping[str, CellVerdict], why_not: str) -> list[CellVerdict]:
+    def verdicts(self, settled: Mapping[str, CellVerdict], why_not: Mapping[str, str]) -> list[CellVerdict]:
         """Return every verdict, the worst first.
 
-        `settled` are those of live pairs, by cell; `why_not` says why the other suspects have none.
+        `settled` are those of live pairs, `why_not` says why the other suspects have none, both by cell.
         """
-        found = [self._verdict(cell, settled.get(cell), why_not) for cell in self.head.cells]
+        found = [self._verdict(cell, settled.get(cell), why_not.get(cell, "")) for cell in self.head.cells]
         missing = [cell for cell in self.scope if cell not in self.head.cells]
         found += [CellVerdict(cell, Verdict.MISSING, "in the record, but head did not run it") for cell in missing]
         return worst_first(found)

@@ -71,8 +71,9 @@ class Baseline:
         return [process.cells[cell] for process in self.processes if cell in process.cells]
 
     def newest_of(self, cell: str) -> Record:
-        """Return the newest process that ran the cell: a later one may have added others alone."""
-        return [process for process in self.processes if cell in process.cells][-1]
+        """Return the newest process that timed the cell, or that ran it: a later one may have run others alone."""
+        ran = [process for process in self.processes if cell in process.cells]
+        return next((process for process in reversed(ran) if not process.cells[cell].no_time), ran[-1])
 
     def __str__(self) -> str:
         kind, count = "baseline" if self.committed else "record", len(self.processes)

@@ -86,10 +86,11 @@ def same_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
 def other_packages(head: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     """Return the packages that a step runs and that two `machine_info`s have in other versions, a phrase each.
 
-    One that either side lacks ran in no cell of both.
+    None is a package that is not installed, which may change the kernel that another one takes. An older record does
+    not name every package.
     """
     new, old = (machine.get("versions") or {} for machine in (head, base))
-    both = [name for name in STEP_PACKAGES if new.get(name) and old.get(name)]
+    both = [name for name in STEP_PACKAGES if name in new and name in old]
     return [f"{name} {new[name]}, was {old[name]}" for name in both if new[name] != old[name]]
 
 

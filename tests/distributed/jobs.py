@@ -23,6 +23,7 @@ from model.distributed import (
     accumulate,
     accumulate_sharded,
     attend_gathered,
+    freed,
     gradients_of,
     parameters_of,
     whole,
@@ -30,6 +31,7 @@ from model.distributed import (
 )
 from model.models import any_backend_named
 from model.reference import full_precision, with_backend, without_dropout
+from model.steps import forward
 from tests.correctness.drawn import CONFIG
 from tests.correctness.references import decoder, weight_dtype
 
@@ -152,6 +154,21 @@ def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> Traine
         optimizer.zero_grad(set_to_none=True)
     parameters = {name: whole(one.detach()).cpu() for name, one in parameters_of(model).items()}
     return Trained(parameters, torch.stack(losses).cpu())
+
+
+def evaluated_before_a_step(asked: Asked, shares: Shares) -> float:
+    """Return the loss of all ranks after a step that comes after a forward without a backward."""
+    cell, case = asked.cell, asked.case
+    model = model_of(asked)
+    batches = batches_of(cell, shares[dist.get_rank()])
+    accumulate(model, cell.backend, batches, case)
+    with torch.no_grad():
+        forward(model, cell.backend, batches[0], case)
+    freed(model)
+    torch.optim.SGD(model.parameters(), lr=RATE).step()
+    loss = torch.stack([result.loss for result in accumulate(model, cell.backend, batches, case)]).sum()
+    dist.all_reduce(loss)
+    return loss.item()
 
 
 def raises_on_last() -> int:

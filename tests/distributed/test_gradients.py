@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import device_mesh, fsdp
 
 from collators import CollatorOptions, Example
 from model import distributed
@@ -19,7 +21,17 @@ from tests.correctness.drawn import CONFIG
 from tests.correctness.references import decoder, weight_dtype
 from tests.correctness.slots import unsupervised
 from tests.correctness.workbench import Workbench
-from tests.distributed.jobs import RATE, Asked, Shares, Step, Trained, groups_of_fsdp2, step, trained
+from tests.distributed.jobs import (
+    RATE,
+    Asked,
+    Shares,
+    Step,
+    Trained,
+    evaluated_before_a_step,
+    groups_of_fsdp2,
+    step,
+    trained,
+)
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
@@ -146,9 +158,35 @@ def test_fsdp2_gathers_half_of_the_blocks_at_once_and_fewer_of_large_ones(
 @pytest.mark.layout("packed", first=True)
 def test_fsdp2_shards_in_groups(workbench: Workbench, ranks: Ranks) -> None:
     blocks = workbench.config.num_layers
-    for size, groups in ((1, blocks + 1), (blocks, 2)):
-        asked = Asked(workbench.cell.key, "fsdp2", {"blocks_a_group": size})
+    halves = 2 if blocks > 1 else 1
+    for options, groups in (({}, halves + 1), ({"blocks_a_group": 1}, blocks + 1), ({"blocks_a_group": blocks}, 2)):
+        asked = Asked(workbench.cell.key, "fsdp2", options)
         assert ranks.run(groups_of_fsdp2, asked) == [groups] * ranks.world
+
+
+@pytest.mark.parametrize(("device", "narrow"), [("cuda", True), ("cpu", False)])
+def test_fsdp2_gathers_blocks_in_16_bits_on_gpus_and_keeps_the_last_ones(
+    monkeypatch: pytest.MonkeyPatch, device: str, narrow: bool
+) -> None:
+    calls: list[dict[str, Any]] = []
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+    monkeypatch.setattr(fsdp, "fully_shard", lambda modules, **options: calls.append({"of": modules, **options}))
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda *given: "mesh")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    wrapped(model, "fsdp2", device, dtype=torch.bfloat16)
+    first, last, root = calls
+    assert (first["of"], last["of"], root["of"]) == ([*model.blocks[:2]], [*model.blocks[2:]], model)
+    assert [call.get("reshard_after_forward") for call in calls] == [None, False, None]
+    policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if narrow else None
+    assert [call.get("mp_policy") for call in calls] == [policy, policy, None]
+
+
+@pytest.mark.layout("packed", first=True)
+def test_a_step_after_a_forward_alone_is_seen_by_the_next_forward(workbench: Workbench, ranks: Ranks) -> None:
+    shares = as_they_come(ranks.world)
+    losses = [ranks.run(evaluated_before_a_step, Asked(workbench.cell.key, how), shares)[0] for how in ("ddp", "fsdp2")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("how", "blocks"), [("ddp", 2), ("fsdp2", 0)])

@@ -158,16 +158,30 @@ def test_what_seems_slower_is_settled_live_and_has_that_verdict(session, pyteste
 
 def test_a_suspect_is_settled_beside_the_code_that_its_cell_was_recorded_with(session, settled):
     records = [
-        load_record(session.place(f"elsewhere/{commit}.json", infos, day=day, commit_info={"id": commit}))
-        for day, (commit, infos) in enumerate({"c0ffee": [info()], "decaf": [info("xformers_auto")]}.items(), start=1)
+        load_record(
+            session.place(
+                f"elsewhere/{day}.json", infos, day=day, commit_info=commit, machine_info=ENVIRONMENT | driver
+            )
+        )
+        for day, (infos, commit, driver) in enumerate(
+            [
+                ([info()], {"id": "c0ffee", "dirty": False}, {"driver": "one"}),
+                ([info("xformers_auto")], {"id": "c0ffee", "dirty": True}, {"driver": "two"}),
+                ([info("flex")], {"id": "decaf"}, {"driver": "three"}),
+            ],
+            start=1,
+        )
     ]
     root = session.pytester.path / "baselines"
     write(root / SLUG / "article.json", root, records, ("article", "uniform"))
     settled.by = lambda: ({}, f"reason {len(settled.asked)}")
-    slower = [info(ms=34.0), info("xformers_auto", ms=34.0)]
-    result = session("--benchmark-compare", infos=slower)
-    assert [(commit, ids) for commit, _, _, ids, *_ in settled.asked] == [("c0ffee", [FA2]), ("decaf", [XFORMERS])]
-    result.stdout.fnmatch_lines([f"| {FA2} * not settled: reason 1; reason 2*"])
+    result = session("--benchmark-compare", infos=[info(ms=34.0), info("xformers_auto", ms=34.0)])
+    assert [(commit, ids) for commit, _, _, ids, *_ in settled.asked] == [("c0ffee", [FA2]), ("c0ffee", [XFORMERS])]
+    result.stdout.re_match_lines_random(
+        [rf"\| {FA2} .* not settled: reason 1 +\|", rf"\| {XFORMERS} .* not settled: reason 2 +\|"]
+    )
+    told = [line for line in result.outlines if line.startswith("changed: driver")]
+    assert [line.rpartition(", ")[2] for line in told] == ["one on base", "two on base"]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ FIRST = record(timed(), timed(cell=EVAL))
         ),
         (replace(FIRST, commit={}), "comes from uncommitted or unknown code"),
         (replace(FIRST, commit={"id": "decaf", "dirty": False}), "comes from commit decaf,"),
+        (record(timed()), "do not both have "),
         (record(timed(cell=key(workload="long"))), "a baseline needs records of one workload; got article/uniform in"),
         (record(timed(), timed(cell=EVAL, verdict="wrong")), "has no valid time (wrong)"),
         (record(timed(), timed(cell=EVAL, device_ms=[math.nan])), "has no valid time (a step time is nan"),
@@ -123,13 +124,16 @@ def test_records_from_after_the_commit_of_their_baseline_are_of_the_same_code(pr
     assert promote(replace(later, commit=commit("baselines/README")), options=["--add"]) == 0
     code = commit("more.py")
     other = replace(record(*FIRST.cells.values(), hours=6), commit=code)
-    assert "Record its cells at one commit" in promote(other, options=["--add"])
+    assert "Record a cell at one commit" in promote(other, options=["--add"])
     added = key(backend="fa4_varlen")
     both = replace(record(timed(), timed(cell=added), hours=6), commit=code)
-    assert "Record its cells at one commit" in promote(both, options=["--add"])
+    assert "Record a cell at one commit" in promote(both, options=["--add"])
     # What a backend that was added needs is later code, and a package that the first processes lack.
-    machine = MACHINE | {"versions": MACHINE["versions"] | {"flash-attn-4": "4.0.0"}}
+    machine, other = (MACHINE | {"versions": {**MACHINE["versions"], "flash-attn-4": one}} for one in ("4.0", "4.1"))
     new = [replace(record(timed(cell=added), hours=6 + n), commit=code, machine=machine) for n in range(3)]
+    refused = promote(new[0], replace(new[1], machine=other), options=["--add"])
+    assert "has flash-attn-4 4.1, was 4.0 in" in refused
+    assert "keep its processes with --add" in promote(*new)
     assert promote(*new, options=["--add"]) == 0
     assert "article.json: 2 cells of 2 processes, 1 cell of 3 processes." in capsys.readouterr().out
     (found,) = find([tmp_path / "baselines" / SLUG], tmp_path / "baselines")

@@ -23,7 +23,7 @@ def screening(head, *bases, machine=MACHINE, scope=()):
 
 def judged(head, *bases, settled=None, **options):
     """The verdict of the one cell of the run."""
-    (found,) = screening(head, *bases, **options).verdicts({CELL: settled} if settled else {}, WHY_NOT)
+    (found,) = screening(head, *bases, **options).verdicts({CELL: settled} if settled else {}, {CELL: WHY_NOT})
     return found
 
 
@@ -90,7 +90,7 @@ def test_only_comparable_cells_that_seem_slower_are_suspects_and_the_live_verdic
     assert found.suspects == [slower]
     for verdict in (Verdict.REGRESSED, Verdict.SAME):
         live = CellVerdict(slower, verdict, "by 2 fresh pairs")
-        assert live in found.verdicts({slower: live}, "")
+        assert live in found.verdicts({slower: live}, {})
 
 
 @pytest.mark.parametrize("verdict", ["out of memory", "too slow", "wrong", "failed", "crashed"])
@@ -125,10 +125,10 @@ def test_without_a_time_on_both_sides_only_out_of_memory_is_the_same():
 
 def test_a_renamed_cell_is_missing_and_new():
     renamed = timed(cell=key("fa3_varlen"))
-    found = screening(renamed, timed(), scope=[CELL]).verdicts({}, "")
+    found = screening(renamed, timed(), scope=[CELL]).verdicts({}, {})
     assert [(one.cell, one.verdict) for one in found] == [(CELL, Verdict.MISSING), (renamed.id, Verdict.NEW)]
     assert fail(found, strict=True)
-    assert [one.verdict for one in screening(renamed, timed()).verdicts({}, "")] == [Verdict.NEW], "out of scope"
+    assert [one.verdict for one in screening(renamed, timed()).verdicts({}, {})] == [Verdict.NEW], "out of scope"
 
 
 def gpu(**state):
@@ -200,6 +200,8 @@ def test_each_verdict_fails_a_run_as_it_must(verdict):
 
 def test_the_worst_comes_first():
     heads = tuple(timed(ms, cell=key(name)) for name, ms in (("a", 100.0), ("b", 103.0), ("c", 200.0)))
-    found = screening(heads, tuple(timed(cell=key(name)) for name in "abc")).verdicts({}, WHY_NOT)
+    found = screening(heads, tuple(timed(cell=key(name)) for name in "abc")).verdicts(
+        {}, {timed(cell=key(name)).id: WHY_NOT for name in "abc"}
+    )
     assert [one.verdict for one in found] == [Verdict.REGRESSED, Verdict.INCONCLUSIVE, Verdict.SAME]
     assert [one.cause is None for one in found] == [False, True, True]

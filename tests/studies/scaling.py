@@ -47,9 +47,15 @@ from model.models import any_backend_named
 from model.steps import forward
 from model.workloads import Workload, workload_named
 
-#: What the device still had to do when the host had launched a step (near 0, the host is the limit), and what
+#: Columns: what the device still had to do when the host had launched a step (near 0, the host is the limit), and what
 #: `kernels_of` returns.
-PARTS = ("lead_ms", "nccl_ms", "nccl_alone_ms", "own_ms", "idle_ms")
+PARTS = {
+    "lead_ms": "lead ms",
+    "nccl_ms": "NCCL ms",
+    "nccl_alone_ms": "NCCL alone ms",
+    "own_ms": "other ms",
+    "idle_ms": "idle ms",
+}
 
 #: A collective that took so long hangs.
 TIMEOUT_S = 180
@@ -241,8 +247,9 @@ def row_of(name: str, found: Sequence[Mapping[str, Any]], alone: Mapping[str, An
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return lines as a table."""
-    parts = ("lead ms", "NCCL ms", "NCCL alone ms", "other ms", "idle ms")
-    table = markdown_box("setting", numbers=("ms a step", "tokens/s a rank", "of one alone", *parts, "peak GB"))
+    table = markdown_box(
+        "setting", numbers=("ms a step", "tokens/s a rank", "of one alone", *PARTS.values(), "peak GB")
+    )
     for row in rows:
         if "error" in row:
             continue

@@ -23,6 +23,7 @@ RANKS = Faults("ranks")
 
 STEP = "test_gradients.py::test_a_step_of_several_ranks_is_the_step_of_one_process"
 MOVED = "test_gradients.py::test_three_clipped_steps_move_every_parameter_as_one_process_does"
+FREED = "test_gradients.py::test_a_step_after_a_forward_alone_is_seen_by_the_next_forward"
 ROW = "test_context_parallel.py::test_a_row_over_several_ranks_is_the_row_of_one_process"
 EPOCH = "test_epoch.py::test_an_epoch_on_several_ranks_ends_where_one_process_does"
 SLOWEST = "test_ranks.py::test_the_slowest_rank_is_the_step_and_what_is_no_work_of_it_is_exposed"
@@ -129,6 +130,17 @@ def each_rank_clips_by_another_norm(patch: pytest.MonkeyPatch) -> None:
         return right(parameters, norm / (1 + dist.get_rank()) if dist.is_initialized() else norm)
 
     patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+
+
+@RANKS.inject(FREED, PACKED)
+def the_root_alone_is_freed(patch: pytest.MonkeyPatch) -> None:
+    """Only the root of FSDP2 is freed after a forward without a backward, as its own `reshard` does."""
+
+    def freed(model: Any) -> None:
+        if hasattr(model, "reshard"):
+            model.reshard()
+
+    patch.setattr(jobs, "freed", freed)
 
 
 @RANKS.inject(ROW, PACKED)
