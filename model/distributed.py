@@ -81,16 +81,15 @@ def wrapped(
             # SDPA refuses what it compares (findings/fsdp_dynamic_ints.sh). So the first shape is compiled by itself,
             # and the second for all others.
             block.compile(fullgraph=True)
-    of_blocks: dict[str, Any] = {}
+    narrow: dict[str, Any] = {}
     # Autocast of a CPU does not cast norms, and these take no weights narrower than their input.
     if dtype in HALF and device == "cuda":
-        of_blocks["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        narrow["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     size = blocks_a_group or blocks_at_once(blocks)
     for at in range(0, len(blocks), size):
-        if at + size >= len(blocks):
-            # The backward begins with the last group.
-            of_blocks["reshard_after_forward"] = False
-        fully_shard(blocks[at : at + size], mesh=mesh, **{**of_blocks, **options})
+        # The backward begins with the last group.
+        kept = {"reshard_after_forward": False} if at + size >= len(blocks) else {}
+        fully_shard(blocks[at : at + size], mesh=mesh, **{**narrow, **kept, **options})
     fully_shard(model, mesh=mesh, **options)
     return model
 

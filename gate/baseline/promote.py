@@ -74,12 +74,6 @@ def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: 
 
     Cells that are added to a baseline are of later code, and may need a package more.
     """
-    for (name, process), (other_name, other) in itertools.combinations(named, 2):
-        if process.at == other.at:
-            raise ValueError(f"{name} and {other_name} come from the same process; give only one of them.")
-        sides = (f"in {other_name}", f"in {name}")
-        if different := reasons_of_machines(other.machine, process.machine, sides):
-            raise ValueError(f"a baseline needs records of one machine; {different[0]}. Record both on one machine.")
     for name, process in named:
         if not allow_dirty and (process.commit.get("dirty") or not process.commit.get("id")):
             raise ValueError(
@@ -96,6 +90,11 @@ def check(named: Sequence[tuple[str, Record]], baselines: Path, *, allow_dirty: 
                     f"{name}: {others} other process{'es' * (others > 1)} used the GPU beside {cell}; record it again."
                 )
     for (name, process), (other_name, other) in itertools.combinations(named, 2):
+        if process.at == other.at:
+            raise ValueError(f"{name} and {other_name} come from the same process; give only one of them.")
+        sides = (f"in {other_name}", f"in {name}")
+        if different := reasons_of_machines(other.machine, process.machine, sides):
+            raise ValueError(f"a baseline needs records of one machine; {different[0]}. Record both on one machine.")
         both = [cell for cell in process.cells if cell in other.cells]
         if not both:
             continue

@@ -5,18 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gate.record.cell import CellRecord, is_number
-
-#: The packages that a step runs: with others of these it has other exact costs.
-STEP_PACKAGES = (
-    "torch",
-    "triton",
-    "flash-attn",
-    "flash-attn-4",
-    "nvidia-cudnn-frontend",
-    "flashinfer-python",
-    "xformers",
-    "transformers",
-)
+from gate.record.files import STEP_PACKAGES
 
 #: Fewer timed steps than these have no location worth comparing.
 FEWEST_STEPS = 5

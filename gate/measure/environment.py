@@ -11,19 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch",
-    "flash-attn",
-    "flash-attn-4",
-    "nvidia-cudnn-frontend",
-    "flashinfer-python",
-    "xformers",
-    "transformers",
-    "triton",
-    "numpy",
-    "pytest-benchmark",
-    "hypothesis",
-)
+from gate.record.files import STEP_PACKAGES
+
+PACKAGES = (*STEP_PACKAGES, "numpy", "pytest-benchmark", "hypothesis")
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, from nvml.h; spelled out so that old bindings decode too.
 THROTTLE_REASONS = {

@@ -18,6 +18,18 @@ from gate.record.cell import CellRecord, work_of
 #: What a file holds, as JSON gives it.
 Content = dict[str, Any]
 
+#: The packages that a step runs: with others of these it has other exact costs.
+STEP_PACKAGES = (
+    "torch",
+    "flash-attn",
+    "flash-attn-4",
+    "nvidia-cudnn-frontend",
+    "flashinfer-python",
+    "xformers",
+    "transformers",
+    "triton",
+)
+
 
 @dataclass(frozen=True)
 class Record:

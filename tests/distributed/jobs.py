@@ -31,7 +31,7 @@ from model.distributed import (
 )
 from model.models import any_backend_named
 from model.reference import full_precision, with_backend, without_dropout
-from model.steps import forward
+from model.steps import Result, forward
 from tests.correctness.drawn import CONFIG
 from tests.correctness.references import decoder, weight_dtype
 
@@ -63,6 +63,11 @@ class Asked:
     def case(self) -> Case:
         """What the cell asks of its backend here."""
         return self.cell.case(default_device(), config_here())
+
+
+def summed(results: Sequence[Result]) -> Tensor:
+    """Return this rank's share of the loss, over its micro-batches."""
+    return torch.stack([result.loss for result in results]).sum()
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def step(asked: Asked, shares: Shares) -> Step:
         if given
         for piece in batch.split(result.logits)
     ]
-    loss = torch.stack([result.loss for result in results]).sum().cpu()
+    loss = summed(results).cpu()
     return Step(logits, loss, {name: one.cpu() for name, one in gradients_of(model).items()})
 
 
@@ -147,7 +152,7 @@ def trained(asked: Asked, steps: Sequence[Shares], clip: float | None) -> Traine
     for shares in steps:
         with full_precision(), without_dropout(model):
             results = accumulate(model, cell.backend, batches_of(cell, shares[dist.get_rank()]), case)
-        losses.append(torch.stack([result.loss for result in results]).sum())
+        losses.append(summed(results))
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -166,7 +171,7 @@ def evaluated_before_a_step(asked: Asked, shares: Shares) -> float:
         forward(model, cell.backend, batches[0], case)
     freed(model)
     torch.optim.SGD(model.parameters(), lr=RATE).step()
-    loss = torch.stack([result.loss for result in accumulate(model, cell.backend, batches, case)]).sum()
+    loss = summed(accumulate(model, cell.backend, batches, case))
     dist.all_reduce(loss)
     return loss.item()
 

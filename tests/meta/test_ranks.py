@@ -353,23 +353,3 @@ def test_a_side_without_the_gpus_or_the_models_for_it_is_refused_in_one_line(mon
     monkeypatch.setattr(distributed, "accumulate", lambda model, backend, batches, case: None)
     with pytest.raises(ValueError, match=r"^its models have no step on several ranks that can be timed$"):
         on_ranks(2, "cpu")
-
-
-def test_the_study_of_settings_runs_on_a_cpu(tmp_path: Path) -> None:
-    out = tmp_path / "scaling.json"
-    options = ["--settings=ddp;fsdp2;ddp, default buckets, bf16 hook", "--lengths=uniform", "--steps=2", f"--out={out}"]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.studies.scaling", *options],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    rows = {row["setting"]: row for row in json.loads(out.read_text())["lengths"]["uniform"]}
-    assert [*rows] == ["one rank alone", "ddp", "ddp, default buckets, bf16 hook", "fsdp2", "one rank alone, again"]
-    # A setting that this machine cannot run ends none of the others.
-    assert "BF16" in rows["ddp, default buckets, bf16 hook"]["error"]
-    assert all(row["tokens_per_s_rank"] > 0 for row in rows.values() if "error" not in row)

@@ -1,10 +1,11 @@
-"""A study runs on a CPU, where its sizes are tiny: no option of it breaks before somebody has a GPU."""
+"""Studies run on a CPU, where their sizes are tiny: no option of one breaks before somebody has a GPU."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,10 @@ from gate import ROOT
 pytestmark = pytest.mark.meta
 
 
-def test_the_study_of_options_runs_on_a_cpu(tmp_path: Path) -> None:
-    out = tmp_path / "options.json"
+def written_by(study: str, *options: str, out: Path) -> Any:
+    """Run a study on a CPU, and return what it wrote to `out`."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.studies.step_options", f"--out={out}", "--parts=matmuls,loss"],
+        [sys.executable, "-m", f"tests.studies.{study}", f"--out={out}", *options],
         cwd=ROOT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -24,7 +25,21 @@ def test_the_study_of_options_runs_on_a_cpu(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found = json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+def test_the_study_of_settings_runs_on_a_cpu(tmp_path: Path) -> None:
+    options = ["--settings=ddp;fsdp2;ddp, default buckets, bf16 hook", "--lengths=uniform", "--steps=2"]
+    found = written_by("scaling", *options, out=tmp_path / "scaling.json")
+    rows = {row["setting"]: row for row in found["lengths"]["uniform"]}
+    assert [*rows] == ["one rank alone", "ddp", "ddp, default buckets, bf16 hook", "fsdp2", "one rank alone, again"]
+    # A setting that this machine cannot run ends none of the others.
+    assert "BF16" in rows["ddp, default buckets, bf16 hook"]["error"]
+    assert all(row["tokens_per_s_rank"] > 0 for row in rows.values() if "error" not in row)
+
+
+def test_the_study_of_options_runs_on_a_cpu(tmp_path: Path) -> None:
+    found = written_by("step_options", "--parts=matmuls,loss", out=tmp_path / "options.json")
     assert (len(found["matmuls"]), len(found["loss"])) == (14, 3)
     for row in found["matmuls"] + found["loss"]:
         assert {"plain_ms", "compiled_ms", "option_ms"} < {*row}

@@ -43,8 +43,10 @@ WORKLOAD = workload_named(None, DEVICE)
 #: Width of the model, words of the vocabulary, and the mean number of tokens in a batch.
 E, V = WORKLOAD.config.hidden_size, WORKLOAD.config.vocab_size
 T = WORKLOAD.batch_size * WORKLOAD.config.max_length // 2
-#: Timed calls of a function, the size of the matrices that are multiplied before each, and the seconds that a row has.
-ROUNDS, SIZE, ROW_S = (30, 16384, 90) if DEVICE == "cuda" else (3, 64, 90)
+#: Timed calls of a function, and the size of the matrices that are multiplied before each.
+ROUNDS, SIZE = (30, 16384) if DEVICE == "cuda" else (3, 64)
+#: The seconds that a row has.
+ROW_S = 90
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
