@@ -1,9 +1,10 @@
 """The fast step: the article's decoder, computed with fewer bytes and fewer launches, to the same numbers.
 
-It differs from `model/decoder.py` in three named places:
+It differs from `model/decoder.py` in four named places:
 
 - `NarrowLinear` has its matrix in 16 bits too: all are cast in one kernel before a step, and the product that makes the
   gradient of a matrix writes it in float32.
+- `FusedMlp` has products that apply the GELU, or its gradient, to what they write (`model/products.py`).
 - `FusedBlock.attended` takes queries, keys and values as one tensor, so that their gradient is one.
 - `Graphs` replays the forward and the backward of a packed row as CUDA graphs, so that the host launches two.
 
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from collators.batch import PackedBatch
+from model import products
 from model.attention import Backend
 from model.attention import fa4_varlen as fa4
 from model.attention.backend import Attend
 from model.attention.torch_varlen import VarlenContext
 from model.decoder import Block, Decoder, DecoderConfig
+from model.mlp import Mlp
+from model.products import gradient_before_gelu, gradient_of_matrix, product, product_and_gelu
 
 #: Rows are filled up to a multiple of this many slots: each size is a graph of its own, with gradients of its own.
 SLOTS = 128
@@ -38,19 +42,6 @@ WARM_UP = 3
 AttendHeads = Callable[[Tensor, int, VarlenContext], Tensor]
 
 
-@torch.library.custom_op("varlen_gate::gradient_of_matrix", mutates_args=())
-def gradient_of_matrix(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return `gradient` (T, F) transposed times `x` (T, E), float32 (F, E), of 16-bit factors."""
-    if not x.is_cuda:
-        return gradient.t().float() @ x.float()
-    return torch.mm(gradient.t(), x, out_dtype=torch.float32)
-
-
-@gradient_of_matrix.register_fake
-def _(gradient: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty((gradient.shape[1], x.shape[1]), dtype=torch.float32)
-
-
 class NarrowProduct(torch.autograd.Function):
     """A linear map computed in 16 bits, whose parameters' gradients are float32."""
 
@@ -58,17 +49,16 @@ class NarrowProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, narrow_weight: Tensor, narrow_bias: Tensor
     ) -> Tensor:
-        """Return `x` (B, T, E) times the matrix, plus the bias: (B, T, F) in 16 bits."""
+        """Return `x` (T, E) times the matrix, plus the bias: (T, F) in 16 bits."""
         ctx.save_for_backward(x, narrow_weight)
-        return nn.functional.linear(x, narrow_weight, narrow_bias)
+        return product(x, narrow_weight, narrow_bias, False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of `x`, the matrix and the bias."""
         x, narrow_weight = ctx.saved_tensors
-        flat = gradient.flatten(0, -2)
-        of_matrix = gradient_of_matrix(flat, x.flatten(0, -2))
-        return gradient @ narrow_weight, of_matrix, flat.sum(0, dtype=torch.float32), None, None
+        of_bias = gradient.sum(0, dtype=torch.float32)
+        return gradient @ narrow_weight, gradient_of_matrix(gradient, x), of_bias, None, None
 
 
 class NarrowLinear(nn.Module):
@@ -85,13 +75,50 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, E) to (B, T, F) in 16 bits."""
-        x = x.to(self.weight.dtype)
-        if not torch.is_grad_enabled():
-            return nn.functional.linear(x, self.weight, self.bias)
-        out: Tensor = NarrowProduct.apply(  # type: ignore[no-untyped-call]
-            x, self.master_weight, self.master_bias, self.weight, self.bias
-        )
-        return out
+        flat = x.to(self.weight.dtype).flatten(0, -2)
+        if torch.is_grad_enabled():
+            out: Tensor = NarrowProduct.apply(  # type: ignore[no-untyped-call]
+                flat, self.master_weight, self.master_bias, self.weight, self.bias
+            )
+        else:
+            out = product(flat, self.weight, self.bias, False)
+        return out.unflatten(0, x.shape[:-1])
+
+
+class FusedProducts(torch.autograd.Function):
+    """Both products of an MLP and the GELU between them, in 16 bits; gradients of parameters are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Map `x` (T, E) to (T, E). `parameters`: weight and bias of each linear map, then the same in 16 bits."""
+        up, up_bias, down, down_bias = parameters[4:]
+        inner, activated = product_and_gelu(x, up, up_bias)
+        ctx.save_for_backward(x, inner, activated, up, down)
+        return product(activated, down, down_bias, False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x`, and of weight and bias of each linear map."""
+        x, inner, activated, up, down = ctx.saved_tensors
+        before, of_up_bias = gradient_before_gelu(gradient, down, inner)
+        of_down, of_down_bias = gradient_of_matrix(gradient, activated), gradient.sum(0, dtype=torch.float32)
+        return before @ up, gradient_of_matrix(before, x), of_up_bias, of_down, of_down_bias, *[None] * 4
+
+
+class FusedMlp(Mlp):
+    """An MLP of narrow linear maps whose GELU, and its gradient, are part of products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, E) to (B, T, E) in 16 bits."""
+        maps: tuple[Any, ...] = (self.up, self.down)
+        up, up_bias, down, down_bias = narrow = [each for one in maps for each in (one.weight, one.bias)]
+        flat = x.to(up.dtype).flatten(0, -2)
+        if torch.is_grad_enabled():
+            masters = [each for one in maps for each in (one.master_weight, one.master_bias)]
+            out: Tensor = FusedProducts.apply(flat, *masters, *narrow)  # type: ignore[no-untyped-call]
+        else:
+            out = product(product(flat, up, up_bias, True), down, down_bias, False)
+        return out.unflatten(0, x.shape[:-1])
 
 
 def shared(parameter: Tensor) -> nn.Parameter:
@@ -100,11 +127,12 @@ def shared(parameter: Tensor) -> nn.Parameter:
 
 
 class FusedBlock(Block):
-    """A block whose attention takes the heads of queries, keys and values as one tensor."""
+    """A block whose attention takes the heads of queries, keys and values as one tensor, with a fused MLP."""
 
     def __init__(self, config: DecoderConfig, attend: Attend, attend_heads: AttendHeads) -> None:
         super().__init__(config, attend)
         self.attend_heads = attend_heads
+        self.mlp = FusedMlp(config.hidden_size)
 
     def attended(self, heads: Tensor, context: Any, rotation: Tensor | None, rows: Any) -> Tensor:
         """Return what attention makes of the heads; rotated queries and keys are tensors of their own anyway."""
@@ -392,12 +420,18 @@ class FastBackend(Backend):
 
 def fast(inner: Backend, attend_heads: AttendHeads) -> FastBackend:
     """Return `inner` in the decoder of the fast step."""
+
+    def probe() -> list[str]:
+        return [*inner.probe(), *products.probe()]
+
     changed: dict[str, Any] = {
         "name": f"fast_{inner.name}",
         "summary": f"the fast step, {inner.summary}",
         "executions": ("compiled",),
         # FSDP2 shards parameters, which it copies whole.
         "wrappers": ("ddp",),
+        "requires": (*inner.requires, products.REQUIREMENT),
+        "probe": probe,
     }
     return FastBackend(**inner.claims() | changed, attend_heads=attend_heads)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from collators.batch import PackedBatch
+from model import fast
 from model.attention import fa4_varlen
 from model.attention.torch_varlen import VarlenContext
 from model.fast import FastDecoder, FusedBlock, Graph, Graphs, Narrow, Replayed, Row
@@ -230,6 +231,47 @@ def fused_heads_never_rotated(patch: pytest.MonkeyPatch) -> None:
         return self.attend_heads(heads, self.heads[0], context)
 
     patch.setattr(FusedBlock, "attended", attended)
+
+
+@inject(ANY_SIZE)
+def gradient_taken_through_no_gelu(patch: pytest.MonkeyPatch) -> None:
+    """The product that makes the gradient before the GELU leaves the GELU out."""
+
+    def straight(gradient: Tensor, weight: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+        own = gradient @ weight
+        return own, own.sum(0, dtype=torch.float32)
+
+    patch.setattr(fast, "gradient_before_gelu", straight)
+
+
+@inject(ANY_SIZE)
+def gelu_applied_twice(patch: pytest.MonkeyPatch) -> None:
+    """The backward takes the GELU's results for what went into it."""
+    right = fast.product_and_gelu
+
+    def twice(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        _, activated = right(x, weight, bias)
+        return activated, activated
+
+    patch.setattr(fast, "product_and_gelu", twice)
+
+
+@inject(ANY_SIZE)
+def gradient_of_a_bias_behind_the_gelu(patch: pytest.MonkeyPatch) -> None:
+    """The bias of the first product gets the sum of what is behind the GELU's gradient, not before it."""
+    right = fast.gradient_before_gelu
+
+    def behind(gradient: Tensor, weight: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+        return right(gradient, weight, inner)[0], (gradient @ weight).sum(0, dtype=torch.float32)
+
+    patch.setattr(fast, "gradient_before_gelu", behind)
+
+
+@inject(ANY_SIZE)
+def evaluation_without_the_gelu(patch: pytest.MonkeyPatch) -> None:
+    """A product that is asked for the GELU of what it computes returns what it computes."""
+    right = fast.product
+    patch.setattr(fast, "product", lambda x, weight, bias, with_gelu: right(x, weight, bias, False))
 
 
 def taking_apart(patch: pytest.MonkeyPatch, split: Callable[[Tensor, int, int], tuple[Tensor, ...]]) -> None:
