@@ -23,6 +23,7 @@ STEP_PACKAGES = (
     "torch",
     "flash-attn",
     "flash-attn-4",
+    "quack-kernels",
     "nvidia-cudnn-frontend",
     "flashinfer-python",
     "xformers",
