@@ -1,9 +1,10 @@
 """Matrix products of the fast step in 16 bits, with what follows them as epilogues (quack-kernels).
 
-Each is a custom operator, so that torch.compile takes it. On a CPU torch computes the same.
-Shapes: T tokens, E features in, F features out.
+Each is a custom operator, so that torch.compile takes it. On a CPU torch computes the same to the tolerance: quack
+applies the GELU to float32 sums, and its tanh is an approximation. Shapes: T tokens, E features in, F features out.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -28,28 +29,37 @@ def probe() -> list[str]:
     return []
 
 
+def by_quack(x: Tensor) -> bool:
+    """Tell whether products of `x` are quack's."""
+    return x.is_cuda
+
+
 def tile(weight: Tensor) -> Any:
     """Return the tile for products with `weight` (F, E), or None, which is what quack takes by default.
 
-    On Hopper, the fastest of 15 tiles on an H200 (docs/results/fast-step.md). quack's tuner would choose again for
-    each number of tokens.
+    On Hopper, the fastest of 15 that were tried on an H200 (docs/results/fast-step.md). quack's tuner would choose
+    again for each number of tokens.
     """
     if torch.cuda.get_device_capability(weight.device)[0] != 9:
         return None
+    return _of_hopper(192, 128, 1, 2) if weight.shape[0] > weight.shape[1] else _of_hopper(128, 208, 2, 1)
+
+
+# quack 0.6.5 knows a tile by its address: one that is freed may be taken for the next at that address.
+@functools.cache
+def _of_hopper(rows: int, columns: int, cluster_rows: int, cluster_columns: int) -> Any:
     from quack.gemm_config import GemmConfig
 
-    wider = weight.shape[0] > weight.shape[1]
-    rows, columns, along_rows, along_columns = (192, 128, 1, 2) if wider else (128, 208, 2, 1)
     return GemmConfig(
-        tile_m=rows, tile_n=columns, cluster_m=along_rows, cluster_n=along_columns, is_dynamic_persistent=False
+        tile_m=rows, tile_n=columns, cluster_m=cluster_rows, cluster_n=cluster_columns, is_dynamic_persistent=False
     )
 
 
 @torch.library.custom_op("varlen_gate::product", mutates_args=())
 def product(x: Tensor, weight: Tensor, bias: Tensor, with_gelu: bool) -> Tensor:
     """Return `x` (T, E) times `weight` (F, E) transposed plus `bias` (F), or the tanh GELU of that: (T, F)."""
-    # quack reads rows of whole 16 bytes.
-    if not x.is_cuda or weight.shape[0] % 8:
+    # quack writes rows of whole 16 bytes, and a vocabulary may have any number of words.
+    if not by_quack(x) or weight.shape[0] % 8:
         out = linear(x, weight, bias)
         return gelu(out, approximate="tanh") if with_gelu else out
     from quack.gemm_interface import gemm_act
@@ -69,7 +79,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, with_gelu: bool) -> Tensor:
 @torch.library.custom_op("varlen_gate::product_and_gelu", mutates_args=())
 def product_and_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `product` does without the GELU, and with it, (T, F) each."""
-    if not x.is_cuda:
+    if not by_quack(x):
         inner = linear(x, weight, bias)
         return inner, gelu(inner, approximate="tanh")
     from quack.gemm_interface import gemm_act
@@ -90,7 +100,7 @@ def gradient_before_gelu(gradient: Tensor, weight: Tensor, inner: Tensor) -> tup
 
     `gradient` (T, F) is of what `weight` (F, E) made of the GELU's results.
     """
-    if not gradient.is_cuda:
+    if not by_quack(gradient):
         own = torch.ops.aten.gelu_backward(gradient @ weight, inner, approximate="tanh")
         return own, own.sum(0, dtype=torch.float32)
     from quack.epilogue.library import dact_dbias_mod
@@ -108,7 +118,8 @@ def _(gradient: Tensor, weight: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
 def gradient_of_matrix(gradient: Tensor, x: Tensor) -> Tensor:
     """Return `gradient` (T, F) transposed times `x` (T, E), float32 (F, E), of 16-bit factors."""
     if not x.is_cuda:
-        return gradient.t().float() @ x.float()
+        with torch.autocast("cpu", enabled=False):
+            return gradient.t().float() @ x.float()
     return torch.mm(gradient.t(), x, out_dtype=torch.float32)
 
 

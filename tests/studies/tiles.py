@@ -1,10 +1,11 @@
 """Times each product of the fast step with each tile of quack-kernels, beside torch: python -m tests.studies.tiles
 
 `--out FILE` gets milliseconds a call: medians of CUDA graphs of 20 calls in turn. `torch` is cuBLAS and what torch runs
-after it, `here` is the tile of `model/products.py`. A CPU has no tiles.
+after it, `here` is the tile of `model/products.py`. A CPU has no tiles. A tile that ends its process ends the study.
 """
 
 import argparse
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -70,8 +71,12 @@ def calls(name: str, workload: str) -> tuple[Call, Call]:
 NAMES = ("qkv", "projection", "up and GELU", "GELU of up", "down", "gradient before GELU")
 
 
+@functools.cache
 def tiles() -> dict[str, Any]:
-    """Return the tiles that quack's tuner has for Hopper, by name; none on a CPU."""
+    """Return the tiles that quack's tuner has for Hopper, by name; none on a CPU.
+
+    They are kept, as quack 0.6.5 knows a tile by its address.
+    """
     if DEVICE == "cpu":
         return {}
     from quack.gemm_config import get_all_configs

@@ -20,8 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
+from torch.nn.functional import gelu
 from torch.overrides import TorchFunctionMode
 
+from model import products
 from model.attention import cudnn_ragged, flashinfer_ragged, flex_document_mask, torch_varlen, xformers
 from model.attention.backend import FLOAT, HALF
 
@@ -803,6 +805,80 @@ def in_flash_attn_4(patch: pytest.MonkeyPatch, counted: Callable[[Function], Fun
     vars(interface).update(_flash_attn_fwd=counted(own.forward), _flash_attn_bwd=own.backward)
     for name, module in zip(names, (package, cute, interface), strict=True):
         patch.setitem(sys.modules, name, module)
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Stands in for `quack.gemm_config.GemmConfig` of 0.6.5."""
+
+    tile_m: int
+    tile_n: int
+    cluster_m: int
+    cluster_n: int
+    is_dynamic_persistent: bool
+
+
+@dataclass
+class Quack:
+    """Stands in for products of quack-kernels 0.6.5, and keeps the tiles that it was given."""
+
+    tiles: list[Any] = field(default_factory=list)
+
+    def product(self, a: Tensor, b: Tensor, tuned: bool, config: Any) -> Tensor:
+        """Return the float64 product of two matrices, with the tile that was asked for."""
+        assert tuned is False, "the tuner would choose again for each number of tokens"
+        assert a.ndim == b.ndim == 2
+        assert a.dtype == b.dtype
+        assert b.shape[1] % 8 == 0, f"rows that are written have whole 16 bytes; got {b.shape[1]} numbers"
+        self.tiles.append(config)
+        return a.double() @ b.double()
+
+    def gemm_act(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        bias: Tensor,
+        activation: str | None,
+        store_preact: bool = True,
+        tuned: bool = True,
+        config: Any = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the product with its bias, or None, and what `activation` makes of it."""
+        before = self.product(a, b, tuned, config) + bias
+        after = {None: lambda x: x, "gelu_tanh_approx": functools.partial(gelu, approximate="tanh")}[activation](before)
+        return before.to(a.dtype) if store_preact else None, after.to(a.dtype)
+
+    def dact_dbias_mod(self, activation: str) -> Function:
+        """Return what makes the gradient before an activation, "D", and its sum over rows, "dwb"."""
+        assert activation == "gelu_tanh_approx"
+
+        def epilogue(a: Tensor, b: Tensor, c: Tensor, *, tuned: bool = True, config: Any = None) -> dict[str, Tensor]:
+            behind = self.product(a, b, tuned, config)
+            own = torch.ops.aten.gelu_backward(behind, c.double(), approximate="tanh")
+            return {"D": own.to(c.dtype), "dwb": own.sum(0).float()}
+
+        return epilogue
+
+
+def in_quack(patch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> Quack:
+    """Put a quack-kernels in the place of whatever is installed, and let products of a CPU be its own."""
+    own = Quack()
+    held: dict[str, dict[str, Any]] = {
+        "quack": {},
+        "quack.gemm_interface": {"gemm_act": own.gemm_act},
+        "quack.gemm_config": {"GemmConfig": GemmConfig},
+        "quack.epilogue": {},
+        "quack.epilogue.library": {"dact_dbias_mod": own.dact_dbias_mod},
+    }
+    for name, names in held.items():
+        module = types.ModuleType(name)
+        vars(module).update(names)
+        patch.setitem(sys.modules, name, module)
+    patch.setattr(products, "by_quack", lambda x: True)
+    patch.setattr(products, "_of_hopper", functools.cache(inspect.unwrap(products._of_hopper)))
+    patch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+    return own
 
 
 def in_torch_varlen(form: Function) -> Callable[[pytest.MonkeyPatch, Callable[[Function], Function]], None]:

@@ -12,7 +12,6 @@ from packaging.version import Version
 
 from collators import COLLATORS, collator_named
 from model.attention import (
-    BACKENDS,
     EXECUTIONS,
     MODES,
     Backend,
@@ -22,13 +21,13 @@ from model.attention import (
     Machine,
     Mode,
     Requirement,
-    backend_named,
 )
 from model.attention.backend import first_line
+from model.models import PROVED_BACKENDS, any_backend_named
 
 pytestmark = pytest.mark.unit
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+every_backend = pytest.mark.parametrize("backend", PROVED_BACKENDS, ids=lambda backend: backend.name)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class FakeMachine(Machine):
 
 
 #: The least that every requirement asks for: the minimum itself is enough.
-EVERY_PACKAGE = {needed.package: needed.minimum for backend in BACKENDS for needed in backend.requires}
+EVERY_PACKAGE = {needed.package: needed.minimum for backend in PROVED_BACKENDS for needed in backend.requires}
 MACHINES: dict[Device, Machine] = {"cpu": FakeMachine(None, EVERY_PACKAGE), "cuda": FakeMachine((9, 0), EVERY_PACKAGE)}
 
 PADDED_RIGHT = ("pad_fixed", "pad_longest", "pad_multiple")
@@ -129,6 +128,16 @@ MINIMUM = (
     Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS),
     Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
     Declaration("fa4_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
+    Declaration(
+        "fast_fa4_varlen",
+        PACKED,
+        "cuda",
+        HALF,
+        head_dims=(16, 64, 128, 256),
+        executions=COMPILED,
+        windows=WINDOWS,
+        softcaps=SOFTCAPS,
+    ),
     Declaration("cudnn_ragged", PACKED, "cuda", HALF, windows=WINDOWS),
     Declaration(
         "flashinfer_ragged",
@@ -289,7 +298,7 @@ def states(backend: Backend, case: Case, machine: Machine) -> dict[str, list[str
 
 @pytest.mark.parametrize("declaration", MINIMUM, ids=lambda declaration: declaration.id)
 def test_a_backend_supports_what_is_declared_for_it(declaration: Declaration) -> None:
-    backend = backend_named(declaration.backend)
+    backend = any_backend_named(declaration.backend)
     assert backend.min_keys <= declaration.min_keys
     for case in declaration.cases():
         found = states(backend, case, MACHINES[declaration.device])
@@ -298,7 +307,7 @@ def test_a_backend_supports_what_is_declared_for_it(declaration: Declaration) ->
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: f"{limit.cases.id}-{limit.reason}".replace(" ", "_"))
 def test_a_backend_refuses_what_it_cannot_do(limit: Limit) -> None:
-    backend = backend_named(limit.cases.backend)
+    backend = any_backend_named(limit.cases.backend)
     for case in limit.cases.cases():
         reasons = states(backend, case, MACHINES[limit.cases.device])[limit.state]
         assert any(limit.reason in reason for reason in reasons), case
@@ -318,7 +327,7 @@ def test_a_collator_is_declared_for_every_backend_of_its_layout() -> None:
     for collator in COLLATORS:
         wanted = {
             backend.name
-            for backend in BACKENDS
+            for backend in PROVED_BACKENDS
             if backend.layout == collator.layout
             and (collator.padding_side is None or collator.padding_side in backend.padding_sides)
         }
@@ -327,7 +336,7 @@ def test_a_collator_is_declared_for_every_backend_of_its_layout() -> None:
 
 
 def test_a_backend_has_a_name_of_its_own() -> None:
-    assert len({backend.name for backend in BACKENDS}) == len(BACKENDS)
+    assert len({backend.name for backend in PROVED_BACKENDS}) == len(PROVED_BACKENDS)
 
 
 @every_backend
@@ -370,7 +379,7 @@ def test_a_backend_refuses_a_dtype_that_it_does_not_list(backend: Backend) -> No
 
 
 @pytest.mark.parametrize(
-    "backend", [backend for backend in BACKENDS if "cpu" not in backend.dtypes], ids=lambda backend: backend.name
+    "backend", [backend for backend in PROVED_BACKENDS if "cpu" not in backend.dtypes], ids=lambda backend: backend.name
 )
 def test_a_backend_that_needs_a_gpu_is_unavailable_on_the_cpu(backend: Backend) -> None:
     """It is not refused there: the claim is the same on any machine."""
@@ -402,7 +411,7 @@ def test_a_backend_takes_any_equal_number_of_heads(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", [backend for backend in BACKENDS if backend.min_capability], ids=lambda backend: backend.name
+    "backend", [backend for backend in PROVED_BACKENDS if backend.min_capability], ids=lambda backend: backend.name
 )
 def test_a_backend_says_which_compute_capability_it_needs(backend: Backend) -> None:
     assert backend.min_capability
@@ -418,14 +427,14 @@ def test_a_backend_says_which_compute_capability_it_needs(backend: Backend) -> N
 
 
 def test_a_backend_is_unavailable_while_its_probe_says_why() -> None:
-    for backend in BACKENDS:
+    for backend in PROVED_BACKENDS:
         broken = replace(backend, probe=lambda: ["its library does not load"])
         for entry in (entry for entry in MINIMUM if entry.backend == backend.name):
             reasons = broken.unavailable_reasons(next(entry.cases()), MACHINES[entry.device])
             assert reasons == ["its library does not load"], entry.id
 
 
-REQUIREMENTS = [(backend, needed) for backend in BACKENDS for needed in backend.requires]
+REQUIREMENTS = [(backend, needed) for backend in PROVED_BACKENDS for needed in backend.requires]
 
 
 @pytest.mark.parametrize(

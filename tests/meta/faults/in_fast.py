@@ -1,5 +1,6 @@
 """Faults of the fast step, whose graphs on a CPU are calls, and of the attention that takes its heads as one tensor."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from collators.batch import PackedBatch
-from model import fast
+from model import fast, products
 from model.attention import fa4_varlen
 from model.attention.torch_varlen import VarlenContext
 from model.fast import FastDecoder, FusedBlock, Graph, Graphs, Narrow, Replayed, Row
@@ -29,6 +30,9 @@ SCORED = "test_fast.py::test_a_window_and_a_soft_cap_are_those_of_the_batch"
 RETURNED = "test_fast.py::test_what_a_step_returned_is_not_overwritten_by_the_next"
 MICRO_BATCHES = "test_fast.py::test_gradients_of_two_micro_batches_add_up"
 REFUSED = "test_fast.py::test_a_backward_that_is_not_of_the_last_forward_is_refused"
+
+GRADIENT_OF_MATRIX = "test_products.py::test_the_gradient_of_a_matrix_is_float32"
+ONE_TILE = "test_products.py::test_a_tile_is_one_object_of_its_own_for_wide_products_and_for_others"
 
 
 def always(patch: pytest.MonkeyPatch, kind: type, name: str, value: Any) -> None:
@@ -272,6 +276,23 @@ def evaluation_without_the_gelu(patch: pytest.MonkeyPatch) -> None:
     """A product that is asked for the GELU of what it computes returns what it computes."""
     right = fast.product
     patch.setattr(fast, "product", lambda x, weight, bias, with_gelu: right(x, weight, bias, False))
+
+
+@inject(GRADIENT_OF_MATRIX)
+def gradient_of_a_matrix_left_to_autocast(patch: pytest.MonkeyPatch) -> None:
+    """Where a backward runs in autocast, the gradient of a matrix is rounded to 16 bits."""
+    patch.setattr(products, "gradient_of_matrix", lambda gradient, x: gradient.t().float() @ x.float())
+
+
+@inject(ONE_TILE)
+def tile_made_again_for_each_product(patch: pytest.MonkeyPatch) -> None:
+    """Each product gets a tile of its own, and quack may take it for one that was at its address before."""
+
+    def tile(weight: Tensor) -> Any:
+        make = inspect.unwrap(products._of_hopper)
+        return make(192, 128, 1, 2) if weight.shape[0] > weight.shape[1] else make(128, 208, 2, 1)
+
+    patch.setattr(products, "tile", tile)
 
 
 def taking_apart(patch: pytest.MonkeyPatch, split: Callable[[Tensor, int, int], tuple[Tensor, ...]]) -> None:
