@@ -4,30 +4,24 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from typing import Any
 
 import pytest
 
-from tests.meta.faults import CATALOGUE, SELECTIONS, Fault, Selection
+from tests.meta.faults import CATALOGUE, Fault
 from tests.meta.faults.table import PATH, PRODUCED, document
 from tests.meta.faults.upstream import BUGS, NOT_INJECTED
 
 pytestmark = pytest.mark.meta
 
 every_fault = pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.name)
-every_selection = pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: selection.name)
 
 Verdicts = dict[str, dict[str, object]]
 
 
 def asked(items: list[pytest.Item]) -> set[str]:
-    """Return the names of the faults that this session's tests ask about; of a selection, the first that has it."""
-    params: list[dict[str, Any]] = [
-        item.callspec.params for item in items if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    ]
-    selections = {each["selection"] for each in params if "selection" in each}
-    first = {fault.selection: fault.name for fault in reversed(CATALOGUE)}
-    return {each["fault"].name for each in params if "fault" in each} | {first[selection] for selection in selections}
+    """Return the names of the faults that this session's tests ask about."""
+    called = [item.callspec.params for item in items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    return {params["fault"].name for params in called if "fault" in params}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +41,6 @@ def verdicts(request: pytest.FixtureRequest) -> Verdicts:
 @every_fault
 def test_an_injected_fault_turns_its_property_red(verdicts: Verdicts, fault: Fault) -> None:
     assert verdicts[fault.name]["right"], verdicts[fault.name]["seen"]
-
-
-@every_selection
-def test_the_same_tests_are_green_without_a_fault(verdicts: Verdicts, selection: Selection) -> None:
-    assert verdicts[selection.name]["right"], verdicts[selection.name]["seen"]
 
 
 def test_a_fault_has_a_name_and_a_summary_of_its_own() -> None:

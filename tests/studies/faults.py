@@ -1,7 +1,8 @@
 """Runs the catalogue and says what was caught: `python -m tests.studies.faults [NAME ...] [--json | --write]`.
 
 Without names it runs every fault, and every selection of tests without one. `--write` writes
-docs/results/injected-faults.md. It runs on the CPU wherever it is started.
+docs/results/injected-faults.md. `--json` runs faults alone: the suite itself runs their tests without one. It runs on
+the CPU wherever it is started.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.studies.faults", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these faults, and what they are run on")
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print a JSON object of verdicts, by fault or selection")
+    shape.add_argument("--json", action="store_true", help="print a JSON object of verdicts, by fault")
     shape.add_argument("--write", action="store_true", help=f"write {PATH}")
     asked = parser.parse_args()
     faults = [fault for fault in CATALOGUE if fault.name in asked.names or not asked.names]
@@ -28,7 +29,7 @@ def main() -> int:
         parser.error(f"unknown faults: {', '.join(sorted(unknown))}; see docs/results/injected-faults.md.")
     if asked.write and asked.names:
         parser.error("--write takes no names: the document holds the whole catalogue.")
-    chosen = tuple(dict.fromkeys(fault.selection for fault in faults))
+    chosen = () if asked.json else tuple(dict.fromkeys(fault.selection for fault in faults))
     # What compiles takes longest, and comes first so that no core waits for it at the end.
     slow, quick = [[each for each in chosen if each.compiled is compiled] for compiled in (True, False)]
     groups = [tuple(slow), *(tuple(quick[at::WORKERS]) for at in range(WORKERS))]

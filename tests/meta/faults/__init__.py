@@ -3,7 +3,7 @@
 `python -m tests.studies.faults` runs it (tests/studies/faults.py); docs/results/injected-faults.md is what it writes.
 """
 
-from tests.meta.faults.fault import Fault, Selection
+from tests.meta.faults.fault import Fault
 from tests.meta.faults.in_adapters import ADAPTERS
 from tests.meta.faults.in_checks import CHECKS
 from tests.meta.faults.in_collators import COLLATORS
@@ -17,7 +17,7 @@ from tests.meta.faults.in_samplers import SAMPLERS
 from tests.meta.faults.in_steps import MODEL, STEPS
 from tests.meta.faults.in_windows import WINDOWS
 
-__all__ = ["CATALOGUE", "SELECTIONS", "Fault", "Selection"]
+__all__ = ["CATALOGUE", "Fault"]
 
 #: Every injected fault, by room.
 CATALOGUE: tuple[Fault, ...] = tuple(
@@ -39,6 +39,3 @@ CATALOGUE: tuple[Fault, ...] = tuple(
     )
     for fault in room.injected
 )
-
-#: What the faults are run on: without one, all of it is green.
-SELECTIONS: tuple[Selection, ...] = tuple(dict.fromkeys(fault.selection for fault in CATALOGUE))
