@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Versions: torch_geometric 2.8.1, torch 2.13.0, on a CPU.
 #
-# Behaviour: PerformerAttention, SGFormerAttention and PolynormerAttention take a mask of the nodes that are not padding.
-# They set the values of padded nodes to zero with it, but they leave the keys of these nodes. So padding still counts
-# in what the result is divided by. SGFormerAttention also weighs the node itself by the number of rows, padded or not.
-# What is computed for a graph depends on the size of the largest graph in its batch.
+# Behaviour: PerformerAttention, SGFormerAttention and PolynormerAttention take a mask that tells nodes from padding.
+# They set the values of the padding to zero, but not its keys. So padding still counts in what the result is divided
+# by. SGFormerAttention also weighs each node itself by the number of rows, padded or not. What is computed for a graph
+# depends on the size of the largest graph in its batch.
 #
 # Seen (a graph of 6 nodes in a batch with one of 6, 60 or 600; change of its output, relative to the graph alone):
 #     GPSConv, multihead: 0.000 0.000 0.000
-#     GPSConv, performer: 0.000 0.008 0.061
-#     SGFormer: 0.000 0.116 0.138
-#     PolynormerAttention: 0.000 0.022 0.467
+#     GPSConv, performer: 0.000 0.005 0.037
+#     SGFormer: 0.000 0.034 0.038
+#     PolynormerAttention: 0.000 0.018 0.472
 #
 # Why it surprises: the documentation of the mask says that it indicates the valid nodes of each graph. GPSConv with
 # attn_type="multihead" keeps to it. With "performer" the same graph has other outputs in each batch, also in eval mode

@@ -134,7 +134,7 @@ def measured(name: str, workload: str, usable: list[str]) -> dict[str, float]:
 def main() -> None:
     """Compile in several processes, time in one, and write the file after every product."""
     parser = argparse.ArgumentParser(prog="python -m tests.studies.tiles", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--out", type=Path, default=Path("tiles.json"), help="the JSON file")
     parser.add_argument("--workload", default=workload_named(None, DEVICE).name, help="article or long")
     args = parser.parse_args()
     pairs = [(name, tile) for name in NAMES for tile in tiles()]
