@@ -73,15 +73,23 @@ class NarrowLinear(nn.Module):
         self.register_buffer("weight", linear.weight.detach().to(dtype))
         self.register_buffer("bias", linear.bias.detach().to(dtype))
 
+    @property
+    def masters(self) -> tuple[Tensor, Tensor]:
+        """Its parameters: matrix and bias, float32."""
+        return self.master_weight, self.master_bias
+
+    @property
+    def copies(self) -> tuple[Tensor, Tensor]:
+        """The same in 16 bits."""
+        return self.weight, self.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, E) to (B, T, F) in 16 bits."""
         flat = x.to(self.weight.dtype).flatten(0, -2)
         if torch.is_grad_enabled():
-            out: Tensor = NarrowProduct.apply(  # type: ignore[no-untyped-call]
-                flat, self.master_weight, self.master_bias, self.weight, self.bias
-            )
+            out: Tensor = NarrowProduct.apply(flat, *self.masters, *self.copies)  # type: ignore[no-untyped-call]
         else:
-            out = product(flat, self.weight, self.bias, False)
+            out = product(flat, *self.copies, False)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -110,14 +118,15 @@ class FusedMlp(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, E) to (B, T, E) in 16 bits."""
-        maps: tuple[Any, ...] = (self.up, self.down)
-        up, up_bias, down, down_bias = narrow = [each for one in maps for each in (one.weight, one.bias)]
-        flat = x.to(up.dtype).flatten(0, -2)
+        maps: tuple[Any, Any] = (self.up, self.down)
+        up, down = maps
+        flat = x.to(up.weight.dtype).flatten(0, -2)
         if torch.is_grad_enabled():
-            masters = [each for one in maps for each in (one.master_weight, one.master_bias)]
-            out: Tensor = FusedProducts.apply(flat, *masters, *narrow)  # type: ignore[no-untyped-call]
+            out: Tensor = FusedProducts.apply(  # type: ignore[no-untyped-call]
+                flat, *up.masters, *down.masters, *up.copies, *down.copies
+            )
         else:
-            out = product(product(flat, up, up_bias, True), down, down_bias, False)
+            out = product(product(flat, *up.copies, True), *down.copies, False)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -324,8 +333,8 @@ class Narrow:
 
         A fused optimiser counts nothing (findings/fused_step_unseen.sh), nor does what is written to `.data`.
         """
-        copies: list[Tensor] = [each for linear in self.linears for each in (linear.weight, linear.bias)]
-        masters: list[Tensor] = [each for linear in self.linears for each in (linear.master_weight, linear.master_bias)]
+        copies: list[Tensor] = [each for linear in self.linears for each in linear.copies]
+        masters: list[Tensor] = [each for linear in self.linears for each in linear.masters]
         with torch.no_grad():
             torch._foreach_copy_(copies, masters)
 

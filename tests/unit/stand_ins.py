@@ -71,6 +71,18 @@ class Calls:
         return call
 
 
+def put(patch: pytest.MonkeyPatch, modules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put modules that hold these names in the place of whatever is installed; a package comes before what is in it."""
+    made: dict[str, types.ModuleType] = {}
+    for name, held in modules.items():
+        made[name] = types.ModuleType(name)
+        vars(made[name]).update(held)
+        package, _, own = name.rpartition(".")
+        if package:
+            vars(made[package])[own] = made[name]
+        patch.setitem(sys.modules, name, made[name])
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, changed: Function | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -546,9 +558,7 @@ def in_flashinfer(patch: pytest.MonkeyPatch, counted: Callable[[Function], Funct
     class Wrapper(RaggedWrapper):
         run = counted(RaggedWrapper.run)
 
-    module = types.ModuleType("flashinfer")
-    vars(module)["BatchPrefillWithRaggedKVCacheWrapper"] = Wrapper
-    patch.setitem(sys.modules, "flashinfer", module)
+    put(patch, {"flashinfer": {"BatchPrefillWithRaggedKVCacheWrapper": Wrapper}})
     patch.setattr(flashinfer_ragged, "after_now", lambda device: Event())
     patch.setattr(flashinfer_ragged, "_UNREAD", [])
     # No test keeps the workspace of another.
@@ -744,9 +754,7 @@ class Sdpa(TorchFunctionMode):
 
 def in_flash_attn(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
     """Put a flash-attn in the place of whatever is installed."""
-    module = types.ModuleType("flash_attn")
-    module.flash_attn_varlen_func = counted(flash_attn_varlen_func)  # type: ignore[attr-defined]
-    patch.setitem(sys.modules, "flash_attn", module)
+    put(patch, {"flash_attn": {"flash_attn_varlen_func": counted(flash_attn_varlen_func)}})
 
 
 class FlashAttention4:
@@ -798,13 +806,9 @@ class FlashAttention4:
 
 def in_flash_attn_4(patch: pytest.MonkeyPatch, counted: Callable[[Function], Function]) -> None:
     """Put a flash-attn-4 in the place of whatever is installed."""
-    names = ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface")
-    package, cute, interface = (types.ModuleType(name) for name in names)
-    vars(package)["cute"], vars(cute)["interface"] = cute, interface
     own = FlashAttention4()
-    vars(interface).update(_flash_attn_fwd=counted(own.forward), _flash_attn_bwd=own.backward)
-    for name, module in zip(names, (package, cute, interface), strict=True):
-        patch.setitem(sys.modules, name, module)
+    interface = {"_flash_attn_fwd": counted(own.forward), "_flash_attn_bwd": own.backward}
+    put(patch, {"flash_attn": {}, "flash_attn.cute": {}, "flash_attn.cute.interface": interface})
 
 
 @dataclass(frozen=True)
@@ -864,17 +868,16 @@ class Quack:
 def in_quack(patch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> Quack:
     """Put a quack-kernels in the place of whatever is installed, and let products of a CPU be its own."""
     own = Quack()
-    held: dict[str, dict[str, Any]] = {
-        "quack": {},
-        "quack.gemm_interface": {"gemm_act": own.gemm_act},
-        "quack.gemm_config": {"GemmConfig": GemmConfig},
-        "quack.epilogue": {},
-        "quack.epilogue.library": {"dact_dbias_mod": own.dact_dbias_mod},
-    }
-    for name, names in held.items():
-        module = types.ModuleType(name)
-        vars(module).update(names)
-        patch.setitem(sys.modules, name, module)
+    put(
+        patch,
+        {
+            "quack": {},
+            "quack.gemm_interface": {"gemm_act": own.gemm_act},
+            "quack.gemm_config": {"GemmConfig": GemmConfig},
+            "quack.epilogue": {},
+            "quack.epilogue.library": {"dact_dbias_mod": own.dact_dbias_mod},
+        },
+    )
     patch.setattr(products, "by_quack", lambda x: True)
     patch.setattr(products, "_of_hopper", functools.cache(inspect.unwrap(products._of_hopper)))
     patch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)

@@ -22,8 +22,8 @@ def quack(monkeypatch: pytest.MonkeyPatch, by: str) -> Quack | None:
     return in_quack(monkeypatch) if by == "quack" else None
 
 
-def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16()
 
 
 def close(found: Tensor, wanted: Tensor, dtype: torch.dtype = torch.bfloat16) -> None:
