@@ -1,7 +1,8 @@
 """Times each product of the fast step with each tile of quack-kernels, beside torch: python -m tests.studies.tiles
 
-`--out FILE` gets milliseconds a call: medians of CUDA graphs of 20 calls in turn. `torch` is cuBLAS and what torch runs
-after it, `here` is the tile of `model/products.py`. A CPU has no tiles. A tile that ends its process ends the study.
+`--out FILE` gets milliseconds a call in a CUDA graph of 20. Each graph has run for a while before it is timed, so that
+the chip draws the power that it may, as in a step. `torch` is cuBLAS and what torch runs after it, `here` is the tile
+of `model/products.py`. A CPU has no tiles. A tile that ends its process ends the study.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from model.attention import default_device
 from model.workloads import workload_named
 
 DEVICE = default_device()
-#: Calls in a graph, replays of each, and processes that compile.
-CALLS, ROUNDS, PROCESSES = (20, 9, 12) if DEVICE == "cuda" else (1, 3, 1)
+#: Calls in a graph, processes that compile, and for how long a graph runs before it is timed.
+CALLS, PROCESSES, WARM_MS = (20, 12, 250) if DEVICE == "cuda" else (1, 1, 0)
 
 Call = Callable[[], Any]
 
@@ -125,10 +126,14 @@ def measured(name: str, workload: str, usable: list[str]) -> dict[str, float]:
     """Return the milliseconds of a product by torch, with the tile it has here, and with each usable tile."""
     plain, ours = calls(name, workload)
     graphs = {"torch": graph(plain, None), "here": graph(ours, None)} | {tile: graph(ours, tile) for tile in usable}
-    # Each is replayed once before it is timed, so that the chip has its clock.
-    steps = [step for _ in range(ROUNDS) for own in graphs.values() for step in (own, own)]
-    times = timed_steps(lambda step: step(), steps, DEVICE).times_ms[1::2]
-    return {tile: median(times[at :: len(graphs)]) / CALLS for at, tile in enumerate(graphs)}
+    return {tile: sustained(own) / CALLS for tile, own in graphs.items()}
+
+
+def sustained(call: Call) -> float:
+    """Return the milliseconds of a call after others have run for `WARM_MS`."""
+    first = median(timed_steps(lambda _: call(), range(3), DEVICE).times_ms)
+    times = timed_steps(lambda _: call(), range(2 * int(WARM_MS / first) + 3), DEVICE).times_ms
+    return median(times[len(times) // 2 :])
 
 
 def main() -> None:
