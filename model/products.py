@@ -37,8 +37,8 @@ def by_quack(x: Tensor) -> bool:
 def tile(weight: Tensor) -> Any:
     """Return the tile for products with `weight` (F, E), or None, which is what quack takes by default.
 
-    On Hopper, the fastest of 15 that were tried on an H200 (docs/results/fast-step.md). quack's tuner would choose
-    again for each number of tokens.
+    On Hopper, two of quack's 22: others were no faster in a step (docs/results/fast-step.md). quack's tuner would
+    choose again for each number of tokens.
     """
     if torch.cuda.get_device_capability(weight.device)[0] != 9:
         return None
