@@ -64,11 +64,13 @@ class Refusal:
     execution: Execution | None = None
     dtype: torch.dtype | None = None
     sinks: bool | None = None
+    head_dims: tuple[int, ...] | None = None
 
     def matches(self, case: Case) -> bool:
         """Tell whether `case` is such a combination."""
         asked = ("device", "mode", "causal", "execution", "dtype", "sinks")
-        return all(getattr(self, name) in (None, getattr(case, name)) for name in asked)
+        alike = all(getattr(self, name) in (None, getattr(case, name)) for name in asked)
+        return alike and (self.head_dims is None or case.head_dim in self.head_dims)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention.backend import HALF, Backend, Requirement, first_line
+from model.attention.backend import HALF, Backend, Refusal, Requirement, first_line
 from model.attention.torch_varlen import VarlenContext, prepare
 
 #: The longest length, scale, causal, how many tokens before and after a query it sees (-1: all), and the soft cap.
@@ -210,6 +210,9 @@ def probe() -> list[str]:
     return []
 
 
+#: All that round up to 16, 48, 80 or 112.
+WRONG_GRADIENTS = (8, 16, 40, 48, 72, 80, 104, 112)
+
 BACKEND = Backend(
     name="fa4_varlen",
     layout="packed",
@@ -225,6 +228,15 @@ BACKEND = Backend(
     rounds={"cuda": ("tanh",)},
     min_capability=(9, 0),
     kernels={"cuda": ("varlen_gate::fa4_forward",)},
+    unavailable=(
+        Refusal(
+            f"has wrong gradients for heads of {', '.join(map(str, WRONG_GRADIENTS))} "
+            "(findings/fa4_head_dim_gradients.sh); train with fa2_varlen",
+            device="cuda",
+            mode="train",
+            head_dims=WRONG_GRADIENTS,
+        ),
+    ),
     requires=(Requirement("flash-attn-4", "4.0.0b36", "pip install --pre 'flash-attn-4[cu13]'"),),
     probe=probe,
 )

@@ -175,7 +175,7 @@ def _plain(spec: str, name: str, function: Callable[..., Any]) -> Backend:
         dtypes={device: dtypes},
         grouped_query=runs(num_heads=4),
         head_dim_multiple=multiple,
-        # The suite has no wider ones.
+        # Others are tried one by one: the suite draws these two.
         max_head_dim=None if runs(head_dim=128) else 64,
     )
 

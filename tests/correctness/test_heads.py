@@ -1,5 +1,6 @@
 """A batch's heads are honoured: grouped ones, odd counts of them, their size, and the scale of their scores."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from model.attention import BACKENDS, Backend, default_device
 from model.attention.oracle import oracle
 from model.tolerance import mismatch
 from tests.correctness.attention_bench import AttentionBench, AttentionInput, AttentionRun, normal, reduction_length
-from tests.correctness.drawn import ONE_OF_EACH_LAYOUT
+from tests.correctness.drawn import ONE_OF_EACH_LAYOUT, in_first_dtype
 from tests.strategies import attention_inputs
 
 pytestmark = pytest.mark.correctness
@@ -103,6 +104,20 @@ def test_a_batch_may_have_an_odd_number_of_heads(attention: AttentionBench, give
 @given(given=attention_inputs(max_length=80))
 def test_a_batch_may_have_heads_of_64_and_128(attention: AttentionBench, given: AttentionInput, head_dim: int) -> None:
     attention.check(replace(given, head_dim=head_dim))
+
+
+@pytest.mark.cells(one_of_each="layout", mode=("train",), where=in_first_dtype, causal=(False,))
+@pytest.mark.parametrize("head_dim", [8, 24, 32, 40, 72, 80, 96, 112, 160, 192, 256])
+def test_a_batch_may_have_heads_of_each_declared_size(attention: AttentionBench, head_dim: int) -> None:
+    """FlashAttention-4 had wrong gradients for heads of 80, and right ones for heads of 64, 96 and 128."""
+    backend = attention.cell.backend
+    given = AttentionInput((5, 130, 33), num_heads=4, num_kv_heads=2, head_dim=head_dim).fitted(backend)
+    run = attention.run(given)
+    if reasons := backend.unsupported_reasons(run.case):
+        with pytest.raises(ValueError, match=re.escape(reasons[0])):
+            run.results()
+        return
+    attention.check(given)
 
 
 @pytest.mark.cells(one_of_each="layout", mode=("train",))

@@ -127,13 +127,23 @@ MINIMUM = (
     Declaration("sdpa_nested", NESTED, "cuda", FLOAT, heads=EQUAL),
     Declaration("torch_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS),
     Declaration("fa2_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
-    Declaration("fa4_varlen", PACKED, "cuda", HALF, head_dims=(16, 64, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
+    Declaration("fa4_varlen", PACKED, "cuda", HALF, head_dims=(64, 96, 128, 256), windows=WINDOWS, softcaps=SOFTCAPS),
+    Declaration(
+        "fa4_varlen",
+        PACKED,
+        "cuda",
+        HALF,
+        head_dims=(16, 80),
+        modes=("eval",),
+        windows=WINDOWS,
+        softcaps=SOFTCAPS,
+    ),
     Declaration(
         "fast_fa4_varlen",
         PACKED,
         "cuda",
         HALF,
-        head_dims=(16, 64, 128, 256),
+        head_dims=(64, 96, 128, 256),
         executions=COMPILED,
         windows=WINDOWS,
         softcaps=SOFTCAPS,
@@ -424,6 +434,17 @@ def test_a_backend_says_which_compute_capability_it_needs(backend: Backend) -> N
         # The least is enough, and capabilities are numbers: 10.0 is newer than 8.0.
         for enough in (backend.min_capability, (9, 0), (10, 0), (12, 1)):
             assert states(backend, case, FakeMachine(enough, EVERY_PACKAGE))["unavailable"] == [], enough
+
+
+@pytest.mark.parametrize(
+    ("mode", "head_dim", "wrong"), [("train", 80, True), ("eval", 80, False), ("train", 96, False)]
+)
+def test_fa4_trains_no_heads_that_it_has_wrong_gradients_for(mode: Mode, head_dim: int, wrong: bool) -> None:
+    declared = next(entry for entry in MINIMUM if entry.backend == "fa4_varlen")
+    asked = replace(next(declared.cases()), mode=mode, head_dim=head_dim)
+    for name in ("fa4_varlen", "fast_fa4_varlen", "gpt2_fa4_varlen"):
+        reasons = any_backend_named(name).unavailable_reasons(asked, FakeMachine((9, 0), EVERY_PACKAGE))
+        assert any("wrong gradients for heads of" in reason for reason in reasons) is wrong, name
 
 
 def test_a_backend_is_unavailable_while_its_probe_says_why() -> None:

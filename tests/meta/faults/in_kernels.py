@@ -149,6 +149,19 @@ def heads_of_128_cut_to_64(patch: pytest.MonkeyPatch) -> None:
     attends(patch, "sdpa_document_mask", attend)
 
 
+@inject("test_heads.py::test_a_batch_may_have_heads_of_each_declared_size", MASKED)
+def gradients_of_heads_of_80_of_another_token(patch: pytest.MonkeyPatch) -> None:
+    """Queries have the gradients of the token before, where heads are no multiple of 32, as none that is drawn is."""
+
+    def attend(right: Any, q: Tensor, k: Tensor, v: Tensor, context: Any, scale: Scale) -> Tensor:
+        q = q.clone()
+        if q.requires_grad and q.shape[-1] > 64 and q.shape[-1] % 32:
+            q.register_hook(lambda gradient: gradient.roll(1, dims=1))
+        return right(q, k, v, context, scale=scale)
+
+    attends(patch, "sdpa_document_mask", attend)
+
+
 def repeated_wrongly(patch: pytest.MonkeyPatch, repeat: Callable[[Tensor, int], Tensor]) -> None:
     """Let `sdpa_loop` give every query head what `repeat` makes of keys and values."""
 
