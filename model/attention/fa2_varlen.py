@@ -46,6 +46,7 @@ BACKEND = Backend(
     dtypes={"cuda": HALF},
     max_head_dim=256,
     head_dim_multiple=8,
+    sure_head_dim=128,
     grouped_query=True,
     windows=True,
     softcaps=True,
