@@ -80,8 +80,8 @@ class Backend:
     `dtypes` lists, for each device it runs on, the dtypes it takes. `undeclared` refusals are no part of the
     backend's claim anywhere; `unavailable` ones would go away on another device or with another version.
     `min_keys` is the narrowest padded batch it takes. Some builds of its library have no heads wider than
-    `sure_head_dim`, so tests try none. `probe` returns further reasons why it cannot run here (a
-    library that does not load, say). `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
+    `sure_head_dim`, so tests try none. `probe` returns further reasons why it cannot run here (a library that does not
+    load, say). `error_factor` is k of model/tolerance.py; `error_reason` says why it is not 2.
 
     `rounds` says what the kernel of a device keeps in a 16-bit dtype where others keep float32
     (model/attention/oracle.py). `deterministic` lists, for each device, the modes in which repeats are bitwise equal,
