@@ -66,15 +66,14 @@ class AttentionInput:
         return None if self.sharpness is None else self.sharpness * self.head_dim**-0.5
 
     def fitted(self, backend: Backend) -> "AttentionInput":
-        """Return the nearest input that `backend` declares: heads of its own for every query, a wider head that
-        every build has, and no window, soft cap or sinks that it does not have."""
+        """Return the nearest input that `backend` declares: heads of its own for every query, of a size that each of
+        its builds has, and no window, soft cap or sinks that it does not have."""
         kv_heads = self.num_kv_heads if backend.grouped_query else self.num_heads
         dim = -(-self.head_dim // backend.head_dim_multiple) * backend.head_dim_multiple
-        widest = min(filter(None, (backend.max_head_dim, backend.sure_head_dim)), default=dim)
         return replace(
             self,
             num_kv_heads=kv_heads,
-            head_dim=min(dim, widest),
+            head_dim=min(dim, backend.max_head_dim or dim, backend.sure_head_dim or dim),
             window=self.window if backend.windows else None,
             softcap=self.softcap if backend.softcaps else None,
             sinks=self.sinks and backend.sinks,

@@ -86,8 +86,8 @@ def test_a_backend_that_runs_on_a_gpu_has_a_stand_in_for_its_kernel() -> None:
 def test_a_backend_hands_its_kernel_what_gives_each_sequence_alone(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, stand_in: StandIn, collator: Collator, causal: bool
 ) -> None:
-    # The stand-in rounds nothing but its result, and gets nothing wrong.
-    exact = replace(backend, probe=list, rounds={}, unavailable=())
+    # The stand-in rounds nothing but its result, gets nothing wrong, and has all heads that are declared.
+    exact = replace(backend, probe=list, rounds={}, unavailable=(), sure_head_dim=None)
     calls = Calls()
     stand_in.install(monkeypatch, calls.counted)
     first, *others = backend.dtypes["cuda"]
@@ -96,7 +96,7 @@ def test_a_backend_hands_its_kernel_what_gives_each_sequence_alone(
     # In another dtype what is handed over differs by the dtype alone.
     for dtype, inputs in ((first, GIVEN), *((other, GIVEN[1:2]) for other in others)):
         bench = AttentionBench(Cell(exact, collator, mode, causal, dtype, "eager", DRAWN, DRAWN))
-        for given in dict.fromkeys(each.fitted(backend) for each in inputs):
+        for given in dict.fromkeys(each.fitted(exact) for each in inputs):
             if bench.refuses(given):
                 continue
             run, before = bench.run(given), calls.count

@@ -148,6 +148,17 @@ MINIMUM = (
         windows=WINDOWS,
         softcaps=SOFTCAPS,
     ),
+    Declaration(
+        "fast_fa4_varlen",
+        PACKED,
+        "cuda",
+        HALF,
+        head_dims=(16, 80),
+        modes=("eval",),
+        executions=COMPILED,
+        windows=WINDOWS,
+        softcaps=SOFTCAPS,
+    ),
     Declaration("cudnn_ragged", PACKED, "cuda", HALF, windows=WINDOWS),
     Declaration(
         "flashinfer_ragged",
